@@ -1,0 +1,117 @@
+"""xpcnn on its default threads, through its public interface, with batches laid out as its own loader gives them."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import workloads as w
+
+import xpcnn
+import xpcnn.functional as F
+from peers import BATCHES, Step, labels, normal
+from xpcnn import models, nn, optim
+
+
+def versions() -> dict[str, str]:
+    from threadpoolctl import threadpool_info
+
+    blas = next((lib for lib in threadpool_info() if lib["user_api"] == "blas"), {})
+    return {
+        "xpcnn": getattr(xpcnn, "__version__", "unknown"),
+        "numpy": np.__version__,
+        "blas": f"{blas.get('internal_api', 'unknown')} {blas.get('version', '')}".strip(),
+        "blas_kernel": str(blas.get("architecture", "unknown")),
+    }
+
+
+def variants(workload: w.Workload, threads: list[int]) -> list[str]:
+    """One: what a user gets without choosing. Threads are left at the library's own default."""
+    return ["default"]
+
+
+def batch_last(array: np.ndarray) -> np.ndarray:
+    """The same numbers with the batch as the fastest axis in memory, as they lie inside a net."""
+    return np.ascontiguousarray(np.moveaxis(array, 0, -1)).transpose(-1, *range(array.ndim - 1))  # (N, C, H, W)
+
+
+def build(workload: w.Workload, variant: str) -> Step:
+    xpcnn.set_backend("numpy")
+    xpcnn.manual_seed(0)
+    return {"train": _train, "inference": _inference, "conv": _conv, "pool": _pool}[workload.kind](workload)
+
+
+def optimiser(spec: w.Optimiser, model: Any) -> Any:
+    if spec.name == "adam":
+        return optim.Adam(model.parameters(), spec.lr, weight_decay=spec.weight_decay)
+    if not spec.shrink:
+        return optim.SGD(model.parameters(), spec.lr, momentum=spec.momentum, weight_decay=spec.weight_decay)
+    norms = {id(p) for m in model.modules() if isinstance(m, nn.BatchNorm2d) for p in m.parameters()}
+    groups = [
+        {"params": [p for p in model.parameters() if id(p) not in norms], "shrink": spec.shrink},
+        {"params": [p for p in model.parameters() if id(p) in norms]},
+    ]
+    return optim.SGD(groups, spec.lr, momentum=spec.momentum)
+
+
+def _train(workload: w.Workload) -> Step:
+    net = w.NETS[workload.net]
+    model = models.create(workload.net)
+    model.train()
+    criterion = nn.CrossEntropyLoss()
+    optimizer = optimiser(workload.optimiser, model)
+    batches = itertools.cycle(
+        [
+            (batch_last(normal(seed, workload.batch, *net.image)), labels(seed, workload.batch))
+            for seed in range(BATCHES)
+        ]
+    )
+    last: list[Any] = []
+
+    def call() -> None:
+        x, target = next(batches)
+        optimizer.zero_grad()
+        loss = criterion(model(x), target)
+        model.backward_parameters(criterion.backward())
+        optimizer.step()
+        last[:] = [loss]
+
+    return Step(call, loss=lambda: float(last[0]), parameters=sum(p.data.size for p in model.parameters()))
+
+
+def _inference(workload: w.Workload) -> Step:
+    model = models.create(workload.net)
+    model.eval()
+    x = batch_last(normal(0, workload.batch, *w.NETS[workload.net].image))
+
+    def call() -> Any:
+        with xpcnn.no_grad():
+            return model(x)
+
+    return Step(call, parameters=sum(p.data.size for p in model.parameters()))
+
+
+def _conv(workload: w.Workload) -> Step:
+    spec = workload.conv
+    x = batch_last(normal(0, workload.batch, *workload.image))
+    weight = normal(1, spec.outputs, spec.inputs, spec.kernel, spec.kernel)
+    bias = normal(2, spec.outputs)
+    dy = batch_last(normal(9, *F.conv2d(x, weight, bias, stride=spec.stride, padding=spec.padding)[0].shape))
+
+    def call() -> Any:
+        _, cache = F.conv2d(x, weight, bias, stride=spec.stride, padding=spec.padding)
+        return F.conv2d_backward(dy, cache)
+
+    return Step(call)
+
+
+def _pool(workload: w.Workload) -> Step:
+    x = batch_last(normal(0, workload.batch, *workload.image))
+    dy = batch_last(normal(9, *F.max_pool2d(x, workload.pool)[0].shape))
+
+    def call() -> Any:
+        _, cache = F.max_pool2d(x, workload.pool)
+        return F.max_pool2d_backward(dy, cache)
+
+    return Step(call)

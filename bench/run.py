@@ -1,0 +1,298 @@
+"""Measure xpcnn on the CPU beside its peers in one interleaved run.
+
+    python bench/run.py                          every workload and every peer that is there; writes bench/results/
+    python bench/run.py --quick lenet5 'conv-*'  xpcnn and PyTorch only, three short rounds, writes nothing
+    python bench/run.py --python torch=/some/env/bin/python --envs FOLDER
+
+Every peer runs in a process of its own and only one works at a time. A round is A B A B, the next one B A B A. A ratio
+is taken per round (median of the peer's steps over median of ours); the row states the median of the ratios and their
+range. A ratio nearer than 1.3 to its goal gets more rounds. Peers with several ways to do a workload are calibrated
+first, and their best way runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import costs
+import harness
+import workloads as w
+from environments import default_folder
+from harness import PEERS, Noise, PeerError, Worker, median, milliseconds
+
+NEAR = 1.3  # the same program drifts by this much between rounds on a shared machine: a nearer ratio needs more rounds
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long to measure. A turn has at least `least` steps and lasts about `seconds`; slow peers get fewer steps."""
+
+    rounds: int
+    most_rounds: int
+    seconds: float
+    least: int
+    slow_least: int
+    calibration: float
+    settle: float
+
+    def steps(self, step_seconds: float, main: bool) -> int:
+        least = self.least if main or step_seconds * self.least < 2 * self.seconds else self.slow_least
+        return max(least, min(500, int(self.seconds / step_seconds)))
+
+
+FULL = Effort(rounds=5, most_rounds=11, seconds=0.4, least=15, slow_least=2, calibration=0.4, settle=0.15)
+QUICK = Effort(rounds=3, most_rounds=3, seconds=0.25, least=8, slow_least=2, calibration=0.12, settle=0.1)
+
+
+@dataclass
+class Entrant:
+    """A peer in one workload."""
+
+    worker: Worker
+    variant: str = ""
+    calibration: dict[str, float] = field(default_factory=dict)  # seconds of a step by variant
+    parameters: int = 0
+    steps: int = 0
+    loss: float | None = None
+    rounds: list[float] = field(default_factory=list)  # median seconds of a step, by round
+
+    def run(self, variant: str, warmup: int, steps: int) -> list[float]:
+        reply = self.worker.ask("run", variant=variant, warmup=warmup, steps=steps)
+        self.loss = reply["loss"]
+        times: list[float] = reply["times"]
+        return times
+
+    def calibrate(self, workload: w.Workload, effort: Effort) -> None:
+        """Time every variant twice, the second time in reverse order, and keep the fastest."""
+        names = self.worker.ask("variants", workload=workload.name, threads=list(workload.threads))["variants"]
+        for name in names:
+            self.parameters = self.worker.ask("build", workload=workload.name, variant=name)["parameters"]
+            first = min(self.run(name, 1, 2))
+            self.calibration[name] = first
+        if len(names) > 1:
+            seen: dict[str, list[float]] = {name: [] for name in names}
+            for name in [*names, *reversed(names)]:
+                count = max(3, min(200, int(effort.calibration / 2 / self.calibration[name])))
+                seen[name] += self.run(name, 1, count)
+            self.calibration = {name: median(times) for name, times in seen.items()}
+        self.variant = min(self.calibration, key=self.calibration.__getitem__)
+        self.worker.ask("keep", variant=self.variant)
+
+
+def start(
+    workload: w.Workload, names: list[str], pythons: dict[str, str], threads: int, effort: Effort
+) -> tuple[dict[str, Entrant], dict[str, str], dict[str, Any]]:
+    """Start and calibrate the peers of a workload; those that cannot do it are named with the reason."""
+    entrants: dict[str, Entrant] = {}
+    skipped: dict[str, str] = {}
+    about: dict[str, Any] = {}
+    for name in names:
+        worker = Worker(PEERS[name], pythons[PEERS[name].module], threads)
+        entrant = Entrant(worker)
+        try:
+            about[name] = worker.ask("hello", timeout=120)
+            entrant.calibrate(workload, effort)
+            entrants[name] = entrant
+        except PeerError as error:
+            skipped[name] = str(error)
+            worker.close()
+    return entrants, skipped, about
+
+
+def play(entrants: dict[str, Entrant], effort: Effort, goal: float) -> Noise:
+    """The rounds, their order turned each time."""
+    noise = Noise()
+    for name, entrant in entrants.items():
+        entrant.steps = effort.steps(entrant.calibration[entrant.variant], main=name in ("xpcnn", "torch"))
+    played = 0
+    while played < effort.rounds or (played < effort.most_rounds and is_near(entrants, goal)):
+        order = list(entrants) if played % 2 == 0 else list(reversed(entrants))
+        times: dict[str, list[float]] = {name: [] for name in order}
+        for name in order * 2:
+            entrant = entrants[name]
+            others = [e.worker for e in entrants.values() if e is not entrant]
+            time.sleep(effort.settle)  # threads of the last one that still spin go to sleep
+            warmup = max(1, min(20, entrant.steps // 4))
+            times[name] += noise.watch(entrant.worker, others, lambda e=entrant, n=warmup: e.run(e.variant, n, e.steps))
+        for name, values in times.items():
+            entrants[name].rounds.append(median(values))
+        played += 1
+    return noise
+
+
+def ratios(entrants: dict[str, Entrant], peer: str) -> list[float]:
+    """The peer's time over ours, by round."""
+    if peer not in entrants or "xpcnn" not in entrants:
+        return []
+    return [theirs / ours for theirs, ours in zip(entrants[peer].rounds, entrants["xpcnn"].rounds, strict=True)]
+
+
+def is_near(entrants: dict[str, Entrant], goal: float) -> bool:
+    """Whether the ratio to PyTorch is too near to its goal to be sure."""
+    found = ratios(entrants, "torch")
+    return bool(found) and abs(math.log(median(found) / goal)) < math.log(NEAR)
+
+
+def measure(
+    workload: w.Workload, names: list[str], pythons: dict[str, str], threads: int, effort: Effort, rates: Worker | None
+) -> dict[str, Any]:
+    """One row: everything that is known about one workload."""
+    cost = costs.cost(workload)
+    row: dict[str, Any] = {"workload": workload.name, "goal": workload.goal, "multiply_adds": cost.multiply_adds}
+    if rates is not None:
+        largest = sorted(cost.products, key=math.prod)[-1:]
+        found = rates.ask("rates", threads=threads, products=largest)
+        gemm = max(found["gemm"].values())
+        copies = {int(size): rate for size, rate in found["copy"].items()}
+        row |= {"rates": found, "floor_seconds": costs.floor(cost, gemm, copies)}
+    entrants, row["skipped"], row["about"] = start(workload, names, pythons, threads, effort)
+    try:
+        noise = play(entrants, effort, workload.goal)
+    finally:
+        for entrant in entrants.values():
+            entrant.worker.close()
+    row["noise"] = {"others": round(noise.worst, 3), "sleeping_peers": round(noise.peers, 3)}
+    row["peers"] = {
+        name: {
+            "median_seconds": median(e.rounds),
+            "rounds": e.rounds,
+            "steps_per_round": 2 * e.steps,
+            "variant": e.variant,
+            "variants": e.calibration,
+            "parameters": e.parameters,
+            "loss": e.loss,
+        }
+        for name, e in entrants.items()
+    }
+    row["ratios"] = {
+        name: {"median": median(r), "least": min(r), "most": max(r), "rounds": r}
+        for name in entrants
+        if name != "xpcnn" and (r := ratios(entrants, name))
+    }
+    return row
+
+
+def warnings(row: dict[str, Any]) -> list[str]:
+    """What would make the row's figures doubtful."""
+    found = []
+    counts = {name: p["parameters"] for name, p in row["peers"].items()}
+    if len(set(counts.values())) > 1:
+        found.append(f"the peers differ in their number of parameters: {counts}")
+    found += [
+        f"{name} ended with loss {p['loss']}"
+        for name, p in row["peers"].items()
+        if p["loss"] is not None and not math.isfinite(p["loss"])
+    ]
+    if row["noise"]["sleeping_peers"] > 0.03:
+        found.append(f"peers that should sleep took {row['noise']['sleeping_peers']:.0%} of the machine")
+    if row["noise"]["others"] > 0.1:
+        found.append(f"other programs took up to {row['noise']['others']:.0%} of the machine during a turn")
+    return [f"{row['workload']}: {text}" for text in found]
+
+
+def cells(row: dict[str, Any], others: list[str]) -> list[str]:
+    """A line of the table."""
+    peers, found = row["peers"], row["ratios"]
+    ours = peers.get("xpcnn", {}).get("median_seconds")
+
+    def ratio(name: str) -> str:
+        r = found.get(name)
+        return f"{r['median']:.2f}" if r else "-"
+
+    torch = peers.get("torch")
+    spread = f"{found['torch']['least']:.2f}-{found['torch']['most']:.2f}" if "torch" in found else "-"
+    met = "-" if "torch" not in found else "yes" if found["torch"]["median"] >= row["goal"] else "no"
+    line = [
+        row["workload"],
+        milliseconds(ours) if ours else "-",
+        milliseconds(torch["median_seconds"]) if torch else "-",
+        torch["variant"] if torch else "-",
+        ratio("torch"),
+        spread,
+        f"{row['goal']:.1f}",
+        met,
+    ]
+    line += [f"{milliseconds(peers[n]['median_seconds']) if n in peers else '-'} ({ratio(n)})" for n in others]
+    floor = row.get("floor_seconds")
+    if floor:
+        bound = "products" if floor["products"] >= floor["memory"] else "memory"
+        line += [f"{milliseconds(floor['floor'])} {bound}", f"{floor['floor'] / ours:.0%}" if ours else "-"]
+    return line
+
+
+def summary(row: dict[str, Any]) -> str:
+    """A line while the run goes on."""
+    times = (f"{name} {milliseconds(p['median_seconds'])} ms [{p['variant']}]" for name, p in row["peers"].items())
+    against = row["ratios"].get("torch")
+    ratio = f"; torch / xpcnn {against['median']:.2f} ({against['least']:.2f}-{against['most']:.2f})" if against else ""
+    return f"{row['workload']}: {', '.join(times)}{ratio}"
+
+
+def heading(others: list[str], with_floor: bool) -> list[str]:
+    first = ["workload", "xpcnn ms", "torch ms", "torch's way", "ratio", "range", "goal", "met"]
+    return first + [f"{name} ms (ratio)" for name in others] + (["floor ms", "floor/ours"] if with_floor else [])
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("workloads", nargs="*", help="names or shell patterns; all without")
+    parser.add_argument("--quick", action="store_true", help="xpcnn and PyTorch only, three short rounds, no file")
+    parser.add_argument("--peers", help=f"comma-separated, of {','.join(PEERS)}")
+    parser.add_argument("--rounds", type=int, help="at least so many rounds")
+    parser.add_argument("--threads", type=int, default=2, help="threads of every peer (default 2)")
+    parser.add_argument("--python", action="append", default=[], metavar="NAME=PATH", help="interpreter of a peer")
+    parser.add_argument("--envs", type=Path, default=default_folder(), help="folder made by environments.py")
+    parser.add_argument("--output", default="cpu-table.json", help="name of the file in bench/results, or '' for none")
+    parser.add_argument("--list", action="store_true", help="list the workloads and stop")
+    return parser.parse_args()
+
+
+def main() -> int:
+    options = parse()
+    chosen = w.select(options.workloads)
+    if options.list:
+        print("\n".join(work.name for work in chosen))
+        return 0
+    names = options.peers.split(",") if options.peers else ["xpcnn", "torch"] if options.quick else list(PEERS)
+    unknown = [name for name in names if name not in PEERS]
+    if unknown:
+        raise SystemExit(f"unknown peer {', '.join(unknown)}; there are: {', '.join(PEERS)}")
+    effort = QUICK if options.quick else FULL
+    if options.rounds:
+        effort = replace(effort, rounds=options.rounds, most_rounds=max(effort.most_rounds, options.rounds))
+    pythons = harness.interpreters(options.python, options.envs)
+    rates = None if options.quick else Worker("rates", pythons["xpcnn"], options.threads)
+    rows = []
+    try:
+        for workload in chosen:
+            began = time.perf_counter()
+            row = measure(workload, names, pythons, options.threads, effort, rates)
+            rows.append(row)
+            print(summary(row), flush=True)
+            for name, reason in row["skipped"].items():
+                print(f"  {name} skipped: {reason}", flush=True)
+            for text in warnings(row):
+                print(f"  warning: {text}", flush=True)
+            row["wall_seconds"] = round(time.perf_counter() - began, 1)
+    finally:
+        if rates is not None:
+            rates.close()
+    others = [name for name in names if any(name in row["peers"] for row in rows) and name not in ("xpcnn", "torch")]
+    print("\n" + harness.table([heading(others, rates is not None), *(cells(row, others) for row in rows)]))
+    if not options.quick and options.output:
+        about = {name: info for row in rows for name, info in row.pop("about").items()}
+        content = {**harness.facts(), "threads": options.threads, "effort": vars(effort), "peers": about, "rows": rows}
+        print(f"\nwritten: bench/results/{harness.write(options.output, content).name}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
