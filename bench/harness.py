@@ -34,6 +34,7 @@ class Peer:
     module: str
     environment: Mapping[str, str] = field(default_factory=dict)
     about: str = ""
+    kinds: tuple[str, ...] = ("train", "inference", "conv", "pool")  # of workloads that it can do
 
 
 PEERS = {
@@ -49,7 +50,7 @@ PEERS = {
         ),
         Peer("jax", "jax", {"JAX_PLATFORMS": "cpu"}, "JAX, the whole step jitted"),
         Peer("chainer", "chainer", {"CHAINER_WARN_VERSION_MISMATCH": "0"}, "Chainer 7.8.1 on NumPy 1.23"),
-        Peer("onnxruntime", "onnxruntime", about="ONNX Runtime, inference only"),
+        Peer("onnxruntime", "onnxruntime", about="ONNX Runtime", kinds=("inference",)),
     )
 }
 

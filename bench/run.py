@@ -153,7 +153,8 @@ def measure(
         gemm = max(found["gemm"].values())
         copies = {int(size): rate for size, rate in found["copy"].items()}
         row |= {"rates": found, "floor_seconds": costs.floor(cost, gemm, copies)}
-    entrants, row["skipped"], row["about"] = start(workload, names, pythons, threads, effort)
+    able = [name for name in names if workload.kind in PEERS[name].kinds]
+    entrants, row["skipped"], row["about"] = start(workload, able, pythons, threads, effort)
     try:
         noise = play(entrants, effort, workload.goal)
     finally:

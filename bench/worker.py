@@ -14,6 +14,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
@@ -64,8 +65,14 @@ class Server:
         """Names of the ways in which this peer can do the workload; the first is its default."""
         return {"variants": self.peer.variants(WORKLOADS[workload], threads)}
 
-    def build(self, workload: str, variant: str) -> dict[str, Any]:
-        step = self.steps[variant] = self.peer.build(WORKLOADS[workload], variant)
+    def build(self, workload: str, variant: str, batch: int = 0, size: int = 0) -> dict[str, Any]:
+        """`batch` and `size` (height and width) replace those of the table."""
+        spec = WORKLOADS[workload]
+        if batch:
+            spec = replace(spec, batch=batch)
+        if size:
+            spec = replace(spec, image=(spec.image[0], size, size))
+        step = self.steps[variant] = self.peer.build(spec, variant)
         return {"parameters": step.parameters}
 
     def run(self, variant: str, warmup: int, steps: int) -> dict[str, Any]:

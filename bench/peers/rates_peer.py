@@ -21,7 +21,7 @@ def versions() -> dict[str, str]:
 
 
 def _best(call: Callable[[], Any], budget: float = 0.15, least: int = 3) -> float:
-    """Median of the faster half of the calls made within `budget` seconds: a rate others can share would be no floor."""
+    """Median of the faster half of the calls made within `budget` seconds: a floor must not carry noise."""
     call()
     times: list[float] = []
     while len(times) < least or sum(times) < budget:
