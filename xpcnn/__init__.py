@@ -1,0 +1,53 @@
+"""Convolutional networks whose every layer is written once over an array module `xp`: NumPy, or CuPy on a GPU."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from xpcnn.backend import (
+    Backend,
+    available_backends,
+    get_backend,
+    get_num_threads,
+    register_backend,
+    set_backend,
+    set_num_threads,
+    use_backend,
+)
+from xpcnn.random import manual_seed
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Backend",
+    "__version__",
+    "available_backends",
+    "get_backend",
+    "get_num_threads",
+    "info",
+    "manual_seed",
+    "no_grad",
+    "register_backend",
+    "set_backend",
+    "set_num_threads",
+    "use_backend",
+]
+
+_SUBPACKAGES = frozenset(
+    "backend cli data datasets errors functional models nn optim plot random recipes testing training".split()
+)
+_LATER = {"no_grad": "xpcnn.nn", "info": "xpcnn.information"}
+
+
+def __getattr__(name: str) -> Any:
+    # Packages are imported when they are first named: `import xpcnn` costs little more than NumPy.
+    if name in _SUBPACKAGES:
+        return importlib.import_module(f"xpcnn.{name}")
+    if name in _LATER:
+        return getattr(importlib.import_module(_LATER[name]), name)
+    raise AttributeError(f"module 'xpcnn' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, *_SUBPACKAGES})

@@ -1,0 +1,186 @@
+"""The switch: which backend is active, and which backend owns an array.
+
+One rule: the switch says where new arrays are born (`get_backend`); an operation follows the backend that owns its
+arrays (`backend_of`), found once per array type. `set_backend` sets the process default, `use_backend` overrides it
+in one thread or async task.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterator
+from contextvars import ContextVar
+from typing import Any
+
+from xpcnn.backend.base import Array, Backend
+from xpcnn.backend.numpy import NumpyBackend
+from xpcnn.errors import BackendError, DTypeError, MixedBackendsError
+
+__all__ = [
+    "Array",
+    "Backend",
+    "available_backends",
+    "backend_of",
+    "get_backend",
+    "get_num_threads",
+    "register_backend",
+    "set_backend",
+    "set_num_threads",
+    "use_backend",
+]
+
+_lock = threading.RLock()
+_backends: dict[str, Backend] = {"numpy": NumpyBackend()}
+_by_type: dict[type, Backend] = {type(_backends["numpy"].asarray(0)): _backends["numpy"]}
+_default: Backend | None = None
+_override: ContextVar[Backend | None] = ContextVar("xpcnn_backend", default=None)
+
+
+def get_backend() -> Backend:
+    """Return the active backend: `use_backend`'s, else `set_backend`'s, else XPCNN_BACKEND's, else NumPy's."""
+    backend = _override.get()
+    if backend is not None:
+        return backend
+    if _default is None:
+        set_backend(os.environ.get("XPCNN_BACKEND") or "numpy")
+    return _default  # type: ignore[return-value]
+
+
+def set_backend(name: str) -> None:
+    """Set the process default.
+
+    Parameters
+    ----------
+    name : str
+        "numpy", "cupy", "cupy:1" (a device by its number), "auto" (CuPy where a CUDA device answers, else NumPy),
+        or the name of a registered backend.
+
+    Raises
+    ------
+    BackendError
+        The name is unknown, or the backend is not there; the message says what to install or check.
+    """
+    global _default
+    backend = _resolve(name)
+    backend.activate()
+    _default = backend
+
+
+@contextlib.contextmanager
+def use_backend(name: str) -> Iterator[Backend]:
+    """Make a backend the active one in this thread or async task, for the length of a `with` block; nests."""
+    backend = _resolve(name)
+    token = _override.set(backend)
+    backend.activate()
+    try:
+        yield backend
+    finally:
+        _override.reset(token)
+        get_backend().activate()
+
+
+def register_backend(backend: Backend) -> None:
+    """Let a backend of the user's own take part under its `.name`; a name that is taken is replaced.
+
+    Raises
+    ------
+    BackendError
+        It is no `Backend`, has no name, or would replace NumPy or CuPy.
+    """
+    if not isinstance(backend, Backend):
+        raise BackendError(f"backend: expected an instance of a subclass of xpcnn.Backend, got {backend!r}")
+    name = getattr(backend, "name", None)
+    if not isinstance(name, str) or not name or name in ("numpy", "auto") or name.split(":")[0] == "cupy":
+        raise BackendError(f"backend.name: expected a name other than numpy, cupy and auto, got {name!r}")
+    with _lock:
+        previous = _backends.get(name)
+        _backends[name] = backend
+        for kind in [kind for kind, owner in _by_type.items() if owner is previous]:
+            del _by_type[kind]
+
+
+def available_backends() -> list[str]:
+    """Return the names that answer on this machine, such as `["numpy"]` or `["numpy", "cupy", "cupy:1"]`."""
+    from xpcnn.backend import cupy
+
+    return list(dict.fromkeys([*_backends, *cupy.device_names()]))
+
+
+def get_num_threads() -> int:
+    """Return how many host threads share the work of the NumPy backend."""
+    return _backends["numpy"].get_num_threads()
+
+
+def set_num_threads(n: int) -> None:
+    """Set how many host threads share the work of the NumPy backend (never more than the process may use).
+
+    Raises
+    ------
+    ConfigError
+        `n` is not an integer of 1 or more.
+    """
+    _backends["numpy"].set_num_threads(n)
+
+
+def backend_of(*arrays: Array | None) -> Backend:
+    """Return the backend that owns all of `arrays`; None stands for an array that is not there.
+
+    Raises
+    ------
+    DTypeError
+        One of them is no array of a known backend.
+    MixedBackendsError
+        They belong to two backends (also a TypeError and a BackendError).
+    """
+    found: Backend | None = None
+    kind: type | None = None
+    for array in arrays:
+        if array is None:
+            continue
+        if type(array) is not kind:
+            kind = type(array)
+            owner = _by_type.get(kind) or _find(array)
+        backend = owner.for_array(array)
+        if found is not None and backend is not found:
+            raise MixedBackendsError(
+                f"arrays: expected all on one backend, got {found.name} and {backend.name}; bring them together with "
+                f'xpcnn.get_backend().asarray(...) or model.to("{found.name}")'
+            )
+        found = backend
+    if found is None:
+        raise DTypeError("arrays: expected at least one array, got none")
+    return found
+
+
+def _find(array: Any) -> Backend:
+    with _lock:
+        for backend in [*reversed(_backends.values())]:
+            if backend.owns(array):
+                _by_type[type(array)] = backend
+                return backend
+    raise DTypeError(
+        f"array: expected an array of {', '.join(_backends)}, got {type(array).__name__}; "
+        "make one with xpcnn.get_backend().asarray(...)"
+    )
+
+
+def _resolve(name: str) -> Backend:
+    if not isinstance(name, str):
+        raise BackendError(f'name: expected a backend\'s name such as "numpy", got {name!r}')
+    with _lock:
+        if name in _backends:
+            return _backends[name]
+        from xpcnn.backend import cupy
+
+        if name == "auto":
+            return _resolve("cupy") if cupy.device_names() else _backends["numpy"]
+        if name.split(":")[0] != "cupy":
+            raise BackendError(
+                f"name: expected one of {', '.join([*_backends, 'cupy', 'auto'])}, got {name!r}; "
+                "a backend of your own needs xpcnn.register_backend first"
+            )
+        backend = cupy.create(name)
+        _backends.setdefault(backend.name, backend)
+        return _backends[backend.name]

@@ -1,0 +1,155 @@
+"""What a backend is: the one class whose methods are everything that differs between array modules.
+
+A backend of the user's own subclasses `Backend` and gives `name`, `xp`, `owns`, `asarray`, `to_numpy` and
+`synchronize`. Everything else has a default here that is right for any NumPy-like module.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar
+
+Array = Any  # an array of some backend; NumPy-like modules share no base class
+
+
+class Backend:
+    """Where arrays live and how work on them is done.
+
+    Attributes
+    ----------
+    name : str
+        What `set_backend` calls it.
+    xp : module or namespace
+        The array module.
+    fused : mapping of str to callable
+        Faster versions of the primitives of `functional/` under their names, with the primitive's own signature.
+    """
+
+    name: str
+    xp: Any
+    fused: Mapping[str, Callable[..., Any]] = {}
+
+    # What a convolution should prefer here; `functional/convolution.py` explains both.
+    stacks_rows: bool = False
+    winograd_channels: ClassVar[int | None] = None
+    # Columns that one piece of a convolution may hold at a time, and the working set of one slab of channels.
+    column_bytes: int = 1 << 28
+    slab_bytes: int | None = None
+
+    def owns(self, array: Any) -> bool:
+        """Say whether `array` is an array of this backend."""
+        raise NotImplementedError
+
+    def asarray(self, a: Any, dtype: Any = None) -> Array:
+        """Bring `a` (host data, or an array of this backend) here; no copy where none is needed."""
+        raise NotImplementedError
+
+    def to_numpy(self, a: Array) -> Any:
+        """Return `a` as a `numpy.ndarray` on the host. Waits for the device."""
+        raise NotImplementedError
+
+    def synchronize(self) -> None:
+        """Wait until all work given to the device is done."""
+        raise NotImplementedError
+
+    # --- which instance -------------------------------------------------------------------------------------------
+
+    def for_array(self, array: Array) -> Backend:  # noqa: ARG002
+        """Return the backend of the array's own device; there is one device by default."""
+        return self
+
+    def activate(self) -> None:
+        """Make the backend's device the current one; called when it becomes the active backend."""
+
+    # --- memory ---------------------------------------------------------------------------------------------------
+
+    def empty(self, shape: Sequence[int], dtype: Any) -> Array:
+        """Return an uninitialised C-contiguous array that belongs to the caller."""
+        return self.xp.empty(shape, dtype=dtype)
+
+    def zeros(self, shape: Sequence[int], dtype: Any) -> Array:
+        """Return a C-contiguous array of zeros that belongs to the caller."""
+        return self.xp.zeros(shape, dtype=dtype)
+
+    def scratch(self, slot: str, shape: Sequence[int], dtype: Any) -> Array:  # noqa: ARG002
+        """Return an uninitialised work array, good until this thread asks for the same slot again."""
+        return self.xp.empty(shape, dtype=dtype)
+
+    def contiguous(self, a: Array) -> Array:
+        """Return `a` itself where it is C-contiguous, else a C-contiguous copy."""
+        return self.xp.ascontiguousarray(a)
+
+    def copy(self, a: Array) -> Array:
+        """Return a C-contiguous copy of `a` that belongs to the caller."""
+        out = self.empty(a.shape, a.dtype)
+        out[...] = a
+        return out
+
+    # --- work -----------------------------------------------------------------------------------------------------
+
+    def get_num_threads(self) -> int:
+        """Return how many host threads share the work."""
+        return 1
+
+    def set_num_threads(self, n: int) -> None:
+        """Set how many host threads share the work; a backend without host threads has nothing to set."""
+
+    def parallel(self, function: Callable[[Any], None], tasks: Sequence[Any], work: float = 0.0) -> None:  # noqa: ARG002
+        """Call `function(task)` for every task, on all threads where that pays.
+
+        `work` is the whole cost in elementary operations; small work stays in the calling thread.
+        """
+        for task in tasks:
+            function(task)
+
+    def matmul(self, a: Array, b: Array, out: Array | None = None) -> Array:
+        """Return the matrix product `a @ b`, stacked over leading axes, written to `out` where given."""
+        if out is None:
+            return self.xp.matmul(a, b)
+        return self.xp.matmul(a, b, out=out)
+
+    def row_sums(self, a: Array) -> Array:
+        """Return the sum of each row of `a` (rows, n)."""
+        return self.xp.sum(a, axis=1)
+
+    def row_dots(self, a: Array, b: Array) -> Array:
+        """Return the inner product of each row of `a` (rows, n) with the same row of `b`."""
+        return self.xp.sum(a * b, axis=1)
+
+    # --- streams of batches, captured steps -----------------------------------------------------------------------
+
+    def prefetch(self, batches: Iterable[Sequence[Any]]) -> Iterator[tuple[Array, ...]]:
+        """Bring batches of host arrays here, the next one while the caller works on the last."""
+        for batch in batches:
+            yield tuple(self.asarray(a) for a in batch)
+
+    def device_bytes_free(self) -> int | None:
+        """Return the bytes that data may still take on the device; None where the host's memory is the device's."""
+        return None
+
+    def capture(self, step: Callable[[], None]) -> Callable[[], None]:
+        """Record `step` once and return what replays it; the default runs it anew each time.
+
+        Raises
+        ------
+        BackendError
+            The step holds something that cannot be recorded; the message says what.
+        """
+        return step
+
+    captures: bool = False  # whether `capture` records anything
+
+    def errstate(self) -> contextlib.AbstractContextManager[Any]:
+        """Return a context in which overflow and invalid operations give inf and nan without a warning."""
+        return contextlib.nullcontext()
+
+    # --- description ----------------------------------------------------------------------------------------------
+
+    def info(self) -> dict[str, Any]:
+        """Return versions, device and settings as plain values for `xpcnn info` and a run's json."""
+        return {"backend": self.name}
+
+    def hints(self) -> list[str]:
+        """Return what the user could change to make this backend faster, a line each."""
+        return []

@@ -1,0 +1,102 @@
+"""Host memory that is used again: large arrays come from blocks that return here when the last view is gone.
+
+glibc gives large arrays back to the system and takes fresh pages for the next, which the kernel clears: on the
+machine of `bench/results` that costs more than filling the array. Nothing here needs care from a caller: a block
+is free when Python has dropped the array and all its views, as with CuPy's memory pool.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from typing import Any
+
+import numpy as np
+
+SMALLEST = 1 << 18  # bytes; malloc keeps smaller pieces itself
+GRAIN = 1 << 16  # bytes; blocks are whole multiples, so that near sizes share them
+
+
+class _Block:
+    """A piece of memory that goes back to its pool when nothing refers to it any more."""
+
+    __slots__ = ("__array_interface__", "_pool", "_store")
+
+    def __init__(self, pool: BlockPool, store: Any, shape: tuple[int, ...], typestr: str) -> None:
+        self._pool = pool
+        self._store = store
+        self.__array_interface__ = {
+            "shape": shape,
+            "typestr": typestr,
+            "data": (store.ctypes.data, False),
+            "version": 3,
+        }
+
+    def __del__(self) -> None:
+        # May run in any thread at any moment: one append is all it does.
+        self._pool.returned.append(self._store)
+
+
+class BlockPool:
+    """Free blocks of host memory by size.
+
+    Parameters
+    ----------
+    spare : float
+        Free and used blocks together may hold this many times the most that was ever in use at once; what is over
+        goes back to the system.
+    """
+
+    def __init__(self, spare: float = 2.0) -> None:
+        self.spare = spare
+        self._lock = threading.Lock()
+        self.returned: list[Any] = []
+        self.free: dict[int, list[Any]] = {}
+        self.free_bytes = 0
+        self.used_bytes = 0
+        self.peak_bytes = 0
+
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+        """Return an uninitialised C-contiguous array."""
+        size = math.prod(shape) * dtype.itemsize
+        if size < SMALLEST:
+            return np.empty(shape, dtype)
+        size = -(-size // GRAIN) * GRAIN
+        with self._lock:
+            self._collect()
+            store = self._take(size)
+            self.used_bytes += store.nbytes
+            self.peak_bytes = max(self.peak_bytes, self.used_bytes)
+        return np.asarray(_Block(self, store, shape, dtype.str))
+
+    def _collect(self) -> None:
+        while self.returned:
+            store = self.returned.pop()
+            self.used_bytes -= store.nbytes
+            self.free_bytes += store.nbytes
+            self.free.setdefault(store.nbytes, []).append(store)
+
+    def _take(self, size: int) -> Any:
+        fitting = self.free.get(size)
+        if not fitting:
+            near = [free for free in self.free if size <= free <= size + size // 4]
+            fitting = self.free[min(near)] if near else None
+        if fitting:
+            store = fitting.pop()
+            if not fitting:
+                del self.free[store.nbytes]
+            self.free_bytes -= store.nbytes
+            return store
+        self._trim(size)
+        return np.empty(size, np.uint8)
+
+    def _trim(self, wanted: int) -> None:
+        """Give free blocks back to the system, the largest first, before new memory is taken."""
+        allowed = self.spare * self.peak_bytes
+        while self.free and self.free_bytes + self.used_bytes + wanted > allowed:
+            size = max(self.free)
+            stores = self.free[size]
+            stores.pop()
+            if not stores:
+                del self.free[size]
+            self.free_bytes -= size

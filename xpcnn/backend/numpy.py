@@ -1,0 +1,169 @@
+"""The NumPy backend: arrays on the host, work shared by a few threads."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from xpcnn.backend.base import Backend
+from xpcnn.backend.memory import BlockPool
+from xpcnn.backend.threads import WORTH_A_THREAD, Blas, ThreadPool
+from xpcnn.errors import DTypeError
+
+# OpenBLAS itself keeps products below this many multiply-adds in one thread (interface/gemm.c), so they need no hold.
+SINGLE_THREADED_PRODUCT = 65536 * 4
+
+
+class NumpyBackend(Backend):
+    """Arrays are `numpy.ndarray`; BLAS makes the products and a thread pool shares out the rest."""
+
+    name = "numpy"
+    xp = np
+    stacks_rows = True
+    # From this many input and output channels on, Winograd's fewer multiplications outweigh its extra copies
+    # (measured: `python bench/run.py conv-64x14`; see `functional/winograd.py`).
+    winograd_channels = 64
+    # What a core's own cache holds beside the weights and the output of a tile.
+    column_bytes = 1 << 20
+    slab_bytes = 1 << 19
+
+    def __init__(self) -> None:
+        self.blas = Blas()
+        self.pool = ThreadPool(self.blas)
+        self.blocks = BlockPool()
+        self._local = threading.local()
+
+    def owns(self, array: Any) -> bool:
+        return isinstance(array, np.ndarray)
+
+    def asarray(self, a: Any, dtype: Any = None) -> np.ndarray[Any, Any]:
+        if not isinstance(a, (np.ndarray, np.generic, list, tuple, int, float)) and not hasattr(a, "__array__"):
+            raise DTypeError(f"a: expected an array or nested lists of numbers, got {type(a).__name__}")
+        return np.asarray(a, dtype=dtype)
+
+    def to_numpy(self, a: Any) -> np.ndarray[Any, Any]:
+        return np.asarray(a)
+
+    def synchronize(self) -> None:
+        """Nothing to wait for: NumPy returns when the work is done."""
+
+    def empty(self, shape: Sequence[int], dtype: Any) -> np.ndarray[Any, Any]:
+        return self.blocks.empty(tuple(shape), np.dtype(dtype))
+
+    def scratch(self, slot: str, shape: Sequence[int], dtype: Any) -> np.ndarray[Any, Any]:
+        size = np.dtype(dtype).itemsize
+        for extent in shape:
+            size *= extent
+        store = getattr(self._local, slot, None)
+        if store is None or store.size < size:
+            store = np.empty(size, np.uint8)
+            setattr(self._local, slot, store)
+        return store[:size].view(dtype).reshape(shape)
+
+    def get_num_threads(self) -> int:
+        return self.pool.size
+
+    def set_num_threads(self, n: int) -> None:
+        self.pool.size = n
+
+    def parallel(self, function: Callable[[Any], None], tasks: Sequence[Any], work: float = 0.0) -> None:
+        if work < WORTH_A_THREAD or len(tasks) < 2:
+            self.blas.hold()
+            try:
+                for task in tasks:
+                    function(task)
+            finally:
+                self.blas.release()
+        else:
+            self.pool.run(function, tasks)
+
+    def matmul(self, a: Any, b: Any, out: Any = None) -> Any:
+        m, k = a.shape[-2:]
+        n = b.shape[-1]
+        size = m * n * k
+        if size <= SINGLE_THREADED_PRODUCT:
+            return np.matmul(a, b, out=out)
+        # A pool at work already holds BLAS; a product of two matrices outside of one is shared out by rows.
+        threads = self.pool.size
+        if size < 20 * WORTH_A_THREAD or threads == 1 or m < 2 * threads or a.ndim != 2 or b.ndim != 2:
+            with self.blas.single():
+                return np.matmul(a, b, out=out)
+        if out is None:
+            out = self.empty((m, n), np.result_type(a, b))
+        edges = [m * i // threads for i in range(threads + 1)]
+
+        def rows(i: int) -> None:
+            part = slice(edges[i], edges[i + 1])
+            np.matmul(a[part], b, out=out[part])
+
+        self.pool.run(rows, range(threads))
+        return out
+
+    def row_sums(self, a: Any) -> Any:
+        # A product with ones runs at the speed of BLAS, two to three times that of a pairwise sum.
+        return np.matmul(a, self._ones(a.shape[1], a.dtype))
+
+    def row_dots(self, a: Any, b: Any) -> Any:
+        return np.matmul(a[:, None, :], b[:, :, None])[:, 0, 0]  # (rows,)
+
+    def _ones(self, n: int, dtype: Any) -> np.ndarray[Any, Any]:
+        slot = f"ones{np.dtype(dtype).char}"
+        ones = getattr(self._local, slot, None)
+        if ones is None or ones.size < n:
+            ones = np.ones(n, dtype)
+            setattr(self._local, slot, ones)
+        return ones[:n]
+
+    def errstate(self) -> contextlib.AbstractContextManager[Any]:
+        return np.errstate(over="ignore", invalid="ignore", divide="ignore")
+
+    def info(self) -> dict[str, Any]:
+        libraries = [library.info() for library in self.blas.libraries]
+        return {
+            "backend": self.name,
+            "numpy": np.__version__,
+            "device": _processor(),
+            "threads": self.get_num_threads(),
+            "blas": [
+                f"{library['internal_api']} {library['version']} ({library.get('architecture', 'unknown')} kernel)"
+                for library in libraries
+            ],
+        }
+
+    def hints(self) -> list[str]:
+        lines = []
+        for name in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"):
+            if name in os.environ:
+                lines.append(
+                    f"{name}={os.environ[name]} holds OpenBLAS to a choice of its own: `unset {name}` "
+                    "lets it take the fastest kernel of this processor"
+                )
+        flags = _processor_flags()
+        for library in self.blas.libraries:
+            architecture = library.info().get("architecture", "")
+            if "avx512f" in flags and architecture in ("Haswell", "Zen", "Sandybridge"):
+                lines.append(f"the {architecture} kernel does not use this processor's AVX-512: update NumPy")
+        return lines
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
+        for line in file:
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    import platform
+
+    return platform.processor() or platform.machine()
+
+
+def _processor_flags() -> set[str]:
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
+        for line in file:
+            if line.startswith("flags"):
+                return set(line.split(":", 1)[1].split())
+    return set()

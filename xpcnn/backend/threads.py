@@ -1,0 +1,172 @@
+"""A small thread pool for work that leaves Python's lock alone, and the hold on BLAS while it runs.
+
+NumPy lets other threads run inside its loops and products, so two threads with a tile each use two cores. BLAS is
+held to one thread meanwhile: its own threads would spin on the cores that the pool uses.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from xpcnn.errors import ConfigError
+
+# Below this many elementary operations, waking a thread (some 50 to 100 microseconds) costs more than it saves.
+WORTH_A_THREAD = 1.5e6
+
+
+class Blas:
+    """NumPy's BLAS, found once: holds it to one thread while the pool works and sets it back."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._holders = 0
+        self._before: list[int] = []
+        self._libraries: list[Any] | None = None
+
+    @property
+    def libraries(self) -> list[Any]:
+        """The BLAS libraries of this process as threadpoolctl's controllers."""
+        if self._libraries is None:
+            import threadpoolctl
+
+            controllers = threadpoolctl.ThreadpoolController().lib_controllers
+            self._libraries = [library for library in controllers if library.user_api == "blas"]
+        return self._libraries
+
+    @contextlib.contextmanager
+    def single(self) -> Iterator[None]:
+        """Hold BLAS to one thread; nests, also over several of the user's threads."""
+        self.hold()
+        try:
+            yield
+        finally:
+            self.release()
+
+    def hold(self) -> None:
+        """Begin a hold."""
+        with self._lock:
+            if self._holders == 0:
+                self._before = [library.get_num_threads() for library in self.libraries]
+                for library, threads in zip(self.libraries, self._before, strict=True):
+                    if threads != 1:
+                        library.set_num_threads(1)
+            self._holders += 1
+
+    def release(self) -> None:
+        """End a hold; the last one sets BLAS back."""
+        with self._lock:
+            self._holders -= 1
+            if self._holders == 0:
+                for library, threads in zip(self.libraries, self._before, strict=True):
+                    if threads != 1:
+                        library.set_num_threads(threads)
+
+
+class _Job:
+    """One call of `ThreadPool.run`: tasks that the threads take one by one, and what went wrong."""
+
+    __slots__ = ("done", "error", "function", "tasks")
+
+    def __init__(self, function: Callable[[Any], None], tasks: Sequence[Any]) -> None:
+        self.function = function
+        self.tasks = iter(tasks)
+        self.done: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self.error: BaseException | None = None
+
+    def work(self) -> None:
+        function = self.function
+        try:
+            for task in self.tasks:
+                function(task)
+        except BaseException as error:
+            self.error = error
+            for _ in self.tasks:  # the other threads stop at their next task
+                pass
+
+
+class ThreadPool:
+    """Threads made at first use, per process and again after a fork; the caller is one of them."""
+
+    def __init__(self, blas: Blas) -> None:
+        self.blas = blas
+        self._size: int | None = None
+        self._busy = threading.Lock()
+        self._jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
+        self._started = 0
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._forget)
+
+    def _forget(self) -> None:
+        self._busy = threading.Lock()
+        self._jobs = queue.SimpleQueue()
+        self._started = 0
+
+    @property
+    def size(self) -> int:
+        """How many threads work at once, the caller included."""
+        if self._size is None:
+            self._size = _threads_from_environment() or _usable_cores()
+        return self._size
+
+    @size.setter
+    def size(self, n: int) -> None:
+        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+            raise ConfigError(f"n: expected a number of threads of 1 or more, got {n!r}")
+        self._size = min(n, _usable_cores())
+
+    def run(self, function: Callable[[Any], None], tasks: Sequence[Any]) -> None:
+        """Call `function` with every task; whoever else uses the pool meanwhile works alone."""
+        helpers = min(self.size, len(tasks)) - 1
+        self.blas.hold()
+        try:
+            if helpers < 1 or not self._busy.acquire(blocking=False):
+                for task in tasks:
+                    function(task)
+                return
+            try:
+                self._run(function, tasks, helpers)
+            finally:
+                self._busy.release()
+        finally:
+            self.blas.release()
+
+    def _run(self, function: Callable[[Any], None], tasks: Sequence[Any], helpers: int) -> None:
+        while self._started < helpers:
+            threading.Thread(target=_serve, args=(self._jobs,), name="xpcnn", daemon=True).start()
+            self._started += 1
+        job = _Job(function, tasks)
+        for _ in range(helpers):
+            self._jobs.put(job)
+        job.work()
+        for _ in range(helpers):
+            job.done.get()
+        if job.error is not None:
+            raise job.error
+
+
+def _serve(jobs: queue.SimpleQueue[_Job]) -> None:
+    while True:
+        job = jobs.get()
+        job.work()
+        job.done.put(None)
+        del job  # an idle thread keeps no arrays alive
+
+
+def _usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return max(1, len(os.sched_getaffinity(0)))
+    return os.cpu_count() or 1
+
+
+def _threads_from_environment() -> int | None:
+    value = os.environ.get("XPCNN_NUM_THREADS")
+    if value is None:
+        return None
+    if not value.isdecimal() or int(value) < 1:
+        raise ConfigError(f"XPCNN_NUM_THREADS: expected a number of 1 or more, got {value!r}")
+    return min(int(value), _usable_cores())

@@ -1,0 +1,29 @@
+"""What runs here: versions, backend, device, BLAS and its kernel, threads, and hints that would speed it up."""
+
+from __future__ import annotations
+
+import platform
+from typing import Any
+
+import xpcnn
+from xpcnn.backend import available_backends, get_backend
+
+
+def info() -> dict[str, Any]:
+    """Return what runs here as plain values, ready for JSON.
+
+    Returns
+    -------
+    dict
+        `xpcnn`, `python`, `platform`, `available` (backends), the active backend's own entries (`backend`,
+        `device`, `threads`, `blas` with the kernel it chose, ...) and `hints`, one line each.
+    """
+    backend = get_backend()
+    return {
+        "xpcnn": xpcnn.__version__,
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "available": available_backends(),
+        **backend.info(),
+        "hints": backend.hints(),
+    }
