@@ -1,0 +1,59 @@
+"""The backends that the suite runs on, seeds, and hypothesis profiles.
+
+XPCNN_TEST_BACKENDS (default "numpy,fake") names the backends of every test that takes the fixture `backend`;
+"cupy" is skipped for want of a device, or fails with XPCNN_REQUIRE_GPU=1. CI=1 makes hypothesis repeat its draws.
+"""
+
+import os
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+
+import xpcnn.random
+from xpcnn.backend import register_backend, use_backend
+from xpcnn.errors import BackendError
+
+from .fake_device import FakeBackend, counters
+
+settings.register_profile(
+    "xpcnn",
+    max_examples=30,
+    deadline=None,
+    derandomize=os.environ.get("CI", "") not in ("", "0"),
+    # `backend` and `rng` are made once for all examples of a test, which is right for both.
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+settings.load_profile("xpcnn")
+register_backend(FakeBackend())
+
+BACKENDS = [name.strip() for name in os.environ.get("XPCNN_TEST_BACKENDS", "numpy,fake").split(",") if name.strip()]
+GPU_IS_REQUIRED = os.environ.get("XPCNN_REQUIRE_GPU") == "1"
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request):
+    """Run the test on each backend of XPCNN_TEST_BACKENDS, as the active one."""
+    name = request.param
+    try:
+        with use_backend(name):
+            pass
+    except BackendError as error:
+        if not name.startswith("cupy") or GPU_IS_REQUIRED:
+            raise
+        pytest.skip(f"no GPU: {error}")
+    with use_backend(name) as active:
+        counters.reset()
+        yield active
+
+
+@pytest.fixture
+def rng():
+    """Give a NumPy Generator of a fixed seed."""
+    return np.random.default_rng(0)
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    """Start every test from the same state of the library's generator."""
+    xpcnn.random.manual_seed(0)
