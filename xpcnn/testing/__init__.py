@@ -1,0 +1,6 @@
+"""What proves a layer, an operation or a whole model right: derivatives by differences, and strict comparison."""
+
+from xpcnn.testing.comparison import assert_close
+from xpcnn.testing.numerical import numerical_gradient, relative_error
+
+__all__ = ["assert_close", "numerical_gradient", "relative_error"]
