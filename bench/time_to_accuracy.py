@@ -1,0 +1,147 @@
+"""`xpcnn train` as a whole process against the same training program in PyTorch: `python bench/time_to_accuracy.py`.
+
+Both read the same IDX files, prepare the data, train, test and end; everything is counted, imports and our run folder
+with its pictures included. One runs at a time, order turned each round, one seed a round. PyTorch runs the fastest of its
+ways, found first. Writes bench/results/cpu-time-to-accuracy.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import harness
+from environments import default_folder
+from harness import median
+
+MNIST = harness.ROOT / "xpcnn" / "datasets" / "mnist"
+SCRIPT = harness.HERE / "peers" / "torch_train.py"
+WAYS = (("--layout", "nchw"), ("--layout", "nchw", "--fused"), ("--layout", "nhwc", "--fused"))
+
+
+@dataclass(frozen=True)
+class Contest:
+    """One recipe on each side; `goal` is PyTorch's time over ours, `accuracy` the mean over the seeds that ours must reach."""
+
+    recipe: str
+    theirs: str
+    epochs: int
+    accuracy: float
+    goal: float = 2.0
+
+
+CONTESTS = (
+    Contest("lenet5", "lenet5", 1, 0.984),
+    Contest("lenet5-fast", "one-cycle", 1, 0.988),
+    Contest("lenet5-fast", "one-cycle", 3, 0.992),
+)
+
+
+def run(command: list[str], threads: int) -> tuple[float, str]:
+    """Wall time of a whole process and the last line that it printed."""
+    start = time.perf_counter()
+    done = subprocess.run(
+        command, cwd=harness.ROOT, env=harness.clean_environment(threads), capture_output=True, text=True
+    )
+    seconds = time.perf_counter() - start
+    lines = done.stdout.strip().splitlines()
+    if done.returncode or not lines:
+        raise harness.PeerError((done.stderr.strip().splitlines() or ["no output"])[-1])
+    return seconds, lines[-1]
+
+
+def ours(contest: Contest, seed: int, python: str, threads: int) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        options = ["--epochs", str(contest.epochs), "--seed", str(seed), "--out", str(Path(folder) / "run")]
+        seconds, line = run([python, "-m", "xpcnn", "train", contest.recipe, *options], threads)
+    return {"seconds": seconds, "accuracy": float(line.removeprefix("test accuracy:"))}
+
+
+def theirs(contest: Contest, seed: int, python: str, threads: int, way: tuple[str, ...]) -> dict[str, Any]:
+    options = ["--recipe", contest.theirs, "--epochs", str(contest.epochs), "--seed", str(seed)]
+    seconds, line = run([python, str(SCRIPT), str(MNIST), *options, "--threads", str(threads), *way], threads)
+    found = json.loads(line)
+    return {"seconds": seconds, "accuracy": found["accuracy"], "parts": found["seconds"]}
+
+
+def compete(
+    contest: Contest, rounds: int, pythons: dict[str, str], threads: int, way: tuple[str, ...]
+) -> dict[str, Any]:
+    """All rounds of one contest."""
+    found: dict[str, list[dict[str, Any]]] = {"xpcnn": [], "torch": []}
+    for seed in range(rounds):
+        for name in ("xpcnn", "torch") if seed % 2 == 0 else ("torch", "xpcnn"):
+            if name == "xpcnn":
+                found[name].append(ours(contest, seed, pythons["xpcnn"], threads))
+            else:
+                found[name].append(theirs(contest, seed, pythons["torch"], threads, way))
+    pairs = list(zip(found["torch"], found["xpcnn"], strict=True))
+    ratios = [a["seconds"] / b["seconds"] for a, b in pairs]
+    strict = [(a["seconds"] - a["parts"]["imports"]) / b["seconds"] for a, b in pairs]
+    return {
+        "contest": vars(contest),
+        "way": " ".join(way),
+        "runs": found,
+        "ratio": {"median": median(ratios), "least": min(ratios), "most": max(ratios)},
+        "ratio_without_import_of_torch": median(strict),
+        "accuracy": {name: sum(r["accuracy"] for r in runs) / rounds for name, runs in found.items()},
+        "seconds": {name: median([r["seconds"] for r in runs]) for name, runs in found.items()},
+    }
+
+
+def line(row: dict[str, Any]) -> list[str]:
+    contest, ratio, accuracy = row["contest"], row["ratio"], row["accuracy"]
+    met = ratio["median"] >= contest["goal"] and accuracy["xpcnn"] >= contest["accuracy"]
+    return [
+        f"{contest['recipe']}, {contest['epochs']} epoch{'s' * (contest['epochs'] > 1)}",
+        f"{row['seconds']['xpcnn']:.2f}",
+        f"{row['seconds']['torch']:.2f}",
+        f"{ratio['median']:.2f}",
+        f"{ratio['least']:.2f}-{ratio['most']:.2f}",
+        f"{row['ratio_without_import_of_torch']:.2f}",
+        f"{accuracy['xpcnn']:.4f}",
+        f"{accuracy['torch']:.4f}",
+        "yes" if met else "no",
+    ]
+
+
+HEADING = ["recipe", "xpcnn s", "torch s", "ratio", "range", "less its import", "xpcnn accuracy", "torch's", "met"]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("recipes", nargs="*", help="ours to measure; all without")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--python", action="append", default=[], metavar="NAME=PATH", help="interpreter of a peer")
+    parser.add_argument("--envs", type=Path, default=default_folder(), help="folder made by environments.py")
+    options = parser.parse_args()
+    pythons = harness.interpreters(options.python, options.envs)
+    chosen = [c for c in CONTESTS if not options.recipes or c.recipe in options.recipes]
+    ways = {way: theirs(CONTESTS[0], 0, pythons["torch"], options.threads, way)["seconds"] for way in WAYS}
+    best = min(ways, key=ways.__getitem__)
+    print(f"PyTorch's ways: {', '.join(f'{s:.1f} s ({chr(32).join(way)})' for way, s in ways.items())}", flush=True)
+    rows = []
+    for contest in chosen:
+        try:
+            rows.append(compete(contest, options.rounds, pythons, options.threads, best))
+        except harness.PeerError as error:
+            print(f"{contest.recipe} skipped: {error}", flush=True)
+    if rows:
+        print(harness.table([HEADING, *(line(row) for row in rows)]))
+        content = {**harness.facts(), "threads": options.threads, "ways": {" ".join(w): s for w, s in ways.items()}}
+        print(f"written: bench/results/{harness.write('cpu-time-to-accuracy.json', {**content, 'rows': rows}).name}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
