@@ -1,8 +1,8 @@
 """`xpcnn train` as a whole process against the same training program in PyTorch: `python bench/time_to_accuracy.py`.
 
 Both read the same IDX files, prepare the data, train, test and end; everything is counted, imports and our run folder
-with its pictures included. One runs at a time, order turned each round, one seed a round. PyTorch runs the fastest of its
-ways, found first. Writes bench/results/cpu-time-to-accuracy.json.
+with its pictures included. One runs at a time, order turned each round, a seed for each round. PyTorch runs the fastest
+of its ways, found first. Writes bench/results/cpu-time-to-accuracy.json.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ WAYS = (("--layout", "nchw"), ("--layout", "nchw", "--fused"), ("--layout", "nhw
 
 @dataclass(frozen=True)
 class Contest:
-    """One recipe on each side; `goal` is PyTorch's time over ours, `accuracy` the mean over the seeds that ours must reach."""
+    """One recipe on each side; `goal` is PyTorch's time over ours, `accuracy` what our mean over the seeds must reach."""
 
     recipe: str
     theirs: str
