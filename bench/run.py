@@ -146,7 +146,12 @@ def measure(
 ) -> dict[str, Any]:
     """One row: everything that is known about one workload."""
     cost = costs.cost(workload)
-    row: dict[str, Any] = {"workload": workload.name, "goal": workload.goal, "multiply_adds": cost.multiply_adds}
+    row: dict[str, Any] = {
+        "workload": workload.name,
+        "goal": workload.goal,
+        "other_goals": workload.others,
+        "multiply_adds": cost.multiply_adds,
+    }
     if rates is not None:
         largest = sorted(cost.products, key=math.prod)[-1:]
         found = rates.ask("rates", threads=threads, products=largest)
@@ -210,7 +215,9 @@ def cells(row: dict[str, Any], others: list[str]) -> list[str]:
 
     torch = peers.get("torch")
     spread = f"{found['torch']['least']:.2f}-{found['torch']['most']:.2f}" if "torch" in found else "-"
-    met = "-" if "torch" not in found else "yes" if found["torch"]["median"] >= row["goal"] else "no"
+    goals = {"torch": row["goal"], **row["other_goals"]}
+    reached = [found[name]["median"] >= goal for name, goal in goals.items() if name in found]
+    met = "-" if "torch" not in found else "yes" if all(reached) else "no"
     line = [
         row["workload"],
         milliseconds(ours) if ours else "-",

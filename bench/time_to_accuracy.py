@@ -30,7 +30,7 @@ WAYS = (("--layout", "nchw"), ("--layout", "nchw", "--fused"), ("--layout", "nhw
 
 @dataclass(frozen=True)
 class Contest:
-    """One recipe on each side; `goal` is PyTorch's time over ours, `accuracy` what our mean over the seeds must reach."""
+    """One recipe on each side; `goal` is PyTorch's time over ours, `accuracy` what our mean over seeds must reach."""
 
     recipe: str
     theirs: str
