@@ -12,7 +12,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ ROOT = HERE.parent
 RESULTS = HERE / "results"
 
 PATH = re.compile(r"(?:/[\w.+@-]+){2,}")  # results are published: no folder of this machine in an error's text
+LEAST_WATCHED = 0.2  # seconds of all cores: below, the clock of /proc, a hundredth of a second, says too little
 HUGE = str(1 << 30)
 KEPT_VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "SYSTEMROOT", "BENCH_TRACEBACK")
 
@@ -139,25 +140,26 @@ def machine_cpu_seconds() -> float:
     return (sum(counts[:8]) - counts[3] - counts[4]) / os.sysconf("SC_CLK_TCK")  # less idle and iowait
 
 
-@dataclass
+@dataclass(frozen=True)
 class Noise:
-    """How much of the machine others took while something was measured, as a share of all cores; the worst is kept."""
+    """What of the machine others took while something was measured, as shares of all cores."""
 
-    worst: float = 0.0
-    peers: float = 0.0
+    others: float = 0.0  # programs that are not ours
+    peers: float = 0.0  # workers that should sleep
 
-    def watch(self, worker: Worker, others: list[Worker], call: Any) -> Any:
-        """Run `call` and account for the processor time that neither the worker nor this process used."""
-        start = time.perf_counter()
-        before = machine_cpu_seconds(), worker.cpu_seconds(), time.process_time()
-        peers = sum(other.cpu_seconds() for other in others)
-        result = call()
-        wall = (time.perf_counter() - start) * (os.cpu_count() or 1)
-        if wall > 0.05:  # below that the clock of /proc, a hundredth of a second, says nothing
-            used = machine_cpu_seconds() - before[0] - (worker.cpu_seconds() - before[1])
-            self.worst = max(self.worst, (used - (time.process_time() - before[2])) / wall)
-            self.peers = max(self.peers, (sum(other.cpu_seconds() for other in others) - peers) / wall)
-        return result
+
+def watch(worker: Worker, sleepers: list[Worker], call: Callable[[], Any]) -> tuple[Any, Noise]:
+    """Run `call` and account for the processor time that neither the worker nor this process used meanwhile."""
+    start = time.perf_counter()
+    before = machine_cpu_seconds(), worker.cpu_seconds() + time.process_time()
+    asleep = sum(sleeper.cpu_seconds() for sleeper in sleepers)
+    result = call()
+    asleep = sum(sleeper.cpu_seconds() for sleeper in sleepers) - asleep
+    wall = (time.perf_counter() - start) * (os.cpu_count() or 1)
+    if wall < LEAST_WATCHED:
+        return result, Noise()
+    foreign = machine_cpu_seconds() - before[0] - (worker.cpu_seconds() + time.process_time() - before[1]) - asleep
+    return result, Noise(max(0.0, foreign / wall), asleep / wall)
 
 
 def processor() -> str:

@@ -7,7 +7,7 @@
 Every peer runs in a process of its own and only one works at a time. A round is A B A B, the next one B A B A. A ratio
 is taken per round (median of the peer's steps over median of ours); the row states the median of the ratios and their
 range. A ratio nearer than 1.3 to its goal gets more rounds. Peers with several ways to do a workload are calibrated
-first, and their best way runs.
+first, and their best way runs. A turn that other programs disturbed is repeated, and what remains is stated.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ import workloads as w
 from environments import default_folder
 from harness import PEERS, Noise, PeerError, Worker, median, milliseconds
 
+DISTURBED = 0.1  # a turn during which other programs took more of the machine than this is repeated
 NEAR = 1.3  # the same program drifts by this much between rounds on a shared machine: a nearer ratio needs more rounds
 
 
@@ -42,14 +43,15 @@ class Effort:
     slow_least: int
     calibration: float
     settle: float
+    tries: int
 
     def steps(self, step_seconds: float, main: bool) -> int:
         least = self.least if main or step_seconds * self.least < 2 * self.seconds else self.slow_least
         return max(least, min(500, int(self.seconds / step_seconds)))
 
 
-FULL = Effort(rounds=5, most_rounds=11, seconds=0.4, least=15, slow_least=2, calibration=0.4, settle=0.15)
-QUICK = Effort(rounds=3, most_rounds=3, seconds=0.25, least=8, slow_least=2, calibration=0.12, settle=0.1)
+FULL = Effort(rounds=5, most_rounds=11, seconds=0.4, least=15, slow_least=2, calibration=0.4, settle=0.15, tries=4)
+QUICK = Effort(rounds=3, most_rounds=3, seconds=0.25, least=8, slow_least=2, calibration=0.12, settle=0.1, tries=3)
 
 
 @dataclass
@@ -107,9 +109,21 @@ def start(
     return entrants, skipped, about
 
 
+def turn(entrant: Entrant, sleepers: list[Worker], effort: Effort) -> tuple[list[float], Noise]:
+    """One turn of one peer; where other programs disturbed it, the least disturbed of a few tries."""
+    warmup = max(1, min(20, entrant.steps // 4))
+    tries: list[tuple[list[float], Noise]] = []
+    while not tries or (len(tries) < effort.tries and tries[-1][1].others > DISTURBED):
+        time.sleep(effort.settle)  # threads of the last one that still spin go to sleep
+        tries.append(
+            harness.watch(entrant.worker, sleepers, lambda: entrant.run(entrant.variant, warmup, entrant.steps))
+        )
+    return min(tries, key=lambda found: found[1].others)
+
+
 def play(entrants: dict[str, Entrant], effort: Effort, goal: float) -> Noise:
-    """The rounds, their order turned each time."""
-    noise = Noise()
+    """The rounds, their order turned each time; returns the worst noise."""
+    noises = [Noise()]
     for name, entrant in entrants.items():
         entrant.steps = effort.steps(entrant.calibration[entrant.variant], main=name in ("xpcnn", "torch"))
     played = 0
@@ -117,15 +131,14 @@ def play(entrants: dict[str, Entrant], effort: Effort, goal: float) -> Noise:
         order = list(entrants) if played % 2 == 0 else list(reversed(entrants))
         times: dict[str, list[float]] = {name: [] for name in order}
         for name in order * 2:
-            entrant = entrants[name]
-            others = [e.worker for e in entrants.values() if e is not entrant]
-            time.sleep(effort.settle)  # threads of the last one that still spin go to sleep
-            warmup = max(1, min(20, entrant.steps // 4))
-            times[name] += noise.watch(entrant.worker, others, lambda e=entrant, n=warmup: e.run(e.variant, n, e.steps))
+            sleepers = [e.worker for other, e in entrants.items() if other != name]
+            found, noise = turn(entrants[name], sleepers, effort)
+            times[name] += found
+            noises.append(noise)
         for name, values in times.items():
             entrants[name].rounds.append(median(values))
         played += 1
-    return noise
+    return Noise(max(n.others for n in noises), max(n.peers for n in noises))
 
 
 def ratios(entrants: dict[str, Entrant], peer: str) -> list[float]:
@@ -165,7 +178,7 @@ def measure(
     finally:
         for entrant in entrants.values():
             entrant.worker.close()
-    row["noise"] = {"others": round(noise.worst, 3), "sleeping_peers": round(noise.peers, 3)}
+    row["noise"] = {"others": round(noise.others, 3), "sleeping_peers": round(noise.peers, 3)}
     row["peers"] = {
         name: {
             "median_seconds": median(e.rounds),
@@ -199,8 +212,8 @@ def warnings(row: dict[str, Any]) -> list[str]:
     ]
     if row["noise"]["sleeping_peers"] > 0.03:
         found.append(f"peers that should sleep took {row['noise']['sleeping_peers']:.0%} of the machine")
-    if row["noise"]["others"] > 0.1:
-        found.append(f"other programs took up to {row['noise']['others']:.0%} of the machine during a turn")
+    if row["noise"]["others"] > DISTURBED:
+        found.append(f"other programs took up to {row['noise']['others']:.0%} of the machine in a turn")
     return [f"{row['workload']}: {text}" for text in found]
 
 
