@@ -91,9 +91,12 @@ def measure_cases(names: list[str], pythons: dict[str, str], threads: int) -> li
 
 
 def measure_growth(pythons: dict[str, str], threads: int) -> dict[str, Any]:
-    """Time and peak memory of the `lenet5` step over the batch, and of a convolution over the image's area."""
+    """Time and peak memory of the `deep3` step over the batch, and of a convolution over the image's area.
+
+    Not of `lenet5`: its last batch norm has one value a channel at batch 1, which is an error.
+    """
     sweeps = {
-        "batch": [Case(str(n), "lenet5", batch=n) for n in BATCHES],
+        "batch": [Case(str(n), "deep3", batch=n) for n in BATCHES],
         "area": [Case(str(n * n), "conv-64x56", batch=1, size=n) for n in SIZES],
     }
     growth: dict[str, Any] = {}
@@ -112,12 +115,22 @@ def measure_growth(pythons: dict[str, str], threads: int) -> dict[str, Any]:
                     f"{sweep} {case.name}: {name} {milliseconds(found['seconds'])} ms, {found['peak'] / MB:.0f} MB",
                     flush=True,
                 )
-            growth[sweep][name] = points
+            if points:
+                growth[sweep][name] = points
     return growth
 
 
+def linearity(points: list[dict[str, Any]]) -> str:
+    """What the last step of a sweep added, against what proportion would have added: 1 is linear."""
+    before, last = points[-2:]
+    factor = last["at"] / before["at"]
+    rise = (last["peak"] - before["peak"]) / max(1, before["peak"] - points[0]["peak"])
+    proportion = (last["at"] - before["at"]) / (before["at"] - points[0]["at"])
+    return f"time x{last['seconds'] / before['seconds'] / factor:.2f}, memory x{rise / proportion:.2f} of linear"
+
+
 def draw(growth: dict[str, Any], path: Path) -> None:
-    """Four panels: time and memory over batch and over area, both axes logarithmic, with a line of slope one."""
+    """Four panels over batch and area: time on logarithmic axes beside a line of slope one, memory on linear ones."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -125,17 +138,22 @@ def draw(growth: dict[str, Any], path: Path) -> None:
 
     figure, panels = pyplot.subplots(2, 2, figsize=(10, 7.5), layout="constrained")
     quantities = (("seconds", 1e3, "ms per step"), ("peak", 1 / MB, "peak memory, MB"))
-    titles = {"batch": "lenet5 training step", "area": "convolution 64@3x3 of one image with 64 channels"}
+    titles = {"batch": "deep3 training step", "area": "convolution 64@3x3 of one image with 64 channels"}
     for column, (sweep, peers) in enumerate(growth.items()):
-        for row, (key, scale, unit) in enumerate(quantities):
+        for row, (key, scale, unit) in enumerate(quantities if peers else ()):
             panel = panels[row][column]
+            straight = panel.loglog if key == "seconds" else panel.plot  # memory has a constant part
             for name, points in peers.items():
-                panel.loglog([p["at"] for p in points], [p[key] * scale for p in points], "o-", label=name)
-            everything = [p for points in peers.values() for p in points]
-            least, most = (choose(everything, key=lambda p: p["at"]) for choose in (min, max))
-            ends = [least["at"], most["at"]]
-            panel.loglog(ends, [most[key] * scale * at / most["at"] for at in ends], ":", color="grey", label="linear")
-            panel.set_ylim(bottom=min(p[key] * scale for p in everything) / 2)
+                straight([p["at"] for p in points], [p[key] * scale for p in points], "o-", label=name)
+            if key == "seconds":
+                everything = [p for points in peers.values() for p in points]
+                most = max(everything, key=lambda p: p["at"])
+                ends = [min(p["at"] for p in everything), most["at"]]
+                times = [most[key] * scale * at / most["at"] for at in ends]
+                panel.loglog(ends, times, ":", color="grey", label="linear")
+                panel.set_ylim(bottom=min(p[key] * scale for p in everything) / 2)
+            else:
+                panel.set_ylim(bottom=0)
             panel.set(xlabel="batch" if sweep == "batch" else "height x width", ylabel=unit)
             panel.set_title(titles[sweep] if row == 0 else "", fontsize="medium")
             panel.grid(alpha=0.3)
@@ -169,6 +187,10 @@ def main() -> int:
     growth = {} if options.no_growth else measure_growth(pythons, options.threads)
     heading = ["case", "xpcnn MB", "limit MB", "met", *(f"{name} MB" for name in names if name != "xpcnn")]
     print("\n" + harness.table([heading, *(verdict(row, names) for row in rows)]))
+    for sweep, peers in growth.items():
+        for name, points in peers.items():
+            if len(points) > 2:
+                print(f"growth with {sweep}, last step, {name}: {linearity(points)}")
     if growth:
         draw(growth, harness.RESULTS / "cpu-growth.png")
     harness.write("cpu-memory.json", {**harness.facts(), "threads": options.threads, "rows": rows, "growth": growth})
