@@ -53,7 +53,7 @@ def assert_close(
     finite = right[np.isfinite(right)]
     allowed = share * (float(np.max(np.abs(finite))) if finite.size else 1.0)
     with np.errstate(invalid="ignore"):  # inf - inf
-        error = np.abs(left.astype(np.float64) - right.astype(np.float64))
+        error = np.array(np.abs(left.astype(np.float64) - right.astype(np.float64)))
     error[(left == right) | (np.isnan(left) & np.isnan(right))] = 0.0
     error[np.isnan(error)] = np.inf
     if not np.all(error <= allowed):

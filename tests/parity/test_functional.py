@@ -1,0 +1,239 @@
+"""Every operation, of the loops and of the library, against PyTorch's in float64."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from tests.functional.strategies import both, convolutions, distinct, poolings, seeds, values
+from xpcnn.testing import assert_close
+
+pytestmark = pytest.mark.parity
+
+
+def as_sides(padding, size, kernel, stride, dilation=1):
+    """Return ((top, bottom), (left, right)), by the documented rule of SAME_UPPER."""
+    if padding == "valid":
+        return (0, 0), (0, 0)
+    if padding != "same":
+        vertical, horizontal = both(padding)
+        return both(vertical), both(horizontal)
+    totals = [
+        max(0, (-(-n // s) - 1) * s + d * (k - 1) + 1 - n)
+        for n, k, s, d in zip(size, both(kernel), both(stride), both(dilation), strict=True)
+    ]
+    return tuple((total // 2, math.ceil(total / 2)) for total in totals)
+
+
+def check(actual, expected):
+    assert actual.shape == expected.shape
+    assert_close(actual, expected, same_dtype=False)
+
+
+def check_op(forward, backward, arrays, expected):
+    y_expected, dy, gradients_expected = expected
+    y, cache = forward(*arrays)
+    check(y, y_expected)
+    gradients = backward(dy.astype(y.dtype), cache)
+    gradients = gradients if isinstance(gradients, tuple) else (gradients,)
+    for gradient, gradient_expected in zip(gradients, gradients_expected, strict=False):
+        if gradient_expected is None:
+            assert gradient is None
+        else:
+            check(gradient, gradient_expected)
+
+
+def dtype_for(implementation, dtype):
+    return "float64" if implementation.__name__.endswith("reference") else dtype
+
+
+@given(case=convolutions())
+def test_conv2d(implementation, torch, differentiate, case):
+    rng, options = case.rng(), dict(case.options)
+    shapes = [case.x_shape, case.weight_shape, (case.weight_shape[0],)]
+    arrays = [values(rng, shape, dtype_for(implementation, case.dtype)) for shape in shapes]
+    arrays[2] = arrays[2] if case.bias else None
+    stride, dilation, padding = options["stride"], options["dilation"], options["padding"]
+    (top, bottom), (left, right) = as_sides(padding, case.x_shape[2:], case.kernel, stride, dilation)
+
+    def oracle(x, weight, bias):
+        padded = torch.nn.functional.pad(x, (left, right, top, bottom))
+        options = {"stride": stride, "dilation": dilation, "groups": case.options["groups"]}
+        return torch.nn.functional.conv2d(padded, weight, bias, **options)
+
+    expected = differentiate(oracle, arrays, lambda shape: values(rng, shape))
+    check_op(lambda *a: implementation.conv2d(*a, **options), implementation.conv2d_backward, arrays, expected)
+
+
+def pool_oracle(torch, case, function):
+    """Return PyTorch's pooling; padding that it cannot take is laid round the image first."""
+    F = torch.nn.functional
+    kernel, dilation = both(case.kernel), both(case.options.get("dilation", 1))
+    stride = case.options["stride"] or case.kernel
+    (top, bottom), (left, right) = as_sides(case.options["padding"], case.x_shape[2:], kernel, stride, dilation)
+    ceil_mode = case.options["ceil_mode"]
+    symmetric = top == bottom and left == right and top <= kernel[0] // 2 and left <= kernel[1] // 2
+    # Behind laid padding PyTorch would let a last window of ceil mode start; ours must start before it.
+    assume(symmetric or not ceil_mode)
+    options = {"stride": stride, "ceil_mode": ceil_mode, "padding": (top, left) if symmetric else 0}
+
+    def pad(x, value):
+        return x if symmetric else F.pad(x, (left, right, top, bottom), value=value)
+
+    def max_pool(x):
+        y = F.max_pool2d(pad(x, -math.inf), kernel, dilation=dilation, **options)
+        # A dilated window may see padding alone; PyTorch's backward then writes to a place outside the image.
+        assume(bool(torch.isfinite(y).all()))
+        return y
+
+    def avg_pool(x):
+        if case.options["count_include_pad"] or symmetric:
+            return F.avg_pool2d(pad(x, 0.0), kernel, count_include_pad=case.options["count_include_pad"], **options)
+        share = F.avg_pool2d(pad(torch.ones_like(x), 0.0), kernel, **options)
+        return F.avg_pool2d(pad(x, 0.0), kernel, **options) / share
+
+    return {"max": max_pool, "avg": avg_pool}[function]
+
+
+@given(case=poolings(dilated=True))
+def test_max_pool2d(implementation, torch, differentiate, case):
+    rng = case.rng()
+    x = distinct(rng, case.x_shape, dtype_for(implementation, case.dtype))
+    expected = differentiate(pool_oracle(torch, case, "max"), [x], lambda shape: values(rng, shape))
+    forward = lambda x: implementation.max_pool2d(x, case.kernel, **case.options)  # noqa: E731
+    check_op(forward, implementation.max_pool2d_backward, [x], expected)
+
+
+@given(case=poolings())
+def test_avg_pool2d(implementation, torch, differentiate, case):
+    rng = case.rng()
+    x = values(rng, case.x_shape, dtype_for(implementation, case.dtype))
+    expected = differentiate(pool_oracle(torch, case, "avg"), [x], lambda shape: values(rng, shape))
+    forward = lambda x: implementation.avg_pool2d(x, case.kernel, **case.options)  # noqa: E731
+    check_op(forward, implementation.avg_pool2d_backward, [x], expected)
+
+
+def test_max_pool2d_of_ties_and_nan(implementation, torch, differentiate, rng):
+    x = np.round(rng.normal(size=(2, 2, 6, 6)))
+    expected = differentiate(lambda t: torch.nn.functional.max_pool2d(t, 3, 2, 1), [x], lambda s: values(rng, s))
+    check_op(
+        lambda x: implementation.max_pool2d(x, 3, stride=2, padding=1),
+        implementation.max_pool2d_backward,
+        [x],
+        expected,
+    )
+    x[1, 1, 2, 3] = np.nan
+    check(
+        implementation.max_pool2d(x, 3, stride=2, padding=1)[0],
+        torch.nn.functional.max_pool2d(torch.tensor(x), 3, 2, 1).numpy(),
+    )
+
+
+def test_global_avg_pool2d(implementation, torch, differentiate, rng):
+    x = values(rng, (2, 3, 4, 5))
+    expected = differentiate(lambda t: torch.nn.functional.adaptive_avg_pool2d(t, 1), [x], lambda s: values(rng, s))
+    check_op(implementation.global_avg_pool2d, implementation.global_avg_pool2d_backward, [x], expected)
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_linear(implementation, torch, differentiate, rng, with_bias):
+    arrays = [values(rng, (5, 4)), values(rng, (3, 4)), values(rng, (3,)) if with_bias else None]
+    expected = differentiate(torch.nn.functional.linear, arrays, lambda s: values(rng, s))
+    check_op(implementation.linear, implementation.linear_backward, arrays, expected)
+
+
+@given(shape=st.sampled_from([(5, 3), (4, 3, 2, 5), (2, 3, 1, 1), (1, 3, 2, 2)]), training=st.booleans(), seed=seeds)
+def test_batch_norm(implementation, torch, differentiate, shape, training, seed):
+    rng = np.random.default_rng(seed)
+    arrays = [values(rng, shape) * 2 + 1, values(rng, (3,)), values(rng, (3,))]
+    mean, var = values(rng, (3,)), rng.uniform(0.5, 2.0, 3)
+    torch_mean, torch_var = torch.tensor(mean), torch.tensor(var)
+
+    def oracle(x, gamma, beta):
+        return torch.nn.functional.batch_norm(x, torch_mean, torch_var, gamma, beta, training, 0.3, 1e-3)
+
+    def forward(x, gamma, beta):
+        return implementation.batch_norm(x, gamma, beta, mean, var, training=training, momentum=0.3, eps=1e-3)
+
+    expected = differentiate(oracle, arrays, lambda s: values(rng, s))
+    check_op(forward, implementation.batch_norm_backward, arrays, expected)
+    check(mean, torch_mean.numpy())
+    check(var, torch_var.numpy())
+
+
+ACTIVATIONS = {
+    "relu": (lambda F: F.relu, {}),
+    "leaky_relu": (lambda F: F.leaky_relu, {"negative_slope": 0.2}),
+    "sigmoid": (lambda F: F.sigmoid, {}),
+    "tanh": (lambda F: F.tanh, {}),
+    "gelu": (lambda F: F.gelu, {}),
+}
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("scale", [0.1, 1.0, 30.0])
+def test_activations(implementation, torch, differentiate, rng, name, scale):
+    find, options = ACTIVATIONS[name]
+    x = values(rng, (3, 4, 5, 2)) * scale
+    x[0, 0, 0] = 0.0
+    function = find(torch.nn.functional)
+    expected = differentiate(lambda t: function(t, **options), [x], lambda s: values(rng, s))
+    forward, backward = getattr(implementation, name), getattr(implementation, f"{name}_backward")
+    check_op(lambda x: forward(x, **options), backward, [x], expected)
+
+
+@pytest.mark.parametrize("name", ["softmax", "log_softmax"])
+@pytest.mark.parametrize("axis", [-1, 1, 0])
+def test_softmax(implementation, torch, differentiate, rng, name, axis):
+    x = values(rng, (3, 4, 5)) * 3
+    oracle = getattr(torch.nn.functional, name)
+    y_expected, dy, (dx_expected,) = differentiate(lambda t: oracle(t, axis), [x], lambda s: values(rng, s))
+    y = getattr(implementation, name)(x, axis)
+    check(y, y_expected)
+    check(getattr(implementation, f"{name}_backward")(dy, y, axis), dx_expected)
+
+
+@given(
+    images=st.integers(1, 5),
+    classes=st.integers(1, 6),
+    kind=st.sampled_from(["integers", "one-hot", "probabilities"]),
+    smoothing=st.sampled_from([0.0, 0.1, 0.5]),
+    reduction=st.sampled_from(["mean", "sum"]),
+    seed=seeds,
+)
+def test_cross_entropy(implementation, torch, differentiate, images, classes, kind, smoothing, reduction, seed):
+    rng = np.random.default_rng(seed)
+    logits, labels = values(rng, (images, classes)) * 3, rng.integers(0, classes, images)
+    if kind == "one-hot":
+        labels = np.eye(classes)[labels]
+    elif kind == "probabilities":
+        labels = rng.dirichlet(np.ones(classes), images)
+    options = {"label_smoothing": smoothing, "reduction": reduction}
+
+    def oracle(t):
+        return torch.nn.functional.cross_entropy(t, torch.tensor(labels), **options)
+
+    loss_expected, _, (dlogits_expected,) = differentiate(oracle, [logits], np.ones)
+    loss, dlogits = implementation.cross_entropy(logits, labels, **options)
+    check(loss, loss_expected)
+    assert_close(dlogits, dlogits_expected, tolerance=1e-12)
+
+
+@given(case=convolutions())
+def test_im2col_and_col2im(implementation, torch, differentiate, case):
+    rng, channels = case.rng(), case.x_shape[1]
+    x = values(rng, case.x_shape)
+    options = {name: case.options[name] for name in ("stride", "padding", "dilation")}
+    stride, dilation = options["stride"], options["dilation"]
+    (top, bottom), (left, right) = as_sides(options["padding"], case.x_shape[2:], case.kernel, stride, dilation)
+
+    def oracle(t):
+        padded = torch.nn.functional.pad(t, (left, right, top, bottom))
+        cols = torch.nn.functional.unfold(padded, case.kernel, dilation=dilation, stride=stride)  # (N, C*KH*KW, P)
+        return cols.permute(1, 2, 0).reshape(channels * math.prod(case.kernel), -1)
+
+    cols_expected, dcols, (dx_expected,) = differentiate(oracle, [x], lambda s: values(rng, s))
+    check(implementation.im2col(x, case.kernel, **options), cols_expected)
+    check(implementation.col2im(dcols, x.shape, case.kernel, **options), dx_expected)
