@@ -11,7 +11,6 @@ import workloads as w
 import xpcnn
 import xpcnn.functional as F
 from peers import BATCHES, Step, labels, normal
-from xpcnn import models, nn, optim
 
 
 def versions() -> dict[str, str]:
@@ -44,22 +43,22 @@ def build(workload: w.Workload, variant: str) -> Step:
 
 def optimiser(spec: w.Optimiser, model: Any) -> Any:
     if spec.name == "adam":
-        return optim.Adam(model.parameters(), spec.lr, weight_decay=spec.weight_decay)
+        return xpcnn.optim.Adam(model.parameters(), spec.lr, weight_decay=spec.weight_decay)
     if not spec.shrink:
-        return optim.SGD(model.parameters(), spec.lr, momentum=spec.momentum, weight_decay=spec.weight_decay)
-    norms = {id(p) for m in model.modules() if isinstance(m, nn.BatchNorm2d) for p in m.parameters()}
+        return xpcnn.optim.SGD(model.parameters(), spec.lr, momentum=spec.momentum, weight_decay=spec.weight_decay)
+    norms = {id(p) for m in model.modules() if isinstance(m, xpcnn.nn.BatchNorm2d) for p in m.parameters()}
     groups = [
         {"params": [p for p in model.parameters() if id(p) not in norms], "shrink": spec.shrink},
         {"params": [p for p in model.parameters() if id(p) in norms]},
     ]
-    return optim.SGD(groups, spec.lr, momentum=spec.momentum)
+    return xpcnn.optim.SGD(groups, spec.lr, momentum=spec.momentum)
 
 
 def _train(workload: w.Workload) -> Step:
     net = w.NETS[workload.net]
-    model = models.create(workload.net)
+    model = xpcnn.models.create(workload.net)
     model.train()
-    criterion = nn.CrossEntropyLoss()
+    criterion = xpcnn.nn.CrossEntropyLoss()
     optimizer = optimiser(workload.optimiser, model)
     batches = itertools.cycle(
         [
@@ -81,7 +80,7 @@ def _train(workload: w.Workload) -> Step:
 
 
 def _inference(workload: w.Workload) -> Step:
-    model = models.create(workload.net)
+    model = xpcnn.models.create(workload.net)
     model.eval()
     x = batch_last(normal(0, workload.batch, *w.NETS[workload.net].image))
 
