@@ -109,6 +109,13 @@ class Backend:
             return self.xp.matmul(a, b)
         return self.xp.matmul(a, b, out=out)
 
+    def overlapping_rows(self, lowered: Array, count: int, stride: int, kernel: int) -> Array:
+        """Return `count` windows of `kernel` rows each over lowered (G, M, K, P) as a view (G, count, kernel*K, P).
+
+        Only a backend with `stacks_rows` needs it.
+        """
+        raise NotImplementedError
+
     def row_sums(self, a: Array) -> Array:
         """Return the sum of each row of `a` (rows, n)."""
         return self.xp.sum(a, axis=1)
@@ -139,6 +146,20 @@ class Backend:
         return step
 
     captures: bool = False  # whether `capture` records anything
+
+    def demand(self, holds: Array, error: Exception) -> None:
+        """Raise `error` unless every element of `holds` is true: when a value is next read, so that nothing waits."""
+        pending = self.__dict__.setdefault("_demands", {})
+        key = str(error)
+        holds = holds.all()
+        pending[key] = (pending[key][0] & holds if key in pending else holds, error)
+
+    def check_demands(self) -> None:
+        """Raise the error of the first demand that did not hold; called where values are read."""
+        pending = self.__dict__.pop("_demands", {})
+        for holds, error in pending.values():
+            if not self.to_numpy(holds):
+                raise error
 
     def errstate(self) -> contextlib.AbstractContextManager[Any]:
         """Return a context in which overflow and invalid operations give inf and nan without a warning."""

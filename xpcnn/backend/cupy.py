@@ -1,16 +1,273 @@
-"""The CuPy backend: arrays on a CUDA GPU. The only file that imports CuPy, and only when it is asked for."""
+"""The CuPy backend: arrays on a CUDA GPU. CuPy is imported here and in `cupy_*.py` alone, and only when asked for."""
 
 from __future__ import annotations
 
-from xpcnn.backend.base import Backend
-from xpcnn.errors import BackendError
+import contextlib
+import importlib.util
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from xpcnn.backend.base import Array, Backend
+from xpcnn.backend.cuda_driver import driver_version, install_advice
+from xpcnn.errors import BackendError, DTypeError, OutOfMemoryError
+
+_lock = threading.RLock()
+_by_device: dict[int, CupyBackend] = {}
 
 
 def device_names() -> list[str]:
-    """Return a name for each CUDA device that answers, the first one plain "cupy"."""
-    return []
+    """Return a name for each CUDA device that answers, the first one plain "cupy"; never raises."""
+    if importlib.util.find_spec("cupy") is None:
+        return []
+    try:
+        import cupy
+
+        count = cupy.cuda.runtime.getDeviceCount()
+    except Exception:  # a broken installation has no devices; `create` says why
+        return []
+    return [_name(device) for device in range(count)]
 
 
-def create(name: str) -> Backend:
-    """Return the backend of a device, such as "cupy" or "cupy:1"."""
-    raise BackendError(f"name: {name!r} is not there")
+def create(name: str) -> CupyBackend:
+    """Return the backend of a device, always the same one: "cupy" is device 0, "cupy:1" device 1.
+
+    Raises
+    ------
+    BackendError
+        CuPy is not installed or broken, no driver answers, or there is no such device; the message says which and
+        what to do.
+    """
+    device = _device(name)
+    with _lock:
+        if device not in _by_device:
+            _check(name, device)
+            _by_device[device] = CupyBackend(device)
+        return _by_device[device]
+
+
+def _name(device: int) -> str:
+    return f"cupy:{device}" if device else "cupy"
+
+
+def _device(name: str) -> int:
+    prefix, colon, number = name.partition(":")
+    if prefix != "cupy" or (colon and not (number.isascii() and number.isdecimal())):
+        raise BackendError(f'name: expected "cupy" or "cupy:K" with K the number of a device, got {name!r}')
+    return int(number or 0)
+
+
+def _check(name: str, device: int) -> None:
+    """Raise BackendError unless CuPy is there and `device` answers."""
+    if importlib.util.find_spec("cupy") is None:
+        raise BackendError(f"name: {name!r} needs CuPy, which is not installed; {install_advice()}")
+    try:
+        import cupy
+    except Exception as error:
+        raise BackendError(
+            f"name: {name!r} needs CuPy, which is installed but cannot be imported ({_first_line(error)}); "
+            f"remove every cupy package, then {install_advice()}"
+        ) from error
+    runtime = cupy.cuda.runtime
+    try:
+        count = runtime.getDeviceCount()
+    except runtime.CUDARuntimeError as error:
+        if "NoDevice" in str(error):
+            count = 0
+        elif runtime.is_hip or driver_version() is not None:
+            raise BackendError(
+                f"name: {name!r} found a driver that CuPy {cupy.__version__} cannot use ({_first_line(error)}); "
+                f"{install_advice()}"
+            ) from error
+        else:
+            raise BackendError(
+                f"name: {name!r} found CuPy {cupy.__version__} but no NVIDIA driver; install the driver, and check "
+                "with nvidia-smi that it sees the GPU (in a container: start it with the GPU passed through)"
+            ) from error
+    if device >= count:
+        there = ", ".join(_name(other) for other in range(count)) or "none (check CUDA_VISIBLE_DEVICES)"
+        raise BackendError(f"name: {name!r} is not there; CUDA devices that answer: {count}, named {there}")
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip(" =\t")]
+    return lines[0] if lines else type(error).__name__
+
+
+class CupyBackend(Backend):
+    """Arrays are `cupy.ndarray` of one device; work is queued on the current stream and done in order.
+
+    Attributes
+    ----------
+    allow_tf32 : bool
+        Whether float32 products may round their operands to TF32 (10 bits of mantissa) on tensor cores; False unless
+        the environment says XPCNN_TF32=1. Needs compute capability 8.0.
+    """
+
+    def __init__(self, device: int) -> None:
+        import cupy
+
+        from xpcnn.backend.cupy_cublas import Cublas
+        from xpcnn.backend.cupy_fused import FUSED
+        from xpcnn.backend.cupy_kernels import Kernels
+
+        self.name = _name(device)
+        self.xp = cupy
+        self.device_id = device
+        self.device = cupy.cuda.Device(device)
+        self.is_cuda = not cupy.cuda.runtime.is_hip
+        with self.device:
+            properties = cupy.cuda.runtime.getDeviceProperties(device)
+        self.device_name = properties["name"].decode()
+        self.compute_capability = (properties["major"], properties["minor"])
+        self.multiprocessors: int = properties["multiProcessorCount"]
+        self.total_bytes: int = properties["totalGlobalMem"]
+        # One piece for all but the largest images, and never a large part of the device.
+        self.column_bytes = max(1 << 26, min(1 << 31, self.total_bytes // 16))
+        self.captures = self.is_cuda
+        self._tf32 = False
+        self.lanes: list[Any] = []  # copy streams and pinned memory that `prefetch` does not use just now
+        self.cublas: Cublas | None = None
+        self.kernels = Kernels(cupy)
+        self.fused: Mapping[str, Callable[..., Any]] = FUSED if self.is_cuda else {}
+        if self.is_cuda:
+            self.cublas = Cublas(cupy, self.compute_capability)
+        if os.environ.get("XPCNN_TF32") == "1":
+            self.allow_tf32 = True
+
+    @property
+    def allow_tf32(self) -> bool:
+        """Whether float32 products may use TF32."""
+        return self._tf32
+
+    @allow_tf32.setter
+    def allow_tf32(self, allow: bool) -> None:
+        if allow and (self.cublas is None or self.compute_capability < (8, 0)):
+            major, minor = self.compute_capability
+            raise BackendError(
+                f"allow_tf32: expected a GPU of compute capability 8.0 or newer, got {self.device_name} with "
+                f"{major}.{minor}; leave it off (unset XPCNN_TF32)"
+            )
+        self._tf32 = bool(allow)
+
+    def owns(self, array: Any) -> bool:
+        return isinstance(array, self.xp.ndarray)
+
+    def for_array(self, array: Array) -> Backend:
+        device = array.data.device_id
+        if self.xp.cuda.device.get_device_id() != device:
+            self.xp.cuda.Device(device).use()  # an operation runs where its arrays are
+        return self if device == self.device_id else create(_name(device))
+
+    def activate(self) -> None:
+        self.device.use()
+
+    # --- between host and device ----------------------------------------------------------------------------------
+
+    def asarray(self, a: Any, dtype: Any = None) -> Array:
+        from xpcnn.backend.cupy_transfer import upload
+
+        with self.device, self.guard():
+            if isinstance(a, self.xp.ndarray) or hasattr(a, "__cuda_array_interface__"):
+                return self.xp.asarray(a, dtype=dtype)
+            return upload(self.xp, a, dtype)
+
+    def to_numpy(self, a: Array) -> Any:
+        if not isinstance(a, self.xp.ndarray):
+            raise DTypeError(f"a: expected an array of CuPy, got {type(a).__name__}")
+        return self.xp.asnumpy(a)
+
+    def synchronize(self) -> None:
+        self.device.synchronize()
+
+    def prefetch(self, batches: Iterable[Sequence[Any]]) -> Iterator[tuple[Array, ...]]:
+        from xpcnn.backend.cupy_transfer import prefetch
+
+        return prefetch(self, batches)
+
+    # --- memory ---------------------------------------------------------------------------------------------------
+
+    def empty(self, shape: Sequence[int], dtype: Any) -> Array:
+        try:
+            return self.xp.empty(shape, dtype)
+        except MemoryError as error:
+            raise self._out_of_memory(error) from error
+
+    def zeros(self, shape: Sequence[int], dtype: Any) -> Array:
+        try:
+            return self.xp.zeros(shape, dtype)
+        except MemoryError as error:
+            raise self._out_of_memory(error) from error
+
+    def scratch(self, slot: str, shape: Sequence[int], dtype: Any) -> Array:  # noqa: ARG002
+        return self.empty(shape, dtype)  # the pool is what keeps blocks from step to step
+
+    def device_bytes_free(self) -> int | None:
+        with self.device:
+            pool = self.xp.get_default_memory_pool()
+            free = self.xp.cuda.runtime.memGetInfo()[0] + pool.free_bytes()
+            limit = pool.get_limit()
+        return max(0, min(free, limit - pool.used_bytes())) if limit else int(free)
+
+    @contextlib.contextmanager
+    def guard(self) -> Iterator[None]:
+        """Turn CuPy's out-of-memory errors inside the block into `OutOfMemoryError` with the sizes."""
+        try:
+            yield
+        except OutOfMemoryError:
+            raise
+        except self.xp.cuda.memory.OutOfMemoryError as error:
+            raise self._out_of_memory(error) from error
+
+    def _out_of_memory(self, error: MemoryError) -> OutOfMemoryError:
+        asked = getattr(error, "args", ("",))[0].split("(")[0].strip() or "out of memory"
+        pool = self.xp.get_default_memory_pool()
+        with self.device:
+            free, total = self.xp.cuda.runtime.memGetInfo()
+        return OutOfMemoryError(
+            f"{self.name}: {asked[0].lower()}{asked[1:]}; {self.device_name} has {free:,} of {total:,} bytes free, "
+            f"this process uses {pool.used_bytes():,} and keeps {pool.free_bytes():,} for later; use a smaller batch, "
+            "or end other programs on the GPU (nvidia-smi lists them)"
+        )
+
+    # --- work -----------------------------------------------------------------------------------------------------
+
+    def matmul(self, a: Array, b: Array, out: Array | None = None) -> Array:
+        if self.cublas is None or not self.cublas.takes(a, b, out):
+            with self.guard():
+                return super().matmul(a, b, out)
+        if out is None:
+            lead = a.shape[:-2] if a.ndim >= b.ndim else b.shape[:-2]
+            out = self.empty((*lead, a.shape[-2], b.shape[-1]), a.dtype)
+        self.cublas.product(a, b, out, tf32=self._tf32)
+        return out
+
+    def row_sums(self, a: Array) -> Array:
+        from xpcnn.backend.cupy_fused import row_sums
+
+        result = row_sums(self, a, None) if self.fused else NotImplemented
+        return super().row_sums(a) if result is NotImplemented else result
+
+    def row_dots(self, a: Array, b: Array) -> Array:
+        from xpcnn.backend.cupy_fused import row_sums
+
+        result = row_sums(self, a, b) if self.fused else NotImplemented
+        return super().row_dots(a, b) if result is NotImplemented else result
+
+    def capture(self, step: Callable[[], None]) -> Callable[[], None]:
+        from xpcnn.backend.cupy_capture import CapturedStep
+
+        return CapturedStep(self, step)
+
+    # --- what runs here -------------------------------------------------------------------------------------------
+
+    def info(self) -> dict[str, Any]:
+        from xpcnn.backend.cupy_info import info
+
+        return info(self)
+
+    def hints(self) -> list[str]:
+        from xpcnn.backend.cupy_info import hints
+
+        return hints(self)

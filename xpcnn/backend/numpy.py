@@ -29,7 +29,7 @@ class NumpyBackend(Backend):
     # (measured: `python bench/run.py conv-64x14`; see `functional/winograd.py`).
     winograd_channels = 64
     # What a core's own cache holds beside the weights and the output of a tile.
-    column_bytes = 1 << 20
+    column_bytes = 6 << 20
     slab_bytes = 1 << 19
 
     def __init__(self) -> None:
@@ -90,7 +90,7 @@ class NumpyBackend(Backend):
             return np.matmul(a, b, out=out)
         # A pool at work already holds BLAS; a product of two matrices outside of one is shared out by rows.
         threads = self.pool.size
-        if size < 20 * WORTH_A_THREAD or threads == 1 or m < 2 * threads or a.ndim != 2 or b.ndim != 2:
+        if size < 20 * WORTH_A_THREAD or threads == 1 or m < 2 * threads or a.ndim != 2 or self.pool.busy:
             with self.blas.single():
                 return np.matmul(a, b, out=out)
         if out is None:
@@ -103,6 +103,12 @@ class NumpyBackend(Backend):
 
         self.pool.run(rows, range(threads))
         return out
+
+    def overlapping_rows(self, lowered: Any, count: int, stride: int, kernel: int) -> Any:
+        groups, _, rows, columns = lowered.shape
+        across_groups, across_rows, down, along = lowered.strides
+        shape = (groups, count, kernel * rows, columns)
+        return np.ndarray(shape, lowered.dtype, lowered, 0, (across_groups, stride * across_rows, down, along))
 
     def row_sums(self, a: Any) -> Any:
         # A product with ones runs at the speed of BLAS, two to three times that of a pairwise sum.
@@ -118,6 +124,10 @@ class NumpyBackend(Backend):
             ones = np.ones(n, dtype)
             setattr(self._local, slot, ones)
         return ones[:n]
+
+    def demand(self, holds: Any, error: Exception) -> None:
+        if not holds.all():
+            raise error
 
     def errstate(self) -> contextlib.AbstractContextManager[Any]:
         return np.errstate(over="ignore", invalid="ignore", divide="ignore")

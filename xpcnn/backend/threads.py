@@ -119,6 +119,11 @@ class ThreadPool:
             raise ConfigError(f"n: expected a number of threads of 1 or more, got {n!r}")
         self._size = min(n, _usable_cores())
 
+    @property
+    def busy(self) -> bool:
+        """Whether somebody's tasks are running."""
+        return self._busy.locked()
+
     def run(self, function: Callable[[Any], None], tasks: Sequence[Any]) -> None:
         """Call `function` with every task; whoever else uses the pool meanwhile works alone."""
         helpers = min(self.size, len(tasks)) - 1

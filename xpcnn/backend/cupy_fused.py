@@ -1,0 +1,332 @@
+"""The primitives of `functional/` as CUDA kernels: the same names, arguments and results as the portable ones.
+
+Each returns NotImplemented for what its kernel does not do (a dtype, a layout, a size); `functional/primitive.py`
+then takes the portable body.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from xpcnn.backend.base import Array
+from xpcnn.backend.cupy_kernels import BLOCK, GEOMETRY, INDEX_LIMIT, TYPES
+
+ROWS_LIMIT = 65535  # the second axis of a grid
+ONE_BLOCK_LIMIT = 1 << 17  # logits; beyond, one block takes longer than several launches
+
+FUSED: dict[str, Callable[..., Any]] = {}
+
+
+def fused(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Enter `function` in the table under its name."""
+    FUSED[function.__name__] = function
+    return function
+
+
+def fits(*arrays: Array) -> bool:
+    """Whether a kernel can take these: one dtype that there are kernels for, C-contiguous, not too large to count."""
+    dtype = arrays[0].dtype
+    return dtype.char in TYPES and all(
+        array.dtype == dtype and array.flags.c_contiguous and 0 < array.size < INDEX_LIMIT for array in arrays
+    )
+
+
+def blocks(size: int) -> tuple[int]:
+    """Return the grid that gives each of `size` numbers a thread."""
+    return (-(-size // BLOCK),)
+
+
+@functools.lru_cache(maxsize=1024)
+def geometry(shape: tuple[int, ...], over: Any, first_row: int, rows: int) -> np.ndarray[Any, Any]:
+    """Return the windows `over` images of `shape` (C, H, W, N) as the kernels' struct Geometry."""
+    h, w = over.h, over.w
+    values = (*shape, h.kernel, w.kernel, h.stride, w.stride, h.dilation, w.dilation, h.before, w.before)
+    return np.array([(*values, first_row, rows, w.out)], GEOMETRY)  # an array of one goes to a kernel by value
+
+
+# --- columns ----------------------------------------------------------------------------------------------------------
+
+
+@fused
+def fill_columns(backend: Any, x: Array, over: Any, rows: range, cols: Array) -> Any:
+    """Fill cols (C, KH, KW, R, OW, N) from x (C, H, W, N)."""
+    if not fits(x, cols):
+        return NotImplemented
+    shape = geometry(tuple(x.shape), over, rows.start, len(rows))
+    threads = x.shape[0] * len(rows) * over.w.out * x.shape[3]
+    backend.kernels.launch("fill_columns", x.dtype, blocks(threads), x, shape, cols)
+    return None
+
+
+@fused
+def add_columns(backend: Any, cols: Array, over: Any, rows: range, dx: Array) -> Any:
+    """Add cols (C, KH, KW, R, OW, N) to dx (C, H, W, N)."""
+    if not fits(cols, dx):
+        return NotImplemented
+    shape = geometry(tuple(dx.shape), over, rows.start, len(rows))
+    backend.kernels.launch("add_columns", dx.dtype, blocks(dx.size), cols, shape, dx)
+    return None
+
+
+# --- elementwise, bias, sums of rows ----------------------------------------------------------------------------------
+
+
+@fused
+def add_bias(backend: Any, y: Array, bias: Array) -> Any:
+    """Add bias (F,) to y (F, ..., N), whose rows may be part of longer ones."""
+    if not fits(bias) or y.dtype != bias.dtype or not 0 < y.size < INDEX_LIMIT or not y[0].flags.c_contiguous:
+        return NotImplemented
+    pitch = y.strides[0] // y.itemsize
+    if y.shape[0] * pitch >= INDEX_LIMIT:
+        return NotImplemented
+    inner = y.size // y.shape[0]
+    backend.kernels.launch("add_bias", y.dtype, blocks(y.size), y, bias, y.shape[0], inner, pitch)
+    return None
+
+
+@fused
+def relu_forward(backend: Any, x: Array, out: Array) -> Any:
+    """Fill `out` with max(x, 0)."""
+    if not fits(x, out):
+        return NotImplemented
+    backend.kernels.launch("relu_forward", x.dtype, blocks(x.size), x, out, x.size)
+    return None
+
+
+@fused
+def relu_backward_from(backend: Any, dy: Array, y: Array, out: Array) -> Any:
+    """Fill `out` with dy where y > 0."""
+    if not fits(dy, y, out):
+        return NotImplemented
+    backend.kernels.launch("relu_backward_from", dy.dtype, blocks(dy.size), dy, y, out, dy.size)
+    return None
+
+
+def segments(backend: Any, rows: int, columns: int) -> int:
+    """Return into how many blocks to cut a row, so that all rows fill the device twice over."""
+    return max(1, min(-(-2 * backend.multiprocessors // rows), columns // (4 * BLOCK), 64))
+
+
+def row_sums(backend: Any, a: Array, b: Array | None) -> Any:
+    """Return the sums of the rows of `a` (rows, n), or of a * b."""
+    if not (fits(a) if b is None else fits(a, b)) or a.shape[0] > ROWS_LIMIT:
+        return NotImplemented
+    rows, columns = a.shape
+    cut = segments(backend, rows, columns)
+    partial = backend.empty((rows, cut), np.float64)
+    out = backend.empty((rows,), a.dtype)
+    backend.kernels.launch("row_sums", a.dtype, (cut, rows), a, b, partial, columns)
+    backend.kernels.launch("finish_rows", a.dtype, blocks(rows), partial, out, rows, cut)
+    return out
+
+
+# --- max-pooling ------------------------------------------------------------------------------------------------------
+
+
+@fused
+def max_pool_forward(backend: Any, x: Array, over: Any, out: Array, keep: bool) -> Any:
+    """Fill out (C, OH, OW, N) with the maxima over x (C, H, W, N) and return the winning taps."""
+    if not fits(x, out) or math.prod(over.kernel) > 255:
+        return NotImplemented
+    winner = backend.empty(out.shape, np.uint8) if keep else None
+    shape = geometry(tuple(x.shape), over, 0, over.h.out)
+    backend.kernels.launch("max_pool_forward", x.dtype, blocks(out.size), x, shape, out, winner)
+    return winner
+
+
+@fused
+def max_pool_backward_from(backend: Any, dy: Array, winner: Array, over: Any, out: Array) -> Any:
+    """Fill out (C, H, W, N) with dy (C, OH, OW, N) sent back to the winners."""
+    if winner.dtype != np.uint8:  # the forward was the portable one
+        return NotImplemented
+    if not fits(dy, out):  # which cannot read what the kernel's forward left
+        dy, target = backend.contiguous(dy), backend.empty(out.shape, out.dtype)
+    else:
+        target = out
+    shape = geometry(tuple(out.shape), over, 0, over.h.out)
+    backend.kernels.launch("max_pool_backward_from", dy.dtype, blocks(out.size), dy, winner, shape, target)
+    if target is not out:
+        out[...] = target
+    return None
+
+
+# --- batch norm -------------------------------------------------------------------------------------------------------
+
+
+@fused
+def batch_norm_train(backend: Any, x: Array, gamma: Array, beta: Array, eps: float, out: Array) -> Any:
+    """Fill out (C, n) with the normalised x (C, n); return mean, biased variance and 1/sqrt(variance + eps)."""
+    if not fits(x, gamma, beta, out) or x.shape[0] > ROWS_LIMIT:
+        return NotImplemented
+    channels, n = x.shape
+    cut = segments(backend, channels, n)
+    partial = backend.empty((channels, cut, 2), np.float64)
+    results = [backend.empty((channels,), x.dtype) for _ in range(3)]
+    launch = backend.kernels.launch
+    launch("batch_norm_sums", x.dtype, (cut, channels), x, partial, n)
+    launch(
+        "batch_norm_train", x.dtype, (cut, channels), x, gamma, beta, float(eps), partial, n, cut, out, *results
+    )
+    return tuple(results)
+
+
+@fused
+def batch_norm_train_backward(
+    backend: Any, dy: Array, x: Array, mean: Array, scale: Array, gamma: Array, out: Array
+) -> Any:
+    """Fill out (C, n) with dx; return dgamma and dbeta."""
+    if not fits(dy, x, mean, scale, gamma, out) or x.shape[0] > ROWS_LIMIT:
+        return NotImplemented
+    channels, n = x.shape
+    cut = segments(backend, channels, n)
+    partial = backend.empty((channels, cut, 2), np.float64)
+    results = [backend.empty((channels,), x.dtype) for _ in range(2)]
+    launch = backend.kernels.launch
+    launch("batch_norm_backward_sums", x.dtype, (cut, channels), dy, x, mean, partial, n)
+    arrays = dy, x, mean, scale, gamma, partial
+    launch("batch_norm_train_backward", x.dtype, (cut, channels), *arrays, n, cut, out, *results)
+    return tuple(results)
+
+
+@fused
+def move_statistics(
+    backend: Any, running_mean: Array, running_var: Array, mean: Array, variance: Array, momentum: float, n: int
+) -> Any:
+    """Move the running statistics towards those of a batch of n values a channel."""
+    arrays = running_mean, running_var, mean, variance
+    if not fits(*arrays):
+        return NotImplemented
+    size = mean.size
+    launch = backend.kernels.launch
+    launch("move_statistics", mean.dtype, blocks(size), *arrays, float(momentum), float(n / (n - 1)), size)
+    return None
+
+
+# --- dropout ----------------------------------------------------------------------------------------------------------
+
+
+@fused
+def dropout_forward(backend: Any, x: Array, p: float, key: Array, first: int, out: Array) -> Any:
+    """Fill `out` with x / (1 - p) where an element is kept and 0 elsewhere; return the mask of the kept."""
+    if not fits(x, out):
+        return NotImplemented
+    kept = backend.empty(x.shape, np.bool_)
+    threshold = np.uint32(min(int(p * 2**32), 2**32 - 1))
+    settings = key, np.uint32(first & 0xFFFFFFFF), threshold, 1.0 / (1.0 - p)
+    backend.kernels.launch("dropout_forward", x.dtype, blocks(x.size), x, *settings, out, kept, x.size)
+    return kept
+
+
+@fused
+def apply_mask(backend: Any, values: Array, kept: Array, p: float, out: Array) -> Any:
+    """Fill `out` with values / (1 - p) where `kept`, else 0."""
+    if not fits(values, out) or not kept.flags.c_contiguous:
+        return NotImplemented
+    size = values.size
+    backend.kernels.launch("apply_mask", out.dtype, blocks(size), values, kept, 1.0 / (1.0 - p), out, size)
+    return None
+
+
+# --- softmax cross-entropy --------------------------------------------------------------------------------------------
+
+
+@fused
+def softmax_cross_entropy(backend: Any, logits: Array, target: Array, scale: float) -> Any:
+    """Return the loss, 0-d, and its gradient (K, N), both times `scale`."""
+    if not fits(logits, target) or logits.size > ONE_BLOCK_LIMIT:
+        return NotImplemented
+    loss, dlogits = backend.empty((), logits.dtype), backend.empty(logits.shape, logits.dtype)
+    arguments = logits, target, float(scale), *logits.shape, loss, dlogits
+    backend.kernels.launch("softmax_cross_entropy", logits.dtype, (1,), *arguments)
+    return loss, dlogits
+
+
+# --- optimisers -------------------------------------------------------------------------------------------------------
+
+
+def _update(backend: Any, name: str, arrays: tuple[Array | None, ...], *flags: bool) -> Any:
+    given = [array for array in arrays if array is not None]
+    if not fits(*given):
+        return NotImplemented
+    size = given[0].size
+    backend.kernels.launch(name, given[0].dtype, blocks(size), *arrays, *map(int, flags), size)
+    return None
+
+
+@fused
+def sgd_update(
+    backend: Any, data: Array, grad: Array, hyper: Array, *, decays: bool, nesterov: bool, shrinks: bool
+) -> Any:
+    """Update `data` in place without momentum."""
+    return _update(backend, "sgd_update", (data, grad, None, hyper), decays, nesterov, shrinks)
+
+
+@fused
+def sgd_momentum_update(
+    backend: Any, data: Array, grad: Array, velocity: Array, hyper: Array, *, decays: bool, nesterov: bool, shrinks: bool
+) -> Any:
+    """Update `data` and `velocity` in place."""
+    return _update(backend, "sgd_update", (data, grad, velocity, hyper), decays, nesterov, shrinks)
+
+
+@fused
+def adam_update(
+    backend: Any,
+    data: Array,
+    grad: Array,
+    gradient_sum: Array,
+    square_sum: Array,
+    hyper: Array,
+    *,
+    decays: bool,
+    shrinks: bool,
+) -> Any:
+    """Update `data` and both sums in place."""
+    return _update(backend, "adam_update", (data, grad, gradient_sum, square_sum, None, hyper), decays, shrinks)
+
+
+@fused
+def amsgrad_update(
+    backend: Any,
+    data: Array,
+    grad: Array,
+    gradient_sum: Array,
+    square_sum: Array,
+    largest_square_sum: Array,
+    hyper: Array,
+    *,
+    decays: bool,
+    shrinks: bool,
+) -> Any:
+    """Update `data` and the three sums in place."""
+    arrays = data, grad, gradient_sum, square_sum, largest_square_sum, hyper
+    return _update(backend, "adam_update", arrays, decays, shrinks)
+
+
+@fused
+def rmsprop_update(
+    backend: Any,
+    data: Array,
+    grad: Array,
+    square_average: Array,
+    *rest: Array,
+    decays: bool,
+    centered: bool,
+    momentum: bool,
+) -> Any:
+    """Update `data` and the state in place."""
+    average, velocity = rest[0] if centered else None, rest[-2] if momentum else None
+    return _update(backend, "rmsprop_update", (data, grad, square_average, average, velocity, rest[-1]), decays)
+
+
+@fused
+def adagrad_update(
+    backend: Any, data: Array, grad: Array, square_sum: Array, hyper: Array, *, decays: bool
+) -> Any:
+    """Update `data` and `square_sum` in place."""
+    return _update(backend, "adagrad_update", (data, grad, square_sum, hyper), decays)

@@ -1,0 +1,57 @@
+"""Compiling and launching the kernels of `kernels.cu`."""
+
+from __future__ import annotations
+
+import functools
+import importlib.resources
+from typing import Any
+
+import numpy as np
+
+BLOCK = 256  # threads of a block, as in kernels.cu
+TYPES = {"f": "float", "d": "double"}  # dtype characters that there are kernels for
+OPTIONS = ("--std=c++17",)
+INDEX_LIMIT = (1 << 31) - (1 << 16)  # kernels count in 32 bits, and step past the end by a grid at most
+
+GEOMETRY = np.dtype(
+    [
+        (name, np.int32)
+        for name in (
+            "channels height width batch kernel_h kernel_w stride_h stride_w dilation_h dilation_w top left "
+            "first_row rows out_w"
+        ).split()
+    ]
+)
+
+
+@functools.cache
+def source() -> str:
+    """Return the text of `kernels.cu`."""
+    return importlib.resources.files(__package__).joinpath("kernels.cu").read_text(encoding="utf-8")
+
+
+class Kernels:
+    """The kernels on CuPy's devices, compiled for a dtype when it is first met (and kept by CuPy on disk)."""
+
+    def __init__(self, cupy: Any) -> None:
+        self._cupy = cupy
+        self._found: dict[tuple[str, str], Any] = {}
+        self._modules: dict[str, Any] = {}
+
+    def launch(self, name: str, dtype: np.dtype[Any], grid: tuple[int, ...], *args: Any) -> None:
+        """Queue a kernel on the current stream; integers go as int, floating numbers as the kernel's T."""
+        kernel = self._found.get((name, dtype.char)) or self._find(name, dtype.char)
+        kernel(grid, (BLOCK,), convert(args, dtype))
+
+    def _find(self, name: str, char: str) -> Any:
+        if char not in self._modules:
+            options = (*OPTIONS, f"-DT={TYPES[char]}")
+            self._modules[char] = self._cupy.RawModule(code=source(), options=options)
+        self._found[name, char] = self._modules[char].get_function(name)
+        return self._found[name, char]
+
+
+def convert(args: tuple[Any, ...], dtype: np.dtype[Any]) -> tuple[Any, ...]:
+    """Give Python numbers the size that the kernel's parameters have; None is a null pointer."""
+    kinds = {int: np.int32, float: dtype.type}
+    return tuple(kinds[type(arg)](arg) if type(arg) in kinds else arg for arg in args)

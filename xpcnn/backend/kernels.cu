@@ -1,0 +1,378 @@
+// The CUDA kernels: each does in one launch what a portable primitive of functional/ or optim/ of the same name does
+// in several. T is the type of the numbers (float or double), given by -DT=. Arrays are batch-last (C, H, W, N) and
+// C-contiguous, so neighbouring threads touch neighbouring numbers. No atomics: runs are bit-identical. Indices are
+// 32-bit; the callers see to it that sizes fit.
+
+#define BLOCK 256
+#define FOR_EACH(i, n) for (int i = blockIdx.x * BLOCK + threadIdx.x; i < (n); i = (n))
+
+struct Geometry {
+    int channels, height, width, batch;
+    int kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w, top, left;
+    int first_row, rows, out_w;  // the output rows first_row to first_row + rows
+};
+
+// The sum over a block's threads, the same on each: a tree of fixed shape.
+__device__ double block_sum(double value) {
+    __shared__ double part[BLOCK];
+    part[threadIdx.x] = value;
+    __syncthreads();
+    for (int half = BLOCK / 2; half > 0; half /= 2) {
+        if (threadIdx.x < half) part[threadIdx.x] += part[threadIdx.x + half];
+        __syncthreads();
+    }
+    double sum = part[0];
+    __syncthreads();
+    return sum;
+}
+
+// --- columns ---------------------------------------------------------------------------------------------------------
+
+// A thread for each (channel, row, column, image): it copies every tap of its window.
+extern "C" __global__ void fill_columns(const T* x, Geometry g, T* cols) {
+    int positions = g.rows * g.out_w * g.batch;
+    FOR_EACH(i, g.channels * positions) {
+        int n = i % g.batch, place = i / g.batch;
+        int ow = place % g.out_w;
+        place /= g.out_w;
+        int r = place % g.rows, c = place / g.rows;
+        int h0 = (g.first_row + r) * g.stride_h - g.top, w0 = ow * g.stride_w - g.left;
+        T* to = cols + c * g.kernel_h * g.kernel_w * positions + (r * g.out_w + ow) * g.batch + n;
+        for (int kh = 0; kh < g.kernel_h; ++kh) {
+            int h = h0 + kh * g.dilation_h;
+            for (int kw = 0; kw < g.kernel_w; ++kw, to += positions) {
+                int w = w0 + kw * g.dilation_w;
+                bool inside = h >= 0 && h < g.height && w >= 0 && w < g.width;
+                *to = inside ? x[((c * g.height + h) * g.width + w) * g.batch + n] : T(0);
+            }
+        }
+    }
+}
+
+// A thread for each pixel: it gathers the taps that read the pixel, in the order of the taps.
+extern "C" __global__ void add_columns(const T* cols, Geometry g, T* dx) {
+    int positions = g.rows * g.out_w * g.batch;
+    FOR_EACH(i, g.channels * g.height * g.width * g.batch) {
+        int n = i % g.batch, place = i / g.batch;
+        int w = place % g.width + g.left;
+        place /= g.width;
+        int h = place % g.height + g.top, c = place / g.height;
+        T sum = dx[i];
+        int last_row = min(g.first_row + g.rows - 1, h / g.stride_h);
+        int last_column = min(g.out_w - 1, w / g.stride_w);
+        for (int oh = last_row; oh >= g.first_row; --oh) {
+            int kh = (h - oh * g.stride_h) / g.dilation_h;
+            if (kh >= g.kernel_h) break;
+            if (kh * g.dilation_h != h - oh * g.stride_h) continue;
+            for (int ow = last_column; ow >= 0; --ow) {
+                int kw = (w - ow * g.stride_w) / g.dilation_w;
+                if (kw >= g.kernel_w) break;
+                if (kw * g.dilation_w != w - ow * g.stride_w) continue;
+                int row = (c * g.kernel_h + kh) * g.kernel_w + kw;
+                sum += cols[row * positions + ((oh - g.first_row) * g.out_w + ow) * g.batch + n];
+            }
+        }
+        dx[i] = sum;
+    }
+}
+
+// --- elementwise, bias, sums of rows ---------------------------------------------------------------------------------
+
+// In each of `rows` rows, the same bias for `inner` numbers out of `pitch`.
+extern "C" __global__ void add_bias(T* y, const T* bias, int rows, int inner, int pitch) {
+    FOR_EACH(i, rows * inner) {
+        int row = i / inner;
+        y[row * pitch + i % inner] += bias[row];
+    }
+}
+
+extern "C" __global__ void relu_forward(const T* x, T* out, int size) {
+    FOR_EACH(i, size) out[i] = x[i] <= T(0) ? T(0) : x[i];  // nan stays
+}
+
+extern "C" __global__ void relu_backward_from(const T* dy, const T* y, T* out, int size) {
+    FOR_EACH(i, size) out[i] = y[i] > T(0) ? dy[i] : T(0);
+}
+
+// Block (segment, row) sums its share of a row of `a`, or of a * b; the last step is `finish_rows`.
+extern "C" __global__ void row_sums(const T* a, const T* b, double* partial, int columns) {
+    const T* row = a + (size_t)blockIdx.y * columns;
+    double sum = 0;
+    if (b) {
+        const T* other = b + (size_t)blockIdx.y * columns;
+        for (int i = blockIdx.x * BLOCK + threadIdx.x; i < columns; i += gridDim.x * BLOCK)
+            sum += (double)row[i] * (double)other[i];
+    } else {
+        for (int i = blockIdx.x * BLOCK + threadIdx.x; i < columns; i += gridDim.x * BLOCK) sum += (double)row[i];
+    }
+    sum = block_sum(sum);
+    if (threadIdx.x == 0) partial[blockIdx.y * gridDim.x + blockIdx.x] = sum;
+}
+
+extern "C" __global__ void finish_rows(const double* partial, T* out, int rows, int segments) {
+    FOR_EACH(row, rows) {
+        double sum = 0;
+        for (int s = 0; s < segments; ++s) sum += partial[row * segments + s];
+        out[row] = (T)sum;
+    }
+}
+
+// --- max-pooling -----------------------------------------------------------------------------------------------------
+
+// Value and winning tap of each window: the first of equal ones, and nan before any number.
+extern "C" __global__ void max_pool_forward(const T* x, Geometry g, T* out, unsigned char* winner) {
+    FOR_EACH(i, g.channels * g.rows * g.out_w * g.batch) {
+        int n = i % g.batch, place = i / g.batch;
+        int w0 = place % g.out_w * g.stride_w - g.left;
+        place /= g.out_w;
+        int h0 = place % g.rows * g.stride_h - g.top, c = place / g.rows;
+        T best = log(T(0));  // -inf, for a window that meets padding alone
+        int tap = -1;
+        for (int kh = 0; kh < g.kernel_h; ++kh) {
+            int h = h0 + kh * g.dilation_h;
+            if (h < 0 || h >= g.height) continue;
+            for (int kw = 0; kw < g.kernel_w; ++kw) {
+                int w = w0 + kw * g.dilation_w;
+                if (w < 0 || w >= g.width) continue;
+                T value = x[((c * g.height + h) * g.width + w) * g.batch + n];
+                if (tap < 0 || (best == best && !(value <= best))) {
+                    best = value;
+                    tap = kh * g.kernel_w + kw;
+                }
+            }
+        }
+        out[i] = best;
+        if (winner) winner[i] = (unsigned char)tap;
+    }
+}
+
+// A thread for each pixel: it gathers dy from the windows that it won.
+extern "C" __global__ void max_pool_backward_from(const T* dy, const unsigned char* winner, Geometry g, T* dx) {
+    FOR_EACH(i, g.channels * g.height * g.width * g.batch) {
+        int n = i % g.batch, place = i / g.batch;
+        int w = place % g.width + g.left;
+        place /= g.width;
+        int h = place % g.height + g.top, c = place / g.height;
+        T sum = T(0);
+        int last_row = min(g.rows - 1, h / g.stride_h), last_column = min(g.out_w - 1, w / g.stride_w);
+        for (int oh = last_row; oh >= 0; --oh) {
+            int kh = (h - oh * g.stride_h) / g.dilation_h;
+            if (kh >= g.kernel_h) break;
+            if (kh * g.dilation_h != h - oh * g.stride_h) continue;
+            for (int ow = last_column; ow >= 0; --ow) {
+                int kw = (w - ow * g.stride_w) / g.dilation_w;
+                if (kw >= g.kernel_w) break;
+                if (kw * g.dilation_w != w - ow * g.stride_w) continue;
+                int o = ((c * g.rows + oh) * g.out_w + ow) * g.batch + n;
+                if (winner[o] == kh * g.kernel_w + kw) sum += dy[o];
+            }
+        }
+        dx[i] = sum;
+    }
+}
+
+// --- batch norm ------------------------------------------------------------------------------------------------------
+// x is (C, n). Block (segment, channel) of a first kernel leaves two partial sums; every block of the second adds a
+// channel's partial sums up, in one order, and applies the result to its share.
+
+__device__ void add_partial(const double* partial, int channel, int segments, double* first, double* second) {
+    *first = *second = 0;
+    for (int s = 0; s < segments; ++s) {
+        *first += partial[2 * (channel * segments + s)];
+        *second += partial[2 * (channel * segments + s) + 1];
+    }
+}
+
+__device__ void store_partial(double first, double second, double* partial) {
+    first = block_sum(first);
+    second = block_sum(second);
+    if (threadIdx.x == 0) {
+        partial[2 * (blockIdx.y * gridDim.x + blockIdx.x)] = first;
+        partial[2 * (blockIdx.y * gridDim.x + blockIdx.x) + 1] = second;
+    }
+}
+
+// Sums of x - x_0 and of its square, with x_0 the channel's first value: the variance survives a large mean.
+extern "C" __global__ void batch_norm_sums(const T* x, double* partial, int n) {
+    const T* row = x + (size_t)blockIdx.y * n;
+    double origin = row[0], sum = 0, squares = 0;
+    for (int i = blockIdx.x * BLOCK + threadIdx.x; i < n; i += gridDim.x * BLOCK) {
+        double value = (double)row[i] - origin;
+        sum += value;
+        squares += value * value;
+    }
+    store_partial(sum, squares, partial);
+}
+
+extern "C" __global__ void batch_norm_train(const T* x, const T* gamma, const T* beta, T eps, const double* partial,
+                                            int n, int segments, T* out, T* mean, T* variance, T* scale) {
+    int c = blockIdx.y;
+    const T* row = x + (size_t)c * n;
+    double sum, squares;
+    add_partial(partial, c, segments, &sum, &squares);
+    T m = (T)(row[0] + sum / n);
+    T v = (T)((squares - sum * (sum / n)) / n);
+    if (v < T(0)) v = T(0);
+    T s = T(1) / sqrt(v + eps);
+    T factor = gamma[c] * s, shift = beta[c];
+    for (int i = blockIdx.x * BLOCK + threadIdx.x; i < n; i += gridDim.x * BLOCK)
+        out[(size_t)c * n + i] = (row[i] - m) * factor + shift;
+    if (blockIdx.x == 0 && threadIdx.x == 0) {
+        mean[c] = m;
+        variance[c] = v;
+        scale[c] = s;
+    }
+}
+
+// Sums of dy and of dy * (x - mean).
+extern "C" __global__ void batch_norm_backward_sums(const T* dy, const T* x, const T* mean, double* partial, int n) {
+    size_t start = (size_t)blockIdx.y * n;
+    T m = mean[blockIdx.y];
+    double sum = 0, products = 0;
+    for (int i = blockIdx.x * BLOCK + threadIdx.x; i < n; i += gridDim.x * BLOCK) {
+        double slope = dy[start + i];
+        sum += slope;
+        products += slope * (double)(x[start + i] - m);
+    }
+    store_partial(sum, products, partial);
+}
+
+extern "C" __global__ void batch_norm_train_backward(const T* dy, const T* x, const T* mean, const T* scale,
+                                                     const T* gamma, const double* partial, int n, int segments,
+                                                     T* out, T* dgamma, T* dbeta) {
+    int c = blockIdx.y;
+    size_t start = (size_t)c * n;
+    double sum, products;
+    add_partial(partial, c, segments, &sum, &products);
+    T m = mean[c], s = scale[c], db = (T)sum, dg = (T)products * s;
+    T slope = dg * s / n, offset = db / n, factor = gamma[c] * s;
+    for (int i = blockIdx.x * BLOCK + threadIdx.x; i < n; i += gridDim.x * BLOCK)
+        out[start + i] = (dy[start + i] - (x[start + i] - m) * slope - offset) * factor;
+    if (blockIdx.x == 0 && threadIdx.x == 0) {
+        dgamma[c] = dg;
+        dbeta[c] = db;
+    }
+}
+
+extern "C" __global__ void move_statistics(T* running_mean, T* running_var, const T* mean, const T* variance,
+                                           T momentum, T unbiased, int channels) {
+    FOR_EACH(c, channels) {
+        running_mean[c] = running_mean[c] * (T(1) - momentum) + mean[c] * momentum;
+        running_var[c] = running_var[c] * (T(1) - momentum) + variance[c] * unbiased * momentum;
+    }
+}
+
+// --- dropout ---------------------------------------------------------------------------------------------------------
+
+// MurmurHash3's finaliser, as in functional/dropout.py: the masks agree bit for bit.
+__device__ unsigned mix(unsigned h) {
+    h = (h ^ (h >> 16)) * 0x85EBCA6Bu;
+    h = (h ^ (h >> 13)) * 0xC2B2AE35u;
+    return h ^ (h >> 16);
+}
+
+extern "C" __global__ void dropout_forward(const T* x, const unsigned* key, unsigned first, unsigned threshold, T scale,
+                                           T* out, bool* kept, int size) {
+    unsigned stream = mix(key[0] * 0x9E3779B9u);
+    FOR_EACH(i, size) {
+        bool keep = mix((first + (unsigned)i) ^ stream) >= threshold;
+        kept[i] = keep;
+        out[i] = keep ? x[i] * scale : T(0);
+    }
+}
+
+extern "C" __global__ void apply_mask(const T* values, const bool* kept, T scale, T* out, int size) {
+    FOR_EACH(i, size) out[i] = kept[i] ? values[i] * scale : T(0);
+}
+
+// --- softmax cross-entropy -------------------------------------------------------------------------------------------
+
+// One block; a thread for each sample, over the classes of logits (K, N).
+extern "C" __global__ void softmax_cross_entropy(const T* logits, const T* target, T scale, int classes, int samples,
+                                                 T* loss, T* dlogits) {
+    double sum = 0;
+    for (int n = threadIdx.x; n < samples; n += BLOCK) {
+        T top = logits[n], total = T(0);
+        for (int k = 1; k < classes; ++k) {
+            T value = logits[k * samples + n];
+            if (!(value <= top) && top == top) top = value;  // nan stays
+        }
+        for (int k = 0; k < classes; ++k) {
+            T power = exp(logits[k * samples + n] - top);
+            dlogits[k * samples + n] = power;
+            total += power;
+        }
+        T log_total = log(total);
+        for (int k = 0; k < classes; ++k) {
+            int i = k * samples + n;
+            T probability = target[i];
+            sum += (double)((logits[i] - top - log_total) * probability);
+            dlogits[i] = (dlogits[i] / total - probability) * scale;
+        }
+    }
+    sum = block_sum(sum);
+    if (threadIdx.x == 0) loss[0] = (T)sum * -scale;
+}
+
+// --- optimisers, over flat buffers; `hyper` as in optim/ -------------------------------------------------------------
+
+extern "C" __global__ void sgd_update(T* data, const T* grad, T* velocity, const T* hyper, int decays, int nesterov,
+                                      int shrinks, int size) {
+    T lr = hyper[0], momentum = hyper[1], weight_decay = hyper[2], keep = hyper[3];
+    FOR_EACH(i, size) {
+        T value = shrinks ? data[i] * keep : data[i];
+        T slope = decays ? value * weight_decay + grad[i] : grad[i];
+        if (velocity) {
+            T speed = velocity[i] * momentum + slope;
+            velocity[i] = speed;
+            slope = nesterov ? speed * momentum + slope : speed;
+        }
+        data[i] = value - slope * lr;
+    }
+}
+
+extern "C" __global__ void adam_update(T* data, const T* grad, T* gradient_sum, T* square_sum, T* largest,
+                                       const T* hyper, int decays, int shrinks, int size) {
+    T rate = hyper[0], decay1 = hyper[1], decay2 = hyper[2], eps = hyper[3], weight_decay = hyper[4], keep = hyper[5];
+    FOR_EACH(i, size) {
+        T value = shrinks ? data[i] * keep : data[i];
+        T slope = decays ? value * weight_decay + grad[i] : grad[i];
+        T first = gradient_sum[i] * decay1 + slope, second = square_sum[i] * decay2 + slope * slope;
+        gradient_sum[i] = first;
+        square_sum[i] = second;
+        if (largest) {
+            T before = largest[i] * hyper[6];
+            if (second <= before || before != before) second = before;  // nan stays
+            largest[i] = second;
+        }
+        data[i] = value - first / (sqrt(second) + eps) * rate;
+    }
+}
+
+extern "C" __global__ void rmsprop_update(T* data, const T* grad, T* square_average, T* gradient_average, T* velocity,
+                                          const T* hyper, int decays, int size) {
+    T lr = hyper[0], alpha = hyper[1], share = hyper[2], eps = hyper[3], weight_decay = hyper[4];
+    FOR_EACH(i, size) {
+        T value = data[i], slope = decays ? value * weight_decay + grad[i] : grad[i];
+        T square = square_average[i] * alpha + slope * slope * share;
+        square_average[i] = square;
+        if (gradient_average) {
+            T average = gradient_average[i] + (slope - gradient_average[i]) * share;
+            gradient_average[i] = average;
+            square = square - average * average;
+        }
+        T step = slope / (sqrt(square) + eps);
+        if (velocity) step = velocity[i] = velocity[i] * hyper[5] + step;
+        data[i] = value - step * lr;
+    }
+}
+
+extern "C" __global__ void adagrad_update(T* data, const T* grad, T* square_sum, const T* hyper, int decays, int size) {
+    T rate = hyper[0], eps = hyper[1], weight_decay = hyper[2];
+    FOR_EACH(i, size) {
+        T value = data[i], slope = decays ? value * weight_decay + grad[i] : grad[i];
+        T square = square_sum[i] + slope * slope;
+        square_sum[i] = square;
+        data[i] = value - slope / (sqrt(square) + eps) * rate;
+    }
+}

@@ -1,0 +1,84 @@
+"""The maths as pure functions: arrays in, arrays and a cache out, and `OP_backward(dy, cache)` for each.
+
+Arrays are logically (N, C, H, W) or (N, D) on one backend, with any strides; results lie batch-last in memory
+(`layout.py`). `reference` has the same functions as plain loops.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from xpcnn.functional.activation import (
+    gelu,
+    gelu_backward,
+    leaky_relu,
+    leaky_relu_backward,
+    relu,
+    relu_backward,
+    sigmoid,
+    sigmoid_backward,
+    tanh,
+    tanh_backward,
+)
+from xpcnn.functional.columns import col2im, im2col
+from xpcnn.functional.compositions import conv_relu, conv_relu_backward, conv_relu_pool, conv_relu_pool_backward
+from xpcnn.functional.convolution import conv2d, conv2d_backward
+from xpcnn.functional.dropout import dropout, dropout_backward
+from xpcnn.functional.linear import linear, linear_backward
+from xpcnn.functional.loss import cross_entropy, mse_loss
+from xpcnn.functional.normalization import batch_norm, batch_norm_backward
+from xpcnn.functional.pooling import (
+    avg_pool2d,
+    avg_pool2d_backward,
+    global_avg_pool2d,
+    global_avg_pool2d_backward,
+    max_pool2d,
+    max_pool2d_backward,
+)
+from xpcnn.functional.softmax import log_softmax, log_softmax_backward, softmax, softmax_backward
+
+__all__ = [
+    "avg_pool2d",
+    "avg_pool2d_backward",
+    "batch_norm",
+    "batch_norm_backward",
+    "col2im",
+    "conv2d",
+    "conv2d_backward",
+    "conv_relu",
+    "conv_relu_backward",
+    "conv_relu_pool",
+    "conv_relu_pool_backward",
+    "cross_entropy",
+    "dropout",
+    "dropout_backward",
+    "gelu",
+    "gelu_backward",
+    "global_avg_pool2d",
+    "global_avg_pool2d_backward",
+    "im2col",
+    "leaky_relu",
+    "leaky_relu_backward",
+    "linear",
+    "linear_backward",
+    "log_softmax",
+    "log_softmax_backward",
+    "max_pool2d",
+    "max_pool2d_backward",
+    "mse_loss",
+    "relu",
+    "relu_backward",
+    "sigmoid",
+    "sigmoid_backward",
+    "softmax",
+    "softmax_backward",
+    "tanh",
+    "tanh_backward",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "reference":  # imported when it is asked for: training does without
+        return importlib.import_module("xpcnn.functional.reference")
+    raise AttributeError(f"module 'xpcnn.functional' has no attribute {name!r}")

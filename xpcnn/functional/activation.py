@@ -1,0 +1,144 @@
+"""Elementwise activations and their gradients: ReLU, leaky ReLU, sigmoid, tanh and GELU."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from xpcnn.backend import Array, Backend
+from xpcnn.errors import ConfigError
+from xpcnn.functional.channelwise import ChainCache, ChannelOp, run, run_backward
+from xpcnn.functional.primitive import primitive
+from xpcnn.functional.special import erf
+
+
+@primitive
+def relu_forward(backend: Backend, x: Array, out: Array) -> None:
+    """Fill `out` with max(x, 0)."""
+    backend.xp.maximum(x, 0, out=out)
+
+
+@primitive
+def relu_backward_from(backend: Backend, dy: Array, y: Array, out: Array) -> None:
+    """Fill `out` with dy where y > 0 and 0 elsewhere."""
+    mask = backend.scratch("mask", y.shape, bool)
+    backend.xp.greater(y, 0, out=mask)
+    backend.xp.multiply(dy, mask, out=out)
+
+
+class ReLUOp(ChannelOp):
+    """y = max(x, 0); dx = dy where y > 0 (Nair and Hinton 2010)."""
+
+    keeps_output = True
+
+    def forward(self, backend: Backend, x: Array, channels: slice, out: Array, keep: bool) -> Any:
+        relu_forward(backend, x, out)
+        return out
+
+    def backward(self, backend: Backend, dy: Array, cache: Any, channels: slice, out: Array) -> None:
+        relu_backward_from(backend, dy, cache, out)
+
+
+class LeakyReLUOp(ChannelOp):
+    """y = x where x > 0, else slope * x; dx = dy times the same factor (Maas et al. 2013)."""
+
+    keeps_input = True
+    passes = 4
+
+    def __init__(self, negative_slope: float) -> None:
+        if not math.isfinite(negative_slope):
+            raise ConfigError(f"negative_slope: expected a finite number, got {negative_slope!r}")
+        self.negative_slope = negative_slope
+
+    def _apply(self, backend: Backend, values: Array, x: Array, out: Array) -> None:
+        xp = backend.xp
+        factor = backend.scratch("factor", x.shape, x.dtype)
+        xp.multiply(x > 0, 1.0 - self.negative_slope, out=factor)
+        xp.add(factor, self.negative_slope, out=factor)
+        xp.multiply(values, factor, out=out)
+
+    def forward(self, backend: Backend, x: Array, channels: slice, out: Array, keep: bool) -> Any:
+        self._apply(backend, x, x, out)
+        return x
+
+    def backward(self, backend: Backend, dy: Array, cache: Any, channels: slice, out: Array) -> None:
+        self._apply(backend, dy, cache, out)
+
+
+class SigmoidOp(ChannelOp):
+    """y = 1 / (1 + exp(-x)), from exp(-|x|), which cannot overflow; dx = dy y (1 - y)."""
+
+    keeps_output = True
+    passes = 8
+
+    def forward(self, backend: Backend, x: Array, channels: slice, out: Array, keep: bool) -> Any:
+        xp = backend.xp
+        small = xp.exp(-xp.absolute(x))
+        out[...] = xp.where(x >= 0, 1.0, small) / (1.0 + small)
+        return out
+
+    def backward(self, backend: Backend, dy: Array, cache: Any, channels: slice, out: Array) -> None:
+        out[...] = dy * cache * (1.0 - cache)
+
+
+class TanhOp(ChannelOp):
+    """y = tanh(x); dx = dy (1 - y^2)."""
+
+    keeps_output = True
+    passes = 8
+
+    def forward(self, backend: Backend, x: Array, channels: slice, out: Array, keep: bool) -> Any:
+        backend.xp.tanh(x, out=out)
+        return out
+
+    def backward(self, backend: Backend, dy: Array, cache: Any, channels: slice, out: Array) -> None:
+        out[...] = dy * (1.0 - cache * cache)
+
+
+class GELUOp(ChannelOp):
+    """y = x P(x), P the normal distribution function; dx = dy (P(x) + x p(x)) (Hendrycks and Gimpel 2016)."""
+
+    keeps_input = True
+    passes = 40
+
+    def forward(self, backend: Backend, x: Array, channels: slice, out: Array, keep: bool) -> Any:
+        out[...] = 0.5 * x * (1.0 + erf(backend, x * math.sqrt(0.5)))
+        return x
+
+    def backward(self, backend: Backend, dy: Array, cache: Any, channels: slice, out: Array) -> None:
+        x, xp = cache, backend.xp
+        density = xp.exp(-0.5 * x * x) / math.sqrt(2.0 * math.pi)
+        out[...] = dy * (0.5 * (1.0 + erf(backend, x * math.sqrt(0.5))) + x * density)
+
+
+def relu(x: Array) -> tuple[Array, ChainCache]:
+    """Return max(x, 0) of an array (N, C, H, W) or (N, D), and the cache."""
+    return run((ReLUOp(),), x)
+
+
+def leaky_relu(x: Array, negative_slope: float = 0.01) -> tuple[Array, ChainCache]:
+    """Return x where it is positive and `negative_slope` * x elsewhere, for (N, C, H, W) or (N, D), and the cache."""
+    return run((LeakyReLUOp(negative_slope),), x)
+
+
+def sigmoid(x: Array) -> tuple[Array, ChainCache]:
+    """Return 1 / (1 + exp(-x)) of an array (N, C, H, W) or (N, D), and the cache."""
+    return run((SigmoidOp(),), x)
+
+
+def tanh(x: Array) -> tuple[Array, ChainCache]:
+    """Return the hyperbolic tangent of an array (N, C, H, W) or (N, D), and the cache."""
+    return run((TanhOp(),), x)
+
+
+def gelu(x: Array) -> tuple[Array, ChainCache]:
+    """Return x times the normal distribution function of x (exact, by erf), for (N, C, H, W) or (N, D), and the cache."""
+    return run((GELUOp(),), x)
+
+
+def relu_backward(dy: Array, cache: ChainCache) -> Array:
+    """Return dx of `relu`, shaped like `dy`."""
+    return run_backward(dy, cache)
+
+
+leaky_relu_backward = sigmoid_backward = tanh_backward = gelu_backward = relu_backward

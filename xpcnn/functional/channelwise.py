@@ -1,0 +1,142 @@
+"""Operations that keep channels apart, run slab by slab: elementwise work, batch norm, pooling and dropout.
+
+A chain such as batch norm, max-pool, ReLU passes over the same numbers many times. Cut into slabs of channels that
+fit a core's cache, every pass but the first and the last finds its numbers there, and the slabs are shared out to
+the threads. A backend without caches to mind (`slab_bytes` None) takes all channels as one slab.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, NamedTuple
+
+from xpcnn.backend import Array, Backend, backend_of
+from xpcnn.errors import ShapeError
+from xpcnn.functional.layout import batch_first, batch_last, check_floating, check_like
+
+Shape = tuple[int, ...]
+
+
+class ChannelOp:
+    """One operation on a slab of channels; arrays are batch-last, (C, H, W, N) or (D, N).
+
+    Attributes
+    ----------
+    keeps_input, keeps_output : bool
+        Whether the cache refers to `x` or `out`, which then outlive the call.
+    passes : int
+        About how often forward reads or writes every number, to judge whether threads pay.
+    """
+
+    keeps_input: ClassVar[bool] = False
+    keeps_output: ClassVar[bool] = False
+    passes: ClassVar[int] = 2
+
+    def out_shape(self, shape: Shape) -> Shape:
+        """Return the shape of the result for a batch-last input shape; raise ShapeError for one that does not fit."""
+        return shape
+
+    def forward(self, backend: Backend, x: Array, channels: slice, out: Array, keep: bool) -> Any:
+        """Fill `out` from `x`, the slab `channels` of the whole, and return the cache where `keep` is set."""
+        raise NotImplementedError
+
+    def backward(self, backend: Backend, dy: Array, cache: Any, channels: slice, out: Array) -> None:
+        """Fill `out` with dx."""
+        raise NotImplementedError
+
+
+class ChainCache(NamedTuple):
+    """What a chain keeps: its operations, the shapes between them, and each slab's caches."""
+
+    ops: Sequence[ChannelOp]
+    shapes: list[Shape]
+    dtype: Any
+    slabs: list[slice]
+    caches: list[list[Any]]
+
+
+def run(ops: Sequence[ChannelOp], x: Array, *, keep: bool = True) -> tuple[Array, ChainCache]:
+    """Apply `ops` in turn to `x` (N, C, H, W) or (N, D).
+
+    Returns
+    -------
+    y : array
+    cache
+        For `run_backward`; holds nothing where `keep` is False.
+
+    Raises
+    ------
+    ShapeError, DTypeError
+        `x` does not fit the first operation, or is not floating.
+    """
+    backend = backend_of(x)
+    check_floating("x", x)
+    if x.ndim not in (2, 4):
+        raise ShapeError(f"x: expected shape (N, C, H, W) or (N, D), got {tuple(x.shape)}")
+    x = batch_last(backend, x)
+    shapes = [tuple(x.shape)]
+    for op in ops:
+        shapes.append(op.out_shape(shapes[-1]))
+    y = backend.empty(shapes[-1], x.dtype)
+    slabs = _slabs(backend, shapes, x.dtype.itemsize)
+    cache = ChainCache(ops, shapes, x.dtype, slabs, [[] for _ in slabs])
+    last = len(ops) - 1
+
+    def work(index: int) -> None:
+        channels, a = slabs[index], x[slabs[index]]
+        for i, op in enumerate(ops):
+            if i == last:
+                out = y[channels]
+            elif keep and (op.keeps_output or ops[i + 1].keeps_input):
+                out = backend.empty((a.shape[0], *shapes[i + 1][1:]), x.dtype)
+            else:
+                out = backend.scratch(f"slab{i % 2}", (a.shape[0], *shapes[i + 1][1:]), x.dtype)
+            cache.caches[index].append(op.forward(backend, a, channels, out, keep))
+            a = out
+
+    backend.parallel(work, range(len(slabs)), float(x.size) * sum(op.passes for op in ops))
+    return batch_first(y), cache
+
+
+def run_backward(dy: Array, cache: ChainCache) -> Array:
+    """Return dx of a chain.
+
+    Raises
+    ------
+    ShapeError, DTypeError
+        `dy` has not the shape and dtype of the forward's result.
+    """
+    ops, shapes, dtype, slabs, caches = cache
+    backend = backend_of(dy)
+    check_like("dy", dy, (shapes[-1][-1], *shapes[-1][:-1]), dtype)
+    dy = batch_last(backend, dy)
+    dx = backend.empty(shapes[0], dtype)
+
+    def work(index: int) -> None:
+        channels, a = slabs[index], dy[slabs[index]]
+        for i in range(len(ops) - 1, -1, -1):
+            shape = (a.shape[0], *shapes[i][1:])
+            out = dx[channels] if i == 0 else backend.scratch(f"slab{i % 2}", shape, dtype)
+            ops[i].backward(backend, a, caches[index][i], channels, out)
+            a = out
+
+    backend.parallel(work, range(len(slabs)), float(dx.size) * sum(op.passes for op in ops))
+    return batch_first(dx)
+
+
+def _slabs(backend: Backend, shapes: list[Shape], itemsize: int) -> list[slice]:
+    """Cut the channels so that the largest array of a slab takes about `slab_bytes`."""
+    channels = shapes[0][0]
+    total = max(_size(shape) for shape in shapes) * itemsize
+    if backend.slab_bytes is None or total <= backend.slab_bytes or channels == 1:
+        return [slice(0, channels)]
+    count = min(channels, -(-total // backend.slab_bytes))
+    edges = [channels * i // count for i in range(count + 1)]
+    return [slice(*edge) for edge in zip(edges[:-1], edges[1:], strict=True)]
+
+
+def _size(shape: Shape) -> int:
+    size = 1
+    for extent in shape:
+        size *= extent
+    return size

@@ -1,0 +1,50 @@
+"""Compositions that the exercise notebook names: convolution and ReLU, and both with max-pooling after."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from xpcnn.backend import Array
+from xpcnn.functional.activation import ReLUOp
+from xpcnn.functional.channelwise import ChainCache, ChannelOp, run, run_backward
+from xpcnn.functional.convolution import ConvCache, conv2d, conv2d_backward
+from xpcnn.functional.pooling import MaxPoolOp, geometry
+from xpcnn.functional.windows import Size
+
+Cache = tuple[ConvCache, ChainCache]
+
+
+def conv_relu(x: Array, weight: Array, bias: Array | None = None, **options: Any) -> tuple[Array, Cache]:
+    """Return relu(conv2d(x, weight, bias, **options)) and the cache."""
+    y, kept = conv2d(x, weight, bias, **options)
+    y, chain = run((ReLUOp(),), y)
+    return y, (kept, chain)
+
+
+def conv_relu_pool(
+    x: Array,
+    weight: Array,
+    bias: Array | None = None,
+    *,
+    kernel_size: Size = 2,
+    pool_stride: Size | None = None,
+    **options: Any,
+) -> tuple[Array, Cache]:
+    """Return max_pool2d(relu(conv2d(x, weight, bias, **options)), kernel_size, stride=pool_stride) and the cache.
+
+    ReLU runs after the pooling, on fewer numbers: the maximum of clipped values is the clipped maximum, and the
+    gradient meets the same winners.
+    """
+    y, kept = conv2d(x, weight, bias, **options)
+    ops: tuple[ChannelOp, ...] = (MaxPoolOp(geometry(kernel_size, pool_stride, 0, 1, False)), ReLUOp())
+    y, chain = run(ops, y)
+    return y, (kept, chain)
+
+
+def conv_relu_backward(dy: Array, cache: Cache) -> tuple[Array | None, Array, Array | None]:
+    """Return dx, dweight and dbias of `conv_relu` or `conv_relu_pool`."""
+    kept, chain = cache
+    return conv2d_backward(run_backward(dy, chain), kept)
+
+
+conv_relu_pool_backward = conv_relu_backward

@@ -1,0 +1,116 @@
+"""Inverted dropout with masks from a counter-based hash, the same on every backend.
+
+Element i of the batch-last memory is dropped where hash(i XOR hash(key * 0x9E3779B9)) falls below p * 2^32. The hash is
+the finaliser of MurmurHash3 (Appleby, public domain), which maps 32 bits one to one and mixes every bit into every
+other; in unsigned 32-bit arithmetic it is the same in NumPy, in CuPy and in a captured graph, where the key lies in
+an array on the device.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from xpcnn import random
+from xpcnn.backend import Array, Backend, backend_of
+from xpcnn.errors import ConfigError
+from xpcnn.functional.channelwise import ChainCache, ChannelOp, run, run_backward
+from xpcnn.functional.primitive import primitive
+
+GOLDEN = 0x9E3779B9  # 2^32 / golden ratio: neighbouring keys lie far apart
+
+
+def mix(backend: Backend, h: Array) -> Array:
+    """Apply MurmurHash3's 32-bit finaliser to an array of uint32 in place, and return it."""
+    xp = backend.xp
+    shifted = backend.scratch("shifted", h.shape, "uint32")
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, None)):
+        xp.right_shift(h, shift, out=shifted)
+        xp.bitwise_xor(h, shifted, out=h)
+        if factor is not None:
+            xp.multiply(h, factor, out=h)
+    return h
+
+
+@primitive
+def dropout_forward(backend: Backend, x: Array, p: float, key: Array, first: int, out: Array) -> Array:
+    """Fill `out` with x / (1 - p) where an element is kept and 0 elsewhere; return the mask of the kept.
+
+    `key` is uint32 (1,); `first` is the index of the slab's first element in the whole array's memory.
+    """
+    xp = backend.xp
+    h = xp.arange(first, first + x.size, dtype="uint32").reshape(x.shape)
+    # The key goes through the mixer too: masks of keys that differ by 1 share nothing.
+    xp.bitwise_xor(h, mix(backend, key * GOLDEN), out=h)
+    kept = mix(backend, h) >= min(int(p * 2**32), 2**32 - 1)
+    apply_mask(backend, x, kept, p, out)
+    return kept
+
+
+@primitive
+def apply_mask(backend: Backend, values: Array, kept: Array, p: float, out: Array) -> None:
+    """Fill `out` with values / (1 - p) where `kept`, else 0."""
+    backend.xp.multiply(values, kept, out=out)
+    backend.xp.multiply(out, 1.0 / (1.0 - p), out=out)
+
+
+class DropoutOp(ChannelOp):
+    """y = x / (1 - p) where kept, else 0; dx = dy times the same (Srivastava et al. 2014)."""
+
+    passes = 16
+
+    def __init__(self, p: float, key: Array) -> None:
+        self.p, self.key = check_probability(p), key
+
+    def forward(self, backend: Backend, x: Array, channels: slice, out: Array, keep: bool) -> Any:
+        if self.p == 0.0 or self.p == 1.0:
+            backend.xp.multiply(x, 1.0 - self.p, out=out)
+            return None
+        first = (channels.start or 0) * (x.size // max(1, x.shape[0]))
+        return dropout_forward(backend, x, self.p, self.key, first, out)
+
+    def backward(self, backend: Backend, dy: Array, cache: Any, channels: slice, out: Array) -> None:
+        if cache is None:
+            backend.xp.multiply(dy, 1.0 - self.p, out=out)
+        else:
+            apply_mask(backend, dy, cache, self.p, out)
+
+
+def check_probability(p: float) -> float:
+    """Return `p` as a float; raise ConfigError unless it lies in [0, 1]."""
+    if isinstance(p, bool) or not isinstance(p, (int, float)) or not 0.0 <= p <= 1.0:
+        raise ConfigError(f"p: expected the share dropped, from 0 to 1, got {p!r}")
+    return float(p)
+
+
+def dropout(x: Array, p: float = 0.5, *, training: bool) -> tuple[Array, ChainCache]:
+    """Drop a share of the values and scale up the rest; in evaluation, change nothing.
+
+    Parameters
+    ----------
+    x : array (N, C, H, W) or (N, D), floating
+    p : float
+        The share dropped, from 0 to 1.
+    training : bool
+
+    Returns
+    -------
+    y : array, shape and dtype of `x`
+    cache
+        For `dropout_backward`.
+
+    Raises
+    ------
+    ConfigError, ShapeError, DTypeError
+        `p` or `x` is not as above.
+    """
+    backend = backend_of(x)
+    p = check_probability(p)
+    key = backend.asarray([random.draw_key() if training else 0], "uint32")
+    return run((DropoutOp(p if training else 0.0, key),), x)
+
+
+def dropout_backward(dy: Array, cache: ChainCache) -> Array:
+    """Return dx of `dropout`, shaped like `dy`."""
+    return run_backward(dy, cache)
+
+

@@ -1,0 +1,43 @@
+"""Batch-last memory: logically (N, C, H, W) and (N, D), in memory (C, H, W, N) and (D, N); and what may come in.
+
+Runs of N lie side by side, so columns are copied in long runs, a product's result is the next layer's input, and
+one channel is one contiguous row.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from xpcnn.backend import Array, Backend
+from xpcnn.errors import DTypeError, ShapeError
+
+
+def batch_last(backend: Backend, x: Array) -> Array:
+    """Return `x` (N, ...) as a C-contiguous (..., N): itself where memory already lies so, else a copy."""
+    x = x.transpose(1, 2, 3, 0) if x.ndim == 4 else x.T  # (C, H, W, N) or (D, N)
+    return x if x.flags.c_contiguous else backend.contiguous(x)
+
+
+def batch_first(x: Array) -> Array:
+    """Return the logical view (N, ...) of batch-last memory (..., N)."""
+    return x.transpose(3, 0, 1, 2) if x.ndim == 4 else x.T  # (N, C, H, W) or (N, D)
+
+
+def check_floating(name: str, x: Array) -> None:
+    """Raise DTypeError unless `x` is of a floating type."""
+    if x.dtype.kind != "f":
+        raise DTypeError(f"{name}: expected a floating type such as float32, got {x.dtype}; convert it first")
+
+
+def check_ndim(name: str, x: Array, axes: str) -> None:
+    """Raise ShapeError unless `x` has as many axes as named, such as "N, C, H, W"."""
+    if x.ndim != axes.count(",") + 1:
+        raise ShapeError(f"{name}: expected shape ({axes}), got {tuple(x.shape)}")
+
+
+def check_like(name: str, x: Array, shape: tuple[int, ...], dtype: Any) -> None:
+    """Raise ShapeError or DTypeError unless `x` has this shape and dtype."""
+    if tuple(x.shape) != tuple(shape):
+        raise ShapeError(f"{name}: expected shape {tuple(shape)}, got {tuple(x.shape)}")
+    if x.dtype != dtype:
+        raise DTypeError(f"{name}: expected dtype {dtype}, got {x.dtype}")

@@ -1,0 +1,95 @@
+"""The fully connected layer: y = x W^T + b. Batch-last, that is Y (out, N) = W (out, in) X (in, N) + b."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from xpcnn.backend import Array, backend_of
+from xpcnn.errors import DTypeError, ShapeError
+from xpcnn.functional.convolution import add_bias, channel_sums
+from xpcnn.functional.layout import batch_last, check_floating, check_like, check_ndim
+
+
+class LinearCache(NamedTuple):
+    """What `linear` keeps: the batch-last input (in, N) and the weights."""
+
+    x: Array
+    weight: Array
+    has_bias: bool
+
+
+def linear(x: Array, weight: Array, bias: Array | None = None) -> tuple[Array, LinearCache]:
+    """Multiply by a matrix and add a bias.
+
+    Parameters
+    ----------
+    x : array (N, in_features), floating
+    weight : array (out_features, in_features), dtype of `x`
+    bias : array (out_features,), dtype of `x`, optional
+
+    Returns
+    -------
+    y : array (N, out_features), dtype of `x`
+    cache
+        For `linear_backward`.
+
+    Raises
+    ------
+    ShapeError, DTypeError, MixedBackendsError
+        Shapes or types do not fit, arrays lie on two backends.
+    """
+    backend = backend_of(x, weight, bias)
+    check_ndim("x", x, "N, in_features")
+    check_floating("x", x)
+    check_ndim("weight", weight, "out_features, in_features")
+    if x.shape[1] != weight.shape[1]:
+        raise ShapeError(
+            f"x: expected {weight.shape[1]} features for weight {tuple(weight.shape)}, got {x.shape[1]} "
+            f"in shape {tuple(x.shape)}"
+        )
+    if weight.dtype != x.dtype:
+        raise DTypeError(f"weight: expected the dtype of x, {x.dtype}, got {weight.dtype}; convert one of them")
+    if bias is not None:
+        check_like("bias", bias, (weight.shape[0],), x.dtype)
+    columns = batch_last(backend, x)  # (in, N)
+    y = backend.empty((weight.shape[0], x.shape[0]), x.dtype)
+    backend.matmul(weight, columns, out=y)
+    if bias is not None:
+        add_bias(backend, y, bias)
+    return y.T, LinearCache(columns, weight, bias is not None)
+
+
+def linear_backward(
+    dy: Array, cache: LinearCache, *, input_gradient: bool = True
+) -> tuple[Array | None, Array, Array | None]:
+    """Return the gradients of `linear`: dX = W^T dY, dW = dY X^T, db = sum of dY over the batch.
+
+    Parameters
+    ----------
+    dy : array (N, out_features)
+    cache
+        From `linear`.
+    input_gradient : bool
+        False leaves `dx` out (None).
+
+    Returns
+    -------
+    dx : array (N, in_features) or None
+    dweight : array (out_features, in_features)
+    dbias : array (out_features,), or None where `bias` was
+
+    Raises
+    ------
+    ShapeError, DTypeError, MixedBackendsError
+        `dy` does not fit what the forward returned.
+    """
+    x, weight, has_bias = cache
+    backend = backend_of(dy, x)
+    check_like("dy", dy, (x.shape[1], weight.shape[0]), x.dtype)
+    dy = batch_last(backend, dy)  # (out, N)
+    dweight = backend.matmul(dy, x.T, out=backend.empty(weight.shape, x.dtype))
+    dbias = channel_sums(backend, dy) if has_bias else None
+    if not input_gradient:
+        return None, dweight, dbias
+    dx = backend.matmul(weight.T, dy, out=backend.empty(x.shape, x.dtype))  # (in, N)
+    return dx.T, dweight, dbias

@@ -1,0 +1,188 @@
+"""Batch normalisation over (N, C, H, W) and (N, C), with running statistics.
+
+Training, with the mean m and biased variance v of a channel's n values (Ioffe and Szegedy 2015, arXiv:1502.03167):
+
+    xhat = (x - m) / sqrt(v + eps)      y = gamma xhat + beta
+    dbeta = sum dy      dgamma = sum dy xhat      dx = gamma / sqrt(v + eps) (dy - dbeta / n - xhat dgamma / n)
+
+Evaluation puts the running mean and variance in the place of m and v, and they get no gradient.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from xpcnn.backend import Array, Backend, backend_of
+from xpcnn.errors import ShapeError
+from xpcnn.functional.channelwise import ChainCache, ChannelOp, Shape, run, run_backward
+from xpcnn.functional.layout import check_like
+from xpcnn.functional.primitive import primitive
+
+
+@primitive
+def batch_norm_train(
+    backend: Backend, x: Array, gamma: Array, beta: Array, eps: float, out: Array
+) -> tuple[Array, Array, Array]:
+    """Fill out (C, n) with the normalised x (C, n); return mean, biased variance and 1/sqrt(variance + eps), (C,)."""
+    xp, n = backend.xp, x.shape[1]
+    mean = backend.row_sums(x) * (1.0 / n)
+    # Centred first: E[x^2] - E[x]^2 would lose the variance of values far from 0.
+    xp.subtract(x, mean[:, None], out=out)
+    variance = backend.row_dots(out, out) * (1.0 / n)
+    scale = 1.0 / xp.sqrt(variance + eps)
+    xp.multiply(out, (gamma * scale)[:, None], out=out)
+    xp.add(out, beta[:, None], out=out)
+    return mean, variance, scale
+
+
+@primitive
+def batch_norm_train_backward(
+    backend: Backend, dy: Array, x: Array, mean: Array, scale: Array, gamma: Array, out: Array
+) -> tuple[Array, Array]:
+    """Fill out (C, n) with dx from dy and x (C, n); return dgamma and dbeta, (C,)."""
+    xp, n = backend.xp, x.shape[1]
+    dbeta = backend.row_sums(dy)
+    centred = backend.scratch("centred", x.shape, x.dtype)
+    xp.subtract(x, mean[:, None], out=centred)
+    dgamma = backend.row_dots(dy, centred) * scale
+    xp.multiply(centred, (dgamma * scale * (1.0 / n))[:, None], out=centred)
+    xp.subtract(dy, centred, out=out)
+    xp.subtract(out, (dbeta * (1.0 / n))[:, None], out=out)
+    xp.multiply(out, (gamma * scale)[:, None], out=out)
+    return dgamma, dbeta
+
+
+class BatchNormOp(ChannelOp):
+    """Batch norm of a slab of channels; running statistics and gradients are written to the slab's part of them."""
+
+    keeps_input = True
+    passes = 6
+
+    def __init__(
+        self,
+        gamma: Array,
+        beta: Array,
+        running_mean: Array,
+        running_var: Array,
+        *,
+        training: bool,
+        momentum: float,
+        eps: float,
+    ) -> None:
+        self.gamma, self.beta = gamma, beta
+        self.running_mean, self.running_var = running_mean, running_var
+        self.training, self.momentum, self.eps = training, momentum, eps
+        self.dgamma: Array = None
+        self.dbeta: Array = None
+
+    def out_shape(self, shape: Shape) -> Shape:
+        for name in ("gamma", "beta", "running_mean", "running_var"):
+            if tuple(getattr(self, name).shape) != (shape[0],):
+                raise ShapeError(
+                    f"x: expected {getattr(self, name).shape[0]} channels for {name}, got {shape[0]} "
+                    f"in shape {(shape[-1], *shape[:-1])}"
+                )
+        if self.training and _values(shape) < 2:
+            raise ShapeError(
+                f"x: expected more than one value per channel in training, got shape {(shape[-1], *shape[:-1])}; "
+                "use a larger batch or evaluation mode"
+            )
+        return shape
+
+    def forward(self, backend: Backend, x: Array, channels: slice, out: Array, keep: bool) -> Any:
+        rows, result = _rows(x), _rows(out)
+        gamma, beta = self.gamma[channels], self.beta[channels]
+        if not self.training:
+            scale = 1.0 / backend.xp.sqrt(self.running_var[channels] + self.eps)
+            mean = self.running_mean[channels] * 1.0  # a copy: it may change before backward
+            factor = gamma * scale
+            backend.xp.multiply(rows, factor[:, None], out=result)
+            backend.xp.add(result, (beta - mean * factor)[:, None], out=result)
+            return rows, mean, scale
+        mean, variance, scale = batch_norm_train(backend, rows, gamma, beta, self.eps, result)
+        n = rows.shape[1]
+        self._move(backend, self.running_mean[channels], mean)
+        self._move(backend, self.running_var[channels], variance * (n / (n - 1)))  # unbiased
+        return rows, mean, scale
+
+    def _move(self, backend: Backend, running: Array, value: Array) -> None:
+        backend.xp.multiply(running, 1.0 - self.momentum, out=running)
+        backend.xp.add(running, value * self.momentum, out=running)
+
+    def backward(self, backend: Backend, dy: Array, cache: Any, channels: slice, out: Array) -> None:
+        rows, mean, scale = cache
+        grad, result, gamma = _rows(dy), _rows(out), self.gamma[channels]
+        if self.training:
+            dgamma, dbeta = batch_norm_train_backward(backend, grad, rows, mean, scale, gamma, result)
+        else:
+            dbeta = backend.row_sums(grad)
+            dgamma = (backend.row_dots(grad, rows) - mean * dbeta) * scale
+            backend.xp.multiply(grad, (gamma * scale)[:, None], out=result)
+        self.dgamma[channels] = dgamma
+        self.dbeta[channels] = dbeta
+
+    def make_gradients(self, backend: Backend) -> tuple[Array, Array]:
+        """Make the arrays that backward fills with dgamma and dbeta, and return them."""
+        self.dgamma = backend.empty(self.gamma.shape, self.gamma.dtype)
+        self.dbeta = backend.empty(self.beta.shape, self.beta.dtype)
+        return self.dgamma, self.dbeta
+
+
+def batch_norm(
+    x: Array,
+    gamma: Array,
+    beta: Array,
+    running_mean: Array,
+    running_var: Array,
+    *,
+    training: bool,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> tuple[Array, ChainCache]:
+    """Normalise every channel over the batch (and the image).
+
+    Parameters
+    ----------
+    x : array (N, C) or (N, C, H, W), floating
+    gamma, beta : array (C,), dtype of `x`
+        Scale and shift.
+    running_mean, running_var : array (C,), dtype of `x`
+        Changed in place in training: running = (1 - momentum) * running + momentum * value, with the unbiased
+        variance; used instead of the batch's own in evaluation.
+    training : bool
+    momentum, eps : float
+
+    Returns
+    -------
+    y : array, shape and dtype of `x`
+    cache
+        For `batch_norm_backward`.
+
+    Raises
+    ------
+    ShapeError, DTypeError, MixedBackendsError
+        Shapes or types do not fit, or a channel has but one value in training.
+    """
+    backend_of(x, gamma, beta, running_mean, running_var)
+    for name, array in (("gamma", gamma), ("beta", beta), ("running_mean", running_mean), ("running_var", running_var)):
+        check_like(name, array, (x.shape[1],) if x.ndim > 1 else (), x.dtype)
+    op = BatchNormOp(gamma, beta, running_mean, running_var, training=training, momentum=momentum, eps=eps)
+    return run((op,), x)
+
+
+def batch_norm_backward(dy: Array, cache: ChainCache) -> tuple[Array, Array, Array]:
+    """Return the gradients of `batch_norm`: dx like `dy`, dgamma (C,) and dbeta (C,)."""
+    op = cache.ops[0]
+    dgamma, dbeta = op.make_gradients(backend_of(dy))  # type: ignore[attr-defined]
+    return run_backward(dy, cache), dgamma, dbeta
+
+
+def _rows(a: Array) -> Array:
+    return a.reshape(a.shape[0], -1)  # (C, H*W*N)
+
+
+def _values(shape: Shape) -> int:
+    count = 1
+    for extent in shape[1:]:
+        count *= extent
+    return count

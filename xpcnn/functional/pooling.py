@@ -1,0 +1,274 @@
+"""Max, average and global average pooling: one pass over the image per tap of the window, channel by channel.
+
+Max-pooling keeps, for each tap but the first, where it beat all taps before it. Walking back from the last tap, each
+takes the gradient where it won and leaves the rest to the taps before: what is left belongs to the first. Gradients
+of overlapping windows add.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any
+
+from xpcnn.backend import Array, Backend
+from xpcnn.errors import ShapeError
+from xpcnn.functional.channelwise import ChainCache, ChannelOp, Shape, run, run_backward
+from xpcnn.functional.primitive import primitive
+from xpcnn.functional.windows import Axis, Padding, Size, Windows, pair, windows
+
+
+@primitive
+def max_pool_forward(backend: Backend, x: Array, over: Windows, out: Array, keep: bool) -> Any:
+    """Fill out (C, OH, OW, N) with the maxima over x (C, H, W, N) and return what the backward needs."""
+    xp = backend.xp
+    taps = _taps(over)
+    if _first_meets_all(over):
+        (_, (h, w)), *taps = taps
+        out[...] = x[:, h, w]
+    else:
+        out[...] = -math.inf
+    won = backend.empty((len(taps), *out.shape), bool) if keep else None
+    for k, (there, pixels) in enumerate(taps):
+        best, candidate = out[:, there[0], there[1]], x[:, pixels[0], pixels[1]]
+        if won is not None:
+            if best.shape != out.shape:
+                won[k] = False
+            beats = won[k][:, there[0], there[1]]
+            xp.less_equal(candidate, best, out=beats)
+            xp.logical_not(beats, out=beats)  # so that nan beats a number
+        xp.maximum(best, candidate, out=best)
+    return won
+
+
+@primitive
+def max_pool_backward_from(backend: Backend, dy: Array, won: Any, over: Windows, out: Array) -> None:
+    """Fill out (C, H, W, N) with dy (C, OH, OW, N) sent back to the winners."""
+    xp = backend.xp
+    taps = list(_taps(over))
+    first = taps.pop(0) if _first_meets_all(over) else None
+    left = backend.scratch("left", dy.shape, dy.dtype)
+    left[...] = dy
+    apart = _clear(over, out)
+    for k in range(len(taps) - 1, -1, -1):
+        there, pixels = taps[k]
+        target = out[:, pixels[0], pixels[1]]
+        rest, wins = left[:, there[0], there[1]], won[k][:, there[0], there[1]]
+        taken = target if apart else backend.scratch("taken", rest.shape, dy.dtype)
+        xp.multiply(rest, wins, out=taken)
+        xp.subtract(rest, taken, out=rest)
+        if not apart:
+            xp.add(target, taken, out=target)
+    if first is not None:
+        target = out[:, first[1][0], first[1][1]]
+        if apart:
+            target[...] = left
+        else:
+            xp.add(target, left, out=target)
+
+
+class MaxPoolOp(ChannelOp):
+    """y = maximum over a window; dx goes to the first tap that holds it (LeCun et al. 1998; Zhou and Chellappa 1988)."""
+
+    passes = 4
+
+    def __init__(self, geometry: Callable[[Shape], Windows]) -> None:
+        self.geometry = geometry
+
+    def out_shape(self, shape: Shape) -> Shape:
+        return _pooled(self.geometry, shape)
+
+    def forward(self, backend: Backend, x: Array, channels: slice, out: Array, keep: bool) -> Any:
+        over = self.geometry(x.shape)
+        return over, max_pool_forward(backend, x, over, out, keep)
+
+    def backward(self, backend: Backend, dy: Array, cache: Any, channels: slice, out: Array) -> None:
+        over, won = cache
+        max_pool_backward_from(backend, dy, won, over, out)
+
+
+class AvgPoolOp(ChannelOp):
+    """y = mean over a window; dx shares dy out equally."""
+
+    passes = 4
+
+    def __init__(self, geometry: Callable[[Shape], Windows], count_include_pad: bool = True) -> None:
+        self.geometry, self.count_include_pad = geometry, count_include_pad
+
+    def out_shape(self, shape: Shape) -> Shape:
+        return _pooled(self.geometry, shape)
+
+    def forward(self, backend: Backend, x: Array, channels: slice, out: Array, keep: bool) -> Any:
+        over = self.geometry(x.shape)
+        out[...] = 0
+        for there, pixels in _taps(over):
+            target = out[:, there[0], there[1]]
+            backend.xp.add(target, x[:, pixels[0], pixels[1]], out=target)
+        backend.xp.multiply(out, _share(backend, over, self.count_include_pad, x.dtype), out=out)
+        return over
+
+    def backward(self, backend: Backend, dy: Array, cache: Any, channels: slice, out: Array) -> None:
+        over = cache
+        scaled = backend.scratch("left", dy.shape, dy.dtype)
+        backend.xp.multiply(dy, _share(backend, over, self.count_include_pad, dy.dtype), out=scaled)
+        apart = _clear(over, out)
+        for there, pixels in _taps(over):
+            target, values = out[:, pixels[0], pixels[1]], scaled[:, there[0], there[1]]
+            if apart:
+                target[...] = values
+            else:
+                backend.xp.add(target, values, out=target)
+
+
+class GlobalAvgPoolOp(ChannelOp):
+    """y = mean over height and width (Lin et al. 2013, arXiv:1312.4400, section 3.2)."""
+
+    def out_shape(self, shape: Shape) -> Shape:
+        if len(shape) != 4:
+            raise ShapeError(f"x: expected shape (N, C, H, W), got {(shape[-1], *shape[:-1])}")
+        return shape[0], 1, 1, shape[3]
+
+    def forward(self, backend: Backend, x: Array, channels: slice, out: Array, keep: bool) -> Any:
+        pixels = x.shape[1] * x.shape[2]
+        total = x.reshape(x.shape[0], pixels, x.shape[3]).sum(axis=1)  # (C, N)
+        backend.xp.multiply(total, 1.0 / pixels, out=out.reshape(total.shape))
+
+    def backward(self, backend: Backend, dy: Array, cache: Any, channels: slice, out: Array) -> None:
+        share = backend.scratch("left", dy.shape, dy.dtype)
+        backend.xp.multiply(dy, 1.0 / (out.shape[1] * out.shape[2]), out=share)
+        out[...] = share
+
+
+def max_pool2d(
+    x: Array,
+    kernel_size: Size,
+    *,
+    stride: Size | None = None,
+    padding: Padding = 0,
+    dilation: Size = 1,
+    ceil_mode: bool = False,
+) -> tuple[Array, ChainCache]:
+    """Take the maximum of every window.
+
+    Parameters
+    ----------
+    x : array (N, C, H, W), floating
+    kernel_size, dilation : int or (height, width)
+    stride : int or (height, width), optional
+        The kernel size by default.
+    padding : int, (height, width), ((top, bottom), (left, right)), "same" or "valid"
+        Smaller than the (dilated) kernel; padding never wins.
+    ceil_mode : bool
+        Keep a last window that reaches over the far edge.
+
+    Returns
+    -------
+    y : array (N, C, OH, OW), dtype of `x`
+        nan where a window holds one. Of equal values the first wins the gradient.
+    cache
+        For `max_pool2d_backward`.
+
+    Raises
+    ------
+    ShapeError, DTypeError
+        Sizes do not fit, or `x` is not floating.
+    """
+    return run((MaxPoolOp(geometry(kernel_size, stride, padding, dilation, ceil_mode)),), x)
+
+
+def avg_pool2d(
+    x: Array,
+    kernel_size: Size,
+    *,
+    stride: Size | None = None,
+    padding: Padding = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+) -> tuple[Array, ChainCache]:
+    """Take the mean of every window; arguments and result as for `max_pool2d`.
+
+    `count_include_pad` says whether padding counts as zeros in the mean; pixels beyond the padding, which a window
+    meets in `ceil_mode`, never count.
+    """
+    return run((AvgPoolOp(geometry(kernel_size, stride, padding, 1, ceil_mode), count_include_pad),), x)
+
+
+def global_avg_pool2d(x: Array) -> tuple[Array, ChainCache]:
+    """Take the mean of every channel: (N, C, H, W) to (N, C, 1, 1), and the cache."""
+    return run((GlobalAvgPoolOp(),), x)
+
+
+def max_pool2d_backward(dy: Array, cache: ChainCache) -> Array:
+    """Return dx (N, C, H, W) of a pooling."""
+    return run_backward(dy, cache)
+
+
+avg_pool2d_backward = global_avg_pool2d_backward = max_pool2d_backward
+
+
+def geometry(
+    kernel_size: Size, stride: Size | None, padding: Padding, dilation: Size, ceil_mode: bool
+) -> Callable[[Shape], Windows]:
+    """Return what gives the windows over a batch-last shape (C, H, W, N)."""
+    kernel = pair("kernel_size", kernel_size, 1)
+    steps = kernel if stride is None else stride
+
+    def over(shape: Shape) -> Windows:
+        if len(shape) != 4:
+            raise ShapeError(f"x: expected shape (N, C, H, W), got {(shape[-1], *shape[:-1])}")
+        result = windows(
+            (shape[1], shape[2]), kernel, stride=steps, padding=padding, dilation=dilation, ceil_mode=ceil_mode
+        )
+        for axis in (result.h, result.w):
+            if max(axis.before, axis.asked_after) >= axis.extent:
+                raise ShapeError(f"padding: expected less than the kernel of {axis.extent} pixels, got {padding!r}")
+        return result
+
+    return over
+
+
+def _pooled(over: Callable[[Shape], Windows], shape: Shape) -> Shape:
+    return shape[0], *over(shape).out, shape[-1]
+
+
+Place = tuple[slice, slice]  # along (height, width)
+
+
+@lru_cache(maxsize=256)
+def _taps(over: Windows) -> Sequence[tuple[Place, Place]]:
+    """Return, for each tap, the windows whose pixel it is and those pixels."""
+    h = [over.h.overlap(i, 0, over.h.out) for i in range(over.h.kernel)]
+    w = [over.w.overlap(j, 0, over.w.out) for j in range(over.w.kernel)]
+    return [((ho, wo), (hi, wi)) for ho, hi in h for wo, wi in w]
+
+
+def _first_meets_all(over: Windows) -> bool:
+    """Whether the first tap of every window is a pixel: nothing is padded at the near edges."""
+    return over.h.before == over.w.before == 0
+
+
+def _clear(over: Windows, out: Array) -> bool:
+    """Zero what no window will write in `out`; return whether windows keep apart, so that none writes a pixel twice."""
+    apart = all(axis.stride >= axis.extent for axis in (over.h, over.w))
+    if not (apart and _covers(over.h) and _covers(over.w)):
+        out[...] = 0
+    return apart
+
+
+def _covers(axis: Axis) -> bool:
+    """Whether windows that keep apart meet every pixel."""
+    return axis.stride == axis.kernel and axis.out * axis.stride - axis.before >= axis.size
+
+
+@lru_cache(maxsize=256)
+def _share(backend: Backend, over: Windows, count_include_pad: bool, dtype: Any) -> Array:
+    """Return 1 / (pixels that count) of every window as (1, OH, OW, 1)."""
+
+    def counts(axis: Axis, padding_after: int) -> list[int]:
+        low, high = (-axis.before, axis.size + padding_after) if count_include_pad else (0, axis.size)
+        starts = [o * axis.stride - axis.before for o in range(axis.out)]
+        return [min(start + axis.kernel, high) - max(start, low) for start in starts]
+
+    h, w = counts(over.h, over.h.asked_after), counts(over.w, over.w.asked_after)
+    return backend.asarray([[[[1.0 / max(1, a * b)] for b in w] for a in h]], dtype)

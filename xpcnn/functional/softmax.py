@@ -1,0 +1,46 @@
+"""Softmax and log-softmax along an axis, and their gradients."""
+
+from __future__ import annotations
+
+from xpcnn.backend import Array, backend_of
+from xpcnn.functional.layout import check_floating, check_like
+
+
+def softmax(x: Array, axis: int = -1) -> Array:
+    """Return exp(x) / sum of exp(x) along `axis`; the maximum is taken off first, so nothing overflows.
+
+    Parameters
+    ----------
+    x : array, floating
+    axis : int
+
+    Returns
+    -------
+    array, shape and dtype of `x`
+    """
+    xp = backend_of(x).xp
+    check_floating("x", x)
+    e = xp.exp(x - x.max(axis=axis, keepdims=True))
+    return e / e.sum(axis=axis, keepdims=True)
+
+
+def softmax_backward(dy: Array, y: Array, axis: int = -1) -> Array:
+    """Return dx = y (dy - sum of dy y) of `softmax`, from its result `y`."""
+    check_like("dy", dy, tuple(y.shape), y.dtype)
+    backend_of(dy, y)
+    return y * (dy - (dy * y).sum(axis=axis, keepdims=True))
+
+
+def log_softmax(x: Array, axis: int = -1) -> Array:
+    """Return x - log(sum of exp(x)) along `axis`; arguments and result as for `softmax`."""
+    xp = backend_of(x).xp
+    check_floating("x", x)
+    shifted = x - x.max(axis=axis, keepdims=True)
+    return shifted - xp.log(xp.exp(shifted).sum(axis=axis, keepdims=True))
+
+
+def log_softmax_backward(dy: Array, y: Array, axis: int = -1) -> Array:
+    """Return dx = dy - exp(y) * sum of dy of `log_softmax`, from its result `y`."""
+    check_like("dy", dy, tuple(y.shape), y.dtype)
+    xp = backend_of(dy, y).xp
+    return dy - xp.exp(y) * dy.sum(axis=axis, keepdims=True)

@@ -1,0 +1,189 @@
+"""The geometry of sliding windows, once, for convolution and pooling: sizes, padding, and which pixels a tap meets.
+
+A window of `kernel` taps moves over the image by `stride`; tap k of output o reads pixel `o*stride + k*dilation -
+padding`, and nothing where that lies outside the image. Everything here is plain integers: no arrays.
+"""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal
+
+from xpcnn.errors import DTypeError, ShapeError
+
+Size = int | tuple[int, int]
+Padding = Size | tuple[tuple[int, int], tuple[int, int]] | Literal["same", "valid"]
+
+
+def pair(name: str, value: Any, least: int) -> tuple[int, int]:
+    """Return `value` as (height, width), each `least` or more."""
+    both = value if isinstance(value, (tuple, list)) else (value, value)
+    if len(both) != 2:
+        raise ShapeError(f"{name}: expected an integer or (height, width), got {value!r}")
+    return _integer(name, both[0], least), _integer(name, both[1], least)
+
+
+def _integer(name: str, value: Any, least: int) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise DTypeError(f"{name}: expected integers, got {value!r}") from None
+    if number < least or isinstance(value, bool):
+        raise ShapeError(f"{name}: expected {least} or more, got {value!r}")
+    return number
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One direction of a window: sizes in pixels, output size in windows."""
+
+    size: int
+    kernel: int
+    stride: int
+    dilation: int
+    before: int
+    after: int
+    out: int
+    asked_after: int = 0  # padding without what ceil_mode adds
+
+    @property
+    def extent(self) -> int:
+        """How many pixels a window spans."""
+        return (self.kernel - 1) * self.dilation + 1
+
+    def overlap(self, tap: int, first: int, last: int) -> tuple[slice, slice]:
+        """Return which of the windows `first` to `last` meet the image with this tap, and the pixels they meet.
+
+        The first slice counts from `first`; both are empty where no window does.
+        """
+        shift = tap * self.dilation - self.before
+        low = max(first, -(shift // self.stride) if shift < 0 else 0)
+        high = min(last, (self.size - 1 - shift) // self.stride + 1)
+        if high <= low:
+            return slice(0, 0), slice(0, 0)
+        pixel = low * self.stride + shift
+        return slice(low - first, high - first), slice(pixel, pixel + (high - low - 1) * self.stride + 1, self.stride)
+
+
+@dataclass(frozen=True)
+class Windows:
+    """The windows over an image: one `Axis` for the height, one for the width."""
+
+    h: Axis
+    w: Axis
+
+    @property
+    def kernel(self) -> tuple[int, int]:
+        """Taps in (height, width)."""
+        return self.h.kernel, self.w.kernel
+
+    @property
+    def stride(self) -> tuple[int, int]:
+        """Pixels between windows in (height, width)."""
+        return self.h.stride, self.w.stride
+
+    @property
+    def out(self) -> tuple[int, int]:
+        """Windows in (height, width)."""
+        return self.h.out, self.w.out
+
+    @property
+    def is_pointwise(self) -> bool:
+        """Whether every window is one pixel and every pixel one window."""
+        return self.kernel == (1, 1) and self.stride == (1, 1) and not self.is_padded
+
+    @property
+    def is_padded(self) -> bool:
+        """Whether any side is padded."""
+        return bool(self.h.before or self.h.after or self.w.before or self.w.after)
+
+    def taps(self) -> list[tuple[int, int]]:
+        """Return every (row, column) of a window, row by row."""
+        return [(i, j) for i in range(self.h.kernel) for j in range(self.w.kernel)]
+
+
+@lru_cache(maxsize=1024)
+def _axis(name: str, size: int, kernel: int, stride: int, dilation: int, padding: tuple[int, int], ceil: bool) -> Axis:
+    before, after = padding
+    room = size + before + after - ((kernel - 1) * dilation + 1)
+    if room < 0:
+        raise ShapeError(
+            f"kernel_size: expected a window of at most the padded {name} {size + before + after}, "
+            f"got {(kernel - 1) * dilation + 1} (kernel {kernel}, dilation {dilation}); pad more or use a smaller kernel"
+        )
+    out = room // stride + 1
+    if ceil and room % stride and out * stride < size + before:
+        out += 1  # the far edge is padded, but no window lies wholly in that padding
+        after += stride - room % stride
+    return Axis(size, kernel, stride, dilation, before, after, out, padding[1])
+
+
+def _same(size: int, kernel: int, stride: int, dilation: int) -> tuple[int, int]:
+    """ONNX's SAME_UPPER: output = ceil(size / stride), the odd pixel at the far edge."""
+    total = max(0, (-(-size // stride) - 1) * stride + (kernel - 1) * dilation + 1 - size)
+    return total // 2, total - total // 2
+
+
+def windows(
+    size: tuple[int, int],
+    kernel_size: Size,
+    *,
+    stride: Size = 1,
+    padding: Padding = 0,
+    dilation: Size = 1,
+    ceil_mode: bool = False,
+) -> Windows:
+    """Return the windows over an image of `size` (height, width).
+
+    Parameters
+    ----------
+    kernel_size, stride, dilation : int or (height, width)
+    padding : int, (height, width), ((top, bottom), (left, right)), "same" or "valid"
+    ceil_mode : bool
+        Keep a last window that reaches over the far edge, as long as it begins inside the image or its near padding.
+
+    Raises
+    ------
+    ShapeError
+        A size is out of range, or the window is larger than the padded image.
+    DTypeError
+        A size is no integer.
+    """
+    key = kernel_size, stride, padding, dilation
+    try:
+        return _windows(size, *key, ceil_mode)
+    except TypeError as error:  # a list cannot be a key of the cache
+        if "unhashable" not in str(error):
+            raise
+        return _windows(size, *map(_hashable, key), ceil_mode)
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(map(_hashable, value)) if isinstance(value, (list, tuple)) else value
+
+
+@lru_cache(maxsize=1024)
+def _windows(size: tuple[int, int], kernel_size: Any, stride: Any, padding: Any, dilation: Any, ceil: bool) -> Windows:
+    kernels = pair("kernel_size", kernel_size, 1)
+    strides = pair("stride", stride, 1)
+    dilations = pair("dilation", dilation, 1)
+    pads: list[tuple[int, int]]
+    if padding == "same":
+        pads = [_same(*axis) for axis in zip(size, kernels, strides, dilations, strict=True)]
+    elif padding == "valid":
+        pads = [(0, 0), (0, 0)]
+    elif isinstance(padding, str):
+        raise ShapeError(f'padding: expected integers, "same" or "valid", got {padding!r}')
+    elif isinstance(padding, tuple) and any(isinstance(side, tuple) for side in padding):
+        if len(padding) != 2:
+            raise ShapeError(f"padding: expected ((top, bottom), (left, right)), got {padding!r}")
+        pads = [pair("padding", side, 0) for side in padding]
+    else:
+        pads = [(side, side) for side in pair("padding", padding, 0)]
+    axes = [
+        _axis(name, *sizes, pads[i], ceil)
+        for i, (name, *sizes) in enumerate(zip(("height", "width"), size, kernels, strides, dilations, strict=True))
+    ]
+    return Windows(axes[0], axes[1])
