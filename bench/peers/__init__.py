@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 PIECE = 1 << 16  # numbers drawn at a time
-BATCHES = 4  # a few batches in turn: with one alone a net memorises it and its gradients fade
 
 
 def _nothing() -> None:
@@ -23,6 +22,11 @@ class Step:
     prepare: Callable[[], None] = _nothing  # before each turn: settings that belong to the process, such as threads
     loss: Callable[[], float | None] = _nothing  # the last loss: the numbers must have stayed finite
     parameters: int = 0
+
+
+def batches(size: int) -> range:
+    """Seeds of the batches that a training step takes in turn: with one alone a net memorises it and gradients fade."""
+    return range(max(4, 128 // size))
 
 
 def normal(seed: int, *shape: int) -> Any:

@@ -12,7 +12,7 @@ import chainer.links as L
 import numpy as np
 import workloads as w
 
-from peers import BATCHES, Step, labels, normal
+from peers import Step, batches, labels, normal
 
 
 def versions() -> dict[str, str]:
@@ -30,7 +30,7 @@ class Residual(chainer.Chain):
             self.main, self.shortcut = main, shortcut
 
     def forward(self, x: Any) -> Any:
-        return self.main(x) + self.shortcut(x)
+        return self.main(x) + (self.shortcut(x) if len(self.shortcut) else x)
 
 
 def layer(spec: w.Layer) -> Callable[[Any], Any]:
@@ -77,16 +77,16 @@ def _train(workload: w.Workload) -> Step:
     decay = spec.weight_decay or spec.shrink
     if decay:
         optimizer.add_hook(chainer.optimizer_hooks.WeightDecay(decay))
-    batches = itertools.cycle(
+    data = itertools.cycle(
         [
             (normal(seed, workload.batch, *net.image), labels(seed, workload.batch).astype(np.int32))
-            for seed in range(BATCHES)
+            for seed in batches(workload.batch)
         ]
     )
     last: list[Any] = []
 
     def call() -> None:
-        x, target = next(batches)
+        x, target = next(data)
         loss = F.softmax_cross_entropy(model(x), target)
         model.cleargrads()
         loss.backward()

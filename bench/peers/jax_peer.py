@@ -12,7 +12,7 @@ import numpy as np
 import workloads as w
 from jax import lax
 
-from peers import BATCHES, Step, labels, normal
+from peers import Step, batches, labels, normal
 
 MOMENTUM, EPS = 0.1, 1e-5  # of batch norm
 
@@ -187,16 +187,16 @@ def _train(workload: w.Workload, layout: str) -> Step:
     jitted = jax.jit(whole, donate_argnums=0)
     # A donated buffer may be there only once: the statistics' zeros are shared with the parameters' until copied.
     state = jax.tree.map(jnp.copy, (parameters, statistics, states, jnp.zeros((), jnp.float32), jax.random.PRNGKey(0)))
-    batches = itertools.cycle(
+    data = itertools.cycle(
         [
             (image(layout, seed, workload.batch, *net.image), jnp.asarray(labels(seed, workload.batch)))
-            for seed in range(BATCHES)
+            for seed in batches(workload.batch)
         ]
     )
     held = [state, None]
 
     def call() -> None:
-        held[0], held[1] = jax.block_until_ready(jitted(held[0], *next(batches)))
+        held[0], held[1] = jax.block_until_ready(jitted(held[0], *next(data)))
 
     return Step(call, loss=lambda: float(held[1]), parameters=count(parameters))
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 import workloads as w
 from torch import nn
 
-from peers import BATCHES, Step, labels, normal
+from peers import Step, batches, labels, normal
 
 LAYOUTS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
 
@@ -91,16 +91,16 @@ def _train(workload: w.Workload, layout: torch.memory_format, fused: bool) -> St
     net = w.NETS[workload.net]
     model = sequential(net.layers).to(memory_format=layout).train()
     optimizer = optimiser(workload.optimiser, model, fused)
-    batches = itertools.cycle(
+    data = itertools.cycle(
         [
             (_tensor(layout, seed, workload.batch, *net.image), torch.from_numpy(labels(seed, workload.batch)).long())
-            for seed in range(BATCHES)
+            for seed in batches(workload.batch)
         ]
     )
     last: list[torch.Tensor] = []
 
     def call() -> None:
-        x, target = next(batches)
+        x, target = next(data)
         optimizer.zero_grad(set_to_none=True)
         loss = F.cross_entropy(model(x), target)
         loss.backward()

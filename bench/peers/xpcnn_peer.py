@@ -10,7 +10,7 @@ import workloads as w
 
 import xpcnn
 import xpcnn.functional as F
-from peers import BATCHES, Step, labels, normal
+from peers import Step, batches, labels, normal
 
 
 def versions() -> dict[str, str]:
@@ -60,16 +60,16 @@ def _train(workload: w.Workload) -> Step:
     model.train()
     criterion = xpcnn.nn.CrossEntropyLoss()
     optimizer = optimiser(workload.optimiser, model)
-    batches = itertools.cycle(
+    data = itertools.cycle(
         [
             (batch_last(normal(seed, workload.batch, *net.image)), labels(seed, workload.batch))
-            for seed in range(BATCHES)
+            for seed in batches(workload.batch)
         ]
     )
     last: list[Any] = []
 
     def call() -> None:
-        x, target = next(batches)
+        x, target = next(data)
         optimizer.zero_grad()
         loss = criterion(model(x), target)
         model.backward_parameters(criterion.backward())
