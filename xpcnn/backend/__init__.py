@@ -26,6 +26,7 @@ __all__ = [
     "get_backend",
     "get_num_threads",
     "register_backend",
+    "resolve",
     "set_backend",
     "set_num_threads",
     "use_backend",
@@ -63,7 +64,7 @@ def set_backend(name: str) -> None:
         The name is unknown, or the backend is not there; the message says what to install or check.
     """
     global _default
-    backend = _resolve(name)
+    backend = resolve(name)
     backend.activate()
     _default = backend
 
@@ -71,7 +72,7 @@ def set_backend(name: str) -> None:
 @contextlib.contextmanager
 def use_backend(name: str) -> Iterator[Backend]:
     """Make a backend the active one in this thread or async task, for the length of a `with` block; nests."""
-    backend = _resolve(name)
+    backend = resolve(name)
     token = _override.set(backend)
     backend.activate()
     try:
@@ -166,7 +167,8 @@ def _find(array: Any) -> Backend:
     )
 
 
-def _resolve(name: str) -> Backend:
+def resolve(name: str) -> Backend:
+    """Return the backend of a name as `set_backend` takes it; raise BackendError where there is none."""
     if not isinstance(name, str):
         raise BackendError(f'name: expected a backend\'s name such as "numpy", got {name!r}')
     with _lock:
@@ -175,7 +177,7 @@ def _resolve(name: str) -> Backend:
         from xpcnn.backend import cupy
 
         if name == "auto":
-            return _resolve("cupy") if cupy.device_names() else _backends["numpy"]
+            return resolve("cupy") if cupy.device_names() else _backends["numpy"]
         if name.split(":")[0] != "cupy":
             raise BackendError(
                 f"name: expected one of {', '.join([*_backends, 'cupy', 'auto'])}, got {name!r}; "

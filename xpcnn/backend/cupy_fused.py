@@ -169,9 +169,7 @@ def batch_norm_train(backend: Any, x: Array, gamma: Array, beta: Array, eps: flo
     results = [backend.empty((channels,), x.dtype) for _ in range(3)]
     launch = backend.kernels.launch
     launch("batch_norm_sums", x.dtype, (cut, channels), x, partial, n)
-    launch(
-        "batch_norm_train", x.dtype, (cut, channels), x, gamma, beta, float(eps), partial, n, cut, out, *results
-    )
+    launch("batch_norm_train", x.dtype, (cut, channels), x, gamma, beta, float(eps), partial, n, cut, out, *results)
     return tuple(results)
 
 
@@ -268,7 +266,15 @@ def sgd_update(
 
 @fused
 def sgd_momentum_update(
-    backend: Any, data: Array, grad: Array, velocity: Array, hyper: Array, *, decays: bool, nesterov: bool, shrinks: bool
+    backend: Any,
+    data: Array,
+    grad: Array,
+    velocity: Array,
+    hyper: Array,
+    *,
+    decays: bool,
+    nesterov: bool,
+    shrinks: bool,
 ) -> Any:
     """Update `data` and `velocity` in place."""
     return _update(backend, "sgd_update", (data, grad, velocity, hyper), decays, nesterov, shrinks)
@@ -325,8 +331,6 @@ def rmsprop_update(
 
 
 @fused
-def adagrad_update(
-    backend: Any, data: Array, grad: Array, square_sum: Array, hyper: Array, *, decays: bool
-) -> Any:
+def adagrad_update(backend: Any, data: Array, grad: Array, square_sum: Array, hyper: Array, *, decays: bool) -> Any:
     """Update `data` and `square_sum` in place."""
     return _update(backend, "adagrad_update", (data, grad, square_sum, hyper), decays)

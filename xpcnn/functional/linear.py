@@ -60,7 +60,7 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> tuple[Array, L
 
 
 def linear_backward(
-    dy: Array, cache: LinearCache, *, input_gradient: bool = True
+    dy: Array, cache: LinearCache, *, input_gradient: bool = True, dweight: Array | None = None
 ) -> tuple[Array | None, Array, Array | None]:
     """Return the gradients of `linear`: dX = W^T dY, dW = dY X^T, db = sum of dY over the batch.
 
@@ -71,6 +71,8 @@ def linear_backward(
         From `linear`.
     input_gradient : bool
         False leaves `dx` out (None).
+    dweight : array (out_features, in_features), C-contiguous, optional
+        Where to write the gradient of the weights.
 
     Returns
     -------
@@ -87,7 +89,7 @@ def linear_backward(
     backend = backend_of(dy, x)
     check_like("dy", dy, (x.shape[1], weight.shape[0]), x.dtype)
     dy = batch_last(backend, dy)  # (out, N)
-    dweight = backend.matmul(dy, x.T, out=backend.empty(weight.shape, x.dtype))
+    dweight = backend.matmul(dy, x.T, out=backend.empty(weight.shape, x.dtype) if dweight is None else dweight)
     dbias = channel_sums(backend, dy) if has_bias else None
     if not input_gradient:
         return None, dweight, dbias

@@ -1,0 +1,33 @@
+"""Three stages of convolution, ReLU and pooling: the three-stage notebook's network."""
+
+from __future__ import annotations
+
+from xpcnn.errors import ConfigError
+from xpcnn.nn import AvgPool2d, Conv2d, Flatten, Linear, MaxPool2d, Module, ReLU, Sequential
+
+
+def deep3(*, num_classes: int = 10, in_channels: int = 1, pooling: str = "max") -> Sequential:
+    """Return the network for images (N, in_channels, 28, 28); 113,162 parameters by default.
+
+    conv 32@3x3, ReLU, pool 2; conv 64@3x3, ReLU, pool 2; conv 128@3x3, ReLU, pool 2; classes. Padding 1; the pooling
+    ("max" or "average") pads odd sizes at the far edge: 28, 14, 7, 4.
+    """
+    if pooling not in ("max", "average"):
+        raise ConfigError(f'pooling: expected "max" or "average", got {pooling!r}')
+
+    def pool() -> Module:
+        return MaxPool2d(2, ceil_mode=True) if pooling == "max" else AvgPool2d(2, ceil_mode=True)
+
+    return Sequential(
+        Conv2d(in_channels, 32, 3, padding=1),  # (N, 32, 28, 28)
+        ReLU(),
+        pool(),  # (N, 32, 14, 14)
+        Conv2d(32, 64, 3, padding=1),
+        ReLU(),
+        pool(),  # (N, 64, 7, 7)
+        Conv2d(64, 128, 3, padding=1),
+        ReLU(),
+        pool(),  # (N, 128, 4, 4)
+        Flatten(),
+        Linear(128 * 4 * 4, num_classes),
+    )

@@ -1,0 +1,25 @@
+"""One filter and two dense layers: the two-image notebook's network."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from xpcnn.nn import Conv2d, Flatten, Linear, MaxPool2d, ReLU, Sequential, init
+
+
+def tiny(*, num_classes: int = 10, weight_scale: float | None = None, dtype: Any = "float32") -> Sequential:
+    """Return the network for images (N, 1, 28, 28); 11,540 parameters by default.
+
+    conv 1@3x3, ReLU, pool 2; 64, ReLU; classes. Weights are He normal, or N(0, weight_scale^2) where that is given.
+    """
+    draw = init.he_normal if weight_scale is None else partial(init.normal, std=weight_scale)
+    return Sequential(
+        Conv2d(1, 1, 3, weight_init=draw, dtype=dtype),  # (N, 1, 26, 26)
+        ReLU(),
+        MaxPool2d(2),  # (N, 1, 13, 13)
+        Flatten(),
+        Linear(13 * 13, 64, weight_init=draw, dtype=dtype),
+        ReLU(),
+        Linear(64, num_classes, weight_init=draw, dtype=dtype),
+    )

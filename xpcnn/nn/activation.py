@@ -1,0 +1,83 @@
+"""Activation layers; formulas and sources in `functional/activation.py`."""
+
+from __future__ import annotations
+
+from xpcnn.backend import Array
+from xpcnn.functional.activation import GELUOp, LeakyReLUOp, ReLUOp, SigmoidOp, TanhOp
+from xpcnn.functional.channelwise import ChannelOp
+from xpcnn.functional.softmax import softmax, softmax_backward
+from xpcnn.nn.channelwise import ChannelLayer
+from xpcnn.nn.module import Module
+
+
+class ReLU(ChannelLayer):
+    """y = max(x, 0)."""
+
+    def channel_op(self) -> ChannelOp:
+        """Return the operation of one call."""
+        return ReLUOp()
+
+
+class LeakyReLU(ChannelLayer):
+    """y = x where x > 0, else negative_slope * x."""
+
+    def __init__(self, negative_slope: float = 0.01) -> None:
+        super().__init__()
+        self.negative_slope = LeakyReLUOp(negative_slope).negative_slope
+
+    def channel_op(self) -> ChannelOp:
+        """Return the operation of one call."""
+        return LeakyReLUOp(self.negative_slope)
+
+    def extra_repr(self) -> str:
+        """Return the arguments that its repr shows."""
+        return f"negative_slope={self.negative_slope}"
+
+
+class Sigmoid(ChannelLayer):
+    """y = 1 / (1 + exp(-x))."""
+
+    def channel_op(self) -> ChannelOp:
+        """Return the operation of one call."""
+        return SigmoidOp()
+
+
+class Tanh(ChannelLayer):
+    """y = tanh(x)."""
+
+    def channel_op(self) -> ChannelOp:
+        """Return the operation of one call."""
+        return TanhOp()
+
+
+class GELU(ChannelLayer):
+    """y = x times the normal distribution function of x."""
+
+    def channel_op(self) -> ChannelOp:
+        """Return the operation of one call."""
+        return GELUOp()
+
+
+class Softmax(Module):
+    """y = exp(x) / sum of exp(x) along `dim`.
+
+    For training, leave it out: `CrossEntropyLoss` takes logits.
+    """
+
+    def __init__(self, dim: int = -1) -> None:
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, x: Array) -> Array:
+        """Return y like x."""
+        y = softmax(x, axis=self.dim)
+        self.keep(y)
+        return y
+
+    def backward(self, dy: Array) -> Array:
+        """Return dx = y (dy - sum of dy y)."""
+        return softmax_backward(dy, self.take(), axis=self.dim)
+
+    def extra_repr(self) -> str:
+        """Return the arguments that its repr shows."""
+        return f"dim={self.dim}"

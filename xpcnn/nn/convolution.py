@@ -1,0 +1,103 @@
+"""The 2-D convolution layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from xpcnn.backend import Array
+from xpcnn.errors import ShapeError
+from xpcnn.functional.convolution import conv2d, conv2d_backward
+from xpcnn.functional.windows import Padding, Size, pair
+from xpcnn.nn import init
+from xpcnn.nn.module import Module
+from xpcnn.nn.weights import new_parameter
+
+
+class Conv2d(Module):
+    """y[n,f] = b[f] + sum over c of w[f,c] correlated with x[n,c].
+
+    Parameters
+    ----------
+    in_channels, out_channels : int
+    kernel_size, stride, dilation : int or (height, width)
+    padding : int, (height, width), ((top, bottom), (left, right)), "same" or "valid"
+    groups : int
+        Divides both numbers of channels.
+    bias : bool
+    weight_init, bias_init : callable
+        From `nn.init`, or any function of a shape; He normal and zeros by default.
+    dtype : str or dtype
+
+    Attributes
+    ----------
+    weight : Parameter (out_channels, in_channels/groups, KH, KW)
+    bias : Parameter (out_channels,) or None
+
+    References
+    ----------
+    LeCun et al. 1998, Gradient-based learning applied to document recognition.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Size,
+        stride: Size = 1,
+        padding: Padding = 0,
+        dilation: Size = 1,
+        groups: int = 1,
+        bias: bool = True,
+        *,
+        weight_init: init.Initializer = init.he_normal,
+        bias_init: init.Initializer = init.zeros,
+        dtype: Any = "float32",
+    ) -> None:
+        super().__init__()
+        kernel = pair("kernel_size", kernel_size, 1)
+        if in_channels < 1 or out_channels < 1 or groups < 1 or in_channels % groups or out_channels % groups:
+            raise ShapeError(
+                "groups: expected a divisor of in_channels and out_channels, all 1 or more, "
+                f"got groups={groups}, in_channels={in_channels}, out_channels={out_channels}"
+            )
+        self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
+        self.weight = new_parameter("weight", weight_init, (out_channels, in_channels // groups, *kernel), dtype)
+        self.bias = new_parameter("bias", bias_init, (out_channels,), dtype) if bias else None
+
+    def forward(self, x: Array) -> Array:
+        """Return y (N, F, OH, OW) for x (N, C, H, W)."""
+        y, cache = conv2d(
+            x,
+            self.weight.data,
+            None if self.bias is None else self.bias.data,
+            stride=self.stride,
+            padding=self.padding,
+            dilation=self.dilation,
+            groups=self.groups,
+        )
+        self.keep(cache)
+        return y
+
+    def backward(self, dy: Array) -> Array:
+        """Return dx (N, C, H, W) for dy (N, F, OH, OW)."""
+        return self._backward(dy, input_gradient=True)
+
+    def backward_parameters(self, dy: Array) -> None:
+        """Add to the gradients of weight and bias alone."""
+        self._backward(dy, input_gradient=False)
+
+    def _backward(self, dy: Array, *, input_gradient: bool) -> Array:
+        dx, dweight, dbias = conv2d_backward(dy, self.take(), input_gradient=input_gradient)
+        self.weight.accumulate(dweight)
+        if self.bias is not None:
+            self.bias.accumulate(dbias)
+        return dx
+
+    def multiply_adds(self, x_shape: tuple[int, ...], y_shape: tuple[int, ...]) -> int:
+        """Return those of one image: every output value takes C/groups*KH*KW."""
+        return self.weight.size * y_shape[2] * y_shape[3]
+
+    def extra_repr(self) -> str:
+        """Return the arguments that its repr shows."""
+        f, c, kh, kw = self.weight.shape
+        return f"{c * self.groups}, {f}, ({kh}, {kw}), stride={self.stride}, padding={self.padding!r}"

@@ -1,0 +1,23 @@
+"""The flatten layer."""
+
+from __future__ import annotations
+
+from xpcnn.backend import Array, backend_of
+from xpcnn.functional.layout import batch_first, batch_last
+from xpcnn.nn.module import Module
+
+
+class Flatten(Module):
+    """(N, C, H, W) to (N, C*H*W): a view, for batch-last memory is already in that order."""
+
+    def forward(self, x: Array) -> Array:
+        """Return y (N, C*H*W)."""
+        self.keep(tuple(x.shape))
+        if x.ndim == 2:
+            return x
+        return batch_last(backend_of(x), x).reshape(-1, x.shape[0]).T  # (N, C*H*W)
+
+    def backward(self, dy: Array) -> Array:
+        """Return dx (N, C, H, W)."""
+        n, *rest = self.take()
+        return batch_first(batch_last(backend_of(dy), dy).reshape(*rest, n))  # (N, C, H, W)

@@ -1,0 +1,76 @@
+"""The fully connected layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from xpcnn.backend import Array
+from xpcnn.errors import ShapeError
+from xpcnn.functional.linear import linear, linear_backward
+from xpcnn.nn import init
+from xpcnn.nn.module import Module
+from xpcnn.nn.weights import new_parameter
+
+
+class Linear(Module):
+    """y = x W^T + b.
+
+    Parameters
+    ----------
+    in_features, out_features : int
+    bias : bool
+    weight_init, bias_init : callable
+        From `nn.init`, or any function of a shape; He normal and zeros by default.
+    dtype : str or dtype
+
+    Attributes
+    ----------
+    weight : Parameter (out_features, in_features)
+    bias : Parameter (out_features,) or None
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        weight_init: init.Initializer = init.he_normal,
+        bias_init: init.Initializer = init.zeros,
+        dtype: Any = "float32",
+    ) -> None:
+        super().__init__()
+        if in_features < 1 or out_features < 1:
+            raise ShapeError(f"in_features, out_features: expected 1 or more, got {in_features}, {out_features}")
+        self.weight = new_parameter("weight", weight_init, (out_features, in_features), dtype)
+        self.bias = new_parameter("bias", bias_init, (out_features,), dtype) if bias else None
+
+    def forward(self, x: Array) -> Array:
+        """Return y (N, out_features) for x (N, in_features)."""
+        y, cache = linear(x, self.weight.data, None if self.bias is None else self.bias.data)
+        self.keep(cache)
+        return y
+
+    def backward(self, dy: Array) -> Array:
+        """Return dx (N, in_features) for dy (N, out_features)."""
+        return self._backward(dy, input_gradient=True)
+
+    def backward_parameters(self, dy: Array) -> None:
+        """Add to the gradients of weight and bias alone."""
+        self._backward(dy, input_gradient=False)
+
+    def _backward(self, dy: Array, *, input_gradient: bool) -> Array:
+        target = self.weight.gradient_target()
+        dx, dweight, dbias = linear_backward(dy, self.take(), input_gradient=input_gradient, dweight=target)
+        self.weight.accumulate(dweight)
+        if self.bias is not None:
+            self.bias.accumulate(dbias)
+        return dx
+
+    def multiply_adds(self, x_shape: tuple[int, ...], y_shape: tuple[int, ...]) -> int:
+        """Return those of one sample: one per weight."""
+        return self.weight.size
+
+    def extra_repr(self) -> str:
+        """Return the arguments that its repr shows."""
+        return f"{self.weight.shape[1]}, {self.weight.shape[0]}"

@@ -1,0 +1,269 @@
+"""What a layer is: forward, backward, parameters, buffers, and a stack of what forward keeps for backward."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
+from typing import Any, TypeVar
+
+from xpcnn import backend as switch
+from xpcnn.backend import Array, Backend, backend_of, get_backend
+from xpcnn.errors import DTypeError, ShapeError, StateError
+from xpcnn.nn.parameter import Parameter
+
+Self = TypeVar("Self", bound="Module")
+
+_gradients: ContextVar[bool] = ContextVar("xpcnn_gradients", default=True)
+_trace: ContextVar[list[tuple[Module, Array, Array]] | None] = ContextVar("xpcnn_trace", default=None)
+
+
+@contextlib.contextmanager
+def no_grad() -> Iterator[None]:
+    """Let forward keep nothing for backward, in this thread or task, for the length of a `with` block."""
+    token = _gradients.set(False)
+    try:
+        yield
+    finally:
+        _gradients.reset(token)
+
+
+def keeps_caches() -> bool:
+    """Whether forward is to keep what backward needs."""
+    return _gradients.get()
+
+
+@contextlib.contextmanager
+def trace() -> Iterator[list[tuple[Module, Array, Array]]]:
+    """Record (module, input, output) of every call inside a `with` block, layers before the modules that hold them."""
+    token = _trace.set(record := [])
+    try:
+        yield record
+    finally:
+        _trace.reset(token)
+
+
+def is_traced() -> bool:
+    """Whether calls are recorded: containers then call their layers one by one."""
+    return _trace.get() is not None
+
+
+class Module:
+    """Base of layers and networks.
+
+    A subclass defines `forward(x) -> y` and `backward(dy) -> dx`, keeps with `self.keep(...)` what backward needs and
+    takes it back with `self.take()`. Attributes that are `Parameter` or `Module` (or lists of modules) are found by
+    themselves, in the order of their assignment; other arrays that belong to the state are given to
+    `register_buffer`.
+    """
+
+    def __init__(self) -> None:
+        self.training = True
+        self._kept: list[Any] = []
+        self._buffers: dict[str, bool] = {}  # name -> whether it is part of state_dict
+
+    # --- computing ------------------------------------------------------------------------------------------------
+
+    def __call__(self, x: Array) -> Array:
+        y = self.forward(x)
+        record = _trace.get()
+        if record is not None:
+            record.append((self, x, y))
+        return y
+
+    def forward(self, x: Array) -> Array:
+        """Return y for x."""
+        raise NotImplementedError(f"{type(self).__name__} needs a forward(x)")
+
+    def backward(self, dy: Array) -> Array:
+        """Return dx for dy, adding to the gradients of the parameters; consumes what the last forward kept."""
+        raise NotImplementedError(f"{type(self).__name__} needs a backward(dy)")
+
+    def backward_parameters(self, dy: Array) -> None:
+        """Do what `backward` does but for dx, which the first layer of a network need not compute."""
+        self.backward(dy)
+
+    def keep(self, cache: Any) -> None:
+        """Put what backward needs on the stack, unless inside `no_grad`."""
+        if _gradients.get():
+            self._kept.append(cache)
+
+    def take(self) -> Any:
+        """Take the cache of the last forward that has had no backward.
+
+        Raises
+        ------
+        StateError
+            There is none.
+        """
+        if not self._kept:
+            raise StateError(
+                f"{type(self).__name__}.backward: expected a forward before it that kept its cache, got none; each "
+                "forward outside of no_grad() allows one backward"
+            )
+        return self._kept.pop()
+
+    def forget(self) -> None:
+        """Drop everything that forwards have kept, such as after a forward without a backward."""
+        for module in self.modules():
+            module._kept.clear()
+
+    # --- what it is made of ---------------------------------------------------------------------------------------
+
+    def register_buffer(self, name: str, array: Array, *, persistent: bool = True) -> None:
+        """Make `array` part of the state under `name`; `state_dict` leaves it out unless `persistent`."""
+        self._buffers[name] = persistent
+        setattr(self, name, array)
+
+    def children(self) -> Iterator[tuple[str, Module]]:
+        """Yield (name, module) of the modules that it holds itself."""
+        for name, value in vars(self).items():
+            if isinstance(value, Module):
+                yield name, value
+            elif isinstance(value, (list, tuple)):
+                yield from ((f"{name}.{i}", each) for i, each in enumerate(value) if isinstance(each, Module))
+
+    def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
+        """Yield (path, module) of itself and all modules inside."""
+        yield prefix, self
+        for name, child in self.children():
+            yield from child.named_modules(f"{prefix}.{name}" if prefix else name)
+
+    def modules(self) -> Iterator[Module]:
+        """Yield itself and all modules inside."""
+        return (module for _, module in self.named_modules())
+
+    def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
+        """Yield (path, parameter), each once; the path becomes the parameter's name."""
+        seen: set[int] = set()
+        for path, module in self.named_modules():
+            for name, value in vars(module).items():
+                if isinstance(value, Parameter) and id(value) not in seen:
+                    seen.add(id(value))
+                    value.name = f"{path}.{name}" if path else name
+                    yield value.name, value
+
+    def parameters(self) -> list[Parameter]:
+        """Return all parameters, each once."""
+        return [parameter for _, parameter in self.named_parameters()]
+
+    def named_buffers(self, *, persistent_only: bool = False) -> Iterator[tuple[str, Array]]:
+        """Yield (path, array) of running statistics and the like."""
+        for path, module in self.named_modules():
+            for name, persistent in module._buffers.items():
+                if persistent or not persistent_only:
+                    yield (f"{path}.{name}" if path else name), getattr(module, name)
+
+    @property
+    def backend(self) -> Backend:
+        """The backend of the parameters and buffers; the active one where there are none."""
+        for array in self._arrays():
+            return backend_of(array)
+        return get_backend()
+
+    def _arrays(self) -> Iterator[Array]:
+        yield from (parameter.data for _, parameter in self.named_parameters())
+        yield from (array for _, array in self.named_buffers())
+
+    # --- modes and state ------------------------------------------------------------------------------------------
+
+    def train(self: Self, mode: bool = True) -> Self:
+        """Set training mode (batch norm and dropout) for itself and all modules inside."""
+        for module in self.modules():
+            module.training = mode
+        return self
+
+    def eval(self: Self) -> Self:
+        """Set evaluation mode for itself and all modules inside."""
+        return self.train(False)
+
+    def zero_grad(self) -> None:
+        """Set all gradients to zero."""
+        for parameter in self.parameters():
+            parameter.zero_grad()
+
+    def to(self: Self, backend: str) -> Self:
+        """Move parameters, gradients and buffers to a backend; what forwards have kept is dropped."""
+        target = switch.resolve(backend)
+        self.forget()
+        for parameter in self.parameters():
+            parameter.to(target)
+        for module in self.modules():
+            for name in module._buffers:
+                array = getattr(module, name)
+                here = backend_of(array)
+                if here is not target:
+                    setattr(module, name, target.asarray(here.to_numpy(array)))
+        return self
+
+    def state_dict(self) -> dict[str, Array]:
+        """Return parameters and persistent buffers by path, the live arrays."""
+        state = {name: parameter.data for name, parameter in self.named_parameters()}
+        state.update(self.named_buffers(persistent_only=True))
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Copy arrays by path into the parameters and buffers; nothing is changed unless all fit.
+
+        Parameters
+        ----------
+        state : mapping of str to array
+            Of the host or of any backend.
+
+        Raises
+        ------
+        StateError, ShapeError, DTypeError
+            A name is missing or unknown, a shape or dtype differs.
+        """
+        own = self.state_dict()
+        missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+        if missing or unknown:
+            raise StateError(
+                f"state: expected the names of this model, missing {missing or 'none'}, unknown {unknown or 'none'}; "
+                "was it saved from another model?"
+            )
+        for name, array in own.items():
+            if tuple(state[name].shape) != tuple(array.shape):
+                raise ShapeError(f"{name}: expected shape {tuple(array.shape)}, got {tuple(state[name].shape)}")
+            if state[name].dtype != array.dtype:
+                raise DTypeError(f"{name}: expected dtype {array.dtype}, got {state[name].dtype}")
+        for name, array in own.items():
+            array[...] = _bring(backend_of(array), state[name])
+
+    # --- description ----------------------------------------------------------------------------------------------
+
+    def multiply_adds(self, x_shape: tuple[int, ...], y_shape: tuple[int, ...]) -> int:
+        """Return the multiply-adds of one forward of its own; 0 where there is no product."""
+        return 0
+
+    def summary(self, input_shape: tuple[int, ...]) -> str:
+        """Return a table of layers with output shapes, parameters and multiply-adds per image.
+
+        Parameters
+        ----------
+        input_shape : (C, H, W) or (D,)
+            Shape of one sample.
+        """
+        from xpcnn.nn.summary import summary
+
+        return summary(self, input_shape)
+
+    def extra_repr(self) -> str:
+        """Return the arguments that its repr shows."""
+        return ""
+
+    def __repr__(self) -> str:
+        inside = [f"({name}): {child!r}".replace("\n", "\n  ") for name, child in self.children()]
+        if not inside:
+            return f"{type(self).__name__}({self.extra_repr()})"
+        return f"{type(self).__name__}(\n  " + "\n  ".join(inside) + "\n)"
+
+
+def _bring(backend: Backend, array: Any) -> Array:
+    """Return `array` on `backend`, through the host where it lies on another one."""
+    if backend.owns(array):
+        return array
+    try:
+        return backend.asarray(backend_of(array).to_numpy(array))
+    except DTypeError:
+        return backend.asarray(array)

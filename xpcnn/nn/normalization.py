@@ -1,0 +1,95 @@
+"""Batch normalisation layers; formulas and source in `functional/normalization.py`."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from xpcnn.backend import Array, backend_of, get_backend
+from xpcnn.errors import ShapeError
+from xpcnn.functional.channelwise import ChannelOp
+from xpcnn.functional.layout import check_like
+from xpcnn.functional.normalization import BatchNormOp
+from xpcnn.nn.channelwise import ChannelLayer
+from xpcnn.nn.weights import new_parameter
+
+
+class _BatchNorm(ChannelLayer):
+    """y = gamma (x - mean) / sqrt(variance + eps) + beta, per channel.
+
+    Parameters
+    ----------
+    num_features : int
+        C.
+    eps, momentum : float
+        running = (1 - momentum) * running + momentum * batch.
+    dtype : str or dtype
+
+    Attributes
+    ----------
+    weight, bias : Parameter (C,)
+        gamma and beta.
+    running_mean, running_var : array (C,)
+        Used in evaluation mode.
+    """
+
+    axes: ClassVar[tuple[int, str]]
+
+    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1, *, dtype: Any = "float32") -> None:
+        super().__init__()
+        if num_features < 1:
+            raise ShapeError(f"num_features: expected 1 or more, got {num_features}")
+        self.eps, self.momentum = eps, momentum
+        ones, zeros = [1.0] * num_features, [0.0] * num_features
+        self.weight = new_parameter("weight", lambda shape: ones, (num_features,), dtype)
+        self.bias = new_parameter("bias", lambda shape: zeros, (num_features,), dtype)
+        backend = get_backend()
+        self.register_buffer("running_mean", backend.asarray(zeros, dtype))
+        self.register_buffer("running_var", backend.asarray(ones, dtype))
+
+    def forward(self, x: Array) -> Array:
+        """Return y like x."""
+        ndim, shape = self.axes
+        if x.ndim != ndim:
+            raise ShapeError(f"x: expected shape {shape}, got {tuple(x.shape)}")
+        backend_of(x, self.weight.data)
+        check_like("weight", self.weight.data, (x.shape[1],), x.dtype)
+        return super().forward(x)
+
+    def channel_op(self) -> ChannelOp:
+        """Return the operation of one call."""
+        return BatchNormOp(
+            self.weight.data,
+            self.bias.data,
+            self.running_mean,
+            self.running_var,
+            training=self.training,
+            momentum=self.momentum,
+            eps=self.eps,
+        )
+
+    def prepare_backward(self, op: Any) -> None:
+        """Make room for the gradients of gamma and beta."""
+        op.make_gradients(backend_of(self.weight.data))
+
+    def finish_backward(self, op: Any) -> None:
+        """Add the gradients of gamma and beta."""
+        self.weight.accumulate(op.dgamma)
+        self.bias.accumulate(op.dbeta)
+
+    def extra_repr(self) -> str:
+        """Return the arguments that its repr shows."""
+        return f"{self.weight.size}, eps={self.eps}, momentum={self.momentum}"
+
+
+class BatchNorm1d(_BatchNorm):
+    """Batch norm of features (N, C)."""
+
+    __doc__ = f"{__doc__}\n\n{_BatchNorm.__doc__}"
+    axes = (2, "(N, C)")
+
+
+class BatchNorm2d(_BatchNorm):
+    """Batch norm of images (N, C, H, W)."""
+
+    __doc__ = f"{__doc__}\n\n{_BatchNorm.__doc__}"
+    axes = (4, "(N, C, H, W)")

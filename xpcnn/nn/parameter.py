@@ -1,0 +1,101 @@
+"""A parameter: values, their gradient, and where both lie."""
+
+from __future__ import annotations
+
+from xpcnn.backend import Array, Backend, backend_of
+from xpcnn.errors import DTypeError, ShapeError
+
+
+class Parameter:
+    """An array that training changes, with its gradient.
+
+    Gradients add up over backward calls until `zero_grad`, as in torch. Assigning to `.data` or `.grad` copies into
+    the memory that is there, which an optimiser may have laid out with all other parameters in one flat buffer.
+
+    Parameters
+    ----------
+    data : array, floating
+    name : str
+        How errors and `state_dict` call it; a module fills in the whole path.
+    """
+
+    __slots__ = ("_data", "_grad", "cleared", "name")
+
+    def __init__(self, data: Array, name: str = "") -> None:
+        backend = backend_of(data)
+        if data.dtype.kind != "f":
+            raise DTypeError(f"data: expected a floating type, got {data.dtype}")
+        self._data = data
+        self._grad = backend.zeros(data.shape, data.dtype)
+        self.name = name
+        # The gradient counts as zero, whatever its memory holds: the next one is copied there instead of added.
+        self.cleared = True
+
+    @property
+    def data(self) -> Array:
+        """The values."""
+        return self._data
+
+    @data.setter
+    def data(self, value: Array) -> None:
+        self._fill(self._data, "data", value)
+
+    @property
+    def grad(self) -> Array:
+        """The gradient: d loss / d data, summed since the last `zero_grad`."""
+        if self.cleared:
+            self._grad[...] = 0
+            self.cleared = False
+        return self._grad
+
+    @grad.setter
+    def grad(self, value: Array) -> None:
+        self._fill(self._grad, "grad", value)
+        self.cleared = False
+
+    def _fill(self, memory: Array, what: str, value: Array) -> None:
+        backend_of(memory, value)
+        if tuple(value.shape) != tuple(memory.shape):
+            raise ShapeError(f"{self.name}.{what}: expected shape {tuple(memory.shape)}, got {tuple(value.shape)}")
+        memory[...] = value
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the values."""
+        return tuple(self._data.shape)
+
+    @property
+    def size(self) -> int:
+        """How many values there are."""
+        return int(self._data.size)
+
+    def zero_grad(self) -> None:
+        """Set the gradient to zero; costs nothing until it is read."""
+        self.cleared = True
+
+    def gradient_target(self) -> Array | None:
+        """Return where the next gradient may be computed in place; None where it must be added to one that is there."""
+        return self._grad if self.cleared else None
+
+    def accumulate(self, gradient: Array) -> None:
+        """Add a gradient, which may already lie in `gradient_target`."""
+        if gradient is not self._grad:
+            if self.cleared:
+                self._grad[...] = gradient
+            else:
+                backend_of(gradient).xp.add(self._grad, gradient, out=self._grad)
+        self.cleared = False
+
+    def move(self, data: Array, grad: Array) -> None:
+        """Put values and gradient into other memory of the same shape, whose contents the caller has filled."""
+        self._data, self._grad = data, grad
+
+    def to(self, backend: Backend) -> None:
+        """Move to another backend."""
+        here = backend_of(self._data)
+        if here is not backend:
+            self._data = backend.asarray(here.to_numpy(self._data))
+            self._grad = backend.asarray(here.to_numpy(self.grad))
+
+    def __repr__(self) -> str:
+        return f"Parameter({self.name!r}, shape={self.shape}, dtype={self._data.dtype})"

@@ -1,0 +1,65 @@
+"""Pooling layers."""
+
+from __future__ import annotations
+
+from xpcnn.functional.channelwise import ChannelOp
+from xpcnn.functional.pooling import AvgPoolOp, GlobalAvgPoolOp, MaxPoolOp, geometry
+from xpcnn.functional.windows import Padding, Size
+from xpcnn.nn.channelwise import ChannelLayer
+
+
+class MaxPool2d(ChannelLayer):
+    """y = maximum of every window; arguments as for `functional.max_pool2d`."""
+
+    def __init__(
+        self,
+        kernel_size: Size,
+        stride: Size | None = None,
+        padding: Padding = 0,
+        dilation: Size = 1,
+        *,
+        ceil_mode: bool = False,
+    ) -> None:
+        super().__init__()
+        self.kernel_size, self.stride = kernel_size, kernel_size if stride is None else stride
+        self._op = MaxPoolOp(geometry(kernel_size, stride, padding, dilation, ceil_mode))
+
+    def channel_op(self) -> ChannelOp:
+        """Return the operation of one call."""
+        return self._op
+
+    def extra_repr(self) -> str:
+        """Return the arguments that its repr shows."""
+        return f"{self.kernel_size}, stride={self.stride}"
+
+
+class AvgPool2d(ChannelLayer):
+    """y = mean of every window; arguments as for `functional.avg_pool2d`."""
+
+    def __init__(
+        self,
+        kernel_size: Size,
+        stride: Size | None = None,
+        padding: Padding = 0,
+        ceil_mode: bool = False,
+        count_include_pad: bool = True,
+    ) -> None:
+        super().__init__()
+        self.kernel_size, self.stride = kernel_size, kernel_size if stride is None else stride
+        self._op = AvgPoolOp(geometry(kernel_size, stride, padding, 1, ceil_mode), count_include_pad)
+
+    def channel_op(self) -> ChannelOp:
+        """Return the operation of one call."""
+        return self._op
+
+    def extra_repr(self) -> str:
+        """Return the arguments that its repr shows."""
+        return f"{self.kernel_size}, stride={self.stride}"
+
+
+class GlobalAvgPool2d(ChannelLayer):
+    """y = mean over height and width: (N, C, H, W) to (N, C, 1, 1)."""
+
+    def channel_op(self) -> ChannelOp:
+        """Return the operation of one call."""
+        return GlobalAvgPoolOp()

@@ -1,0 +1,110 @@
+"""Layers one after another: the only place that chains forward and, in reverse, backward."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from xpcnn.backend import Array
+from xpcnn.errors import ConfigError
+from xpcnn.nn.channelwise import backward_chain, forward_chain, runs_in_chain
+from xpcnn.nn.module import Module, is_traced
+
+
+class _Chain(Module):
+    """Neighbouring channelwise layers, run as one chain."""
+
+    def __init__(self, layers: list[Module]) -> None:
+        super().__init__()
+        self.members = tuple(layers)
+
+    def forward(self, x: Array) -> Array:
+        return forward_chain(self, self.members, x)
+
+    def backward(self, dy: Array) -> Array:
+        return backward_chain(self, self.members, dy)
+
+
+class Sequential(Module):
+    """Apply layers in turn: y = layer_k(... layer_1(x)).
+
+    Neighbours that keep channels apart (activations, batch norm, pooling, dropout) run as one chain while their
+    numbers are in the cache.
+
+    Parameters
+    ----------
+    *layers : Module
+    """
+
+    def __init__(self, *layers: Module) -> None:
+        super().__init__()
+        for layer in layers:
+            if not isinstance(layer, Module):
+                raise ConfigError(f"layers: expected instances of xpcnn.nn.Module, got {layer!r}")
+        self.layers = list(layers)
+        self._steps = {"chained": _chain(self.layers)}  # a dict hides them from the search for children
+
+    def append(self, layer: Module) -> Sequential:
+        """Add a layer at the end."""
+        self.layers.append(layer)
+        self._steps["chained"] = _chain(self.layers)
+        return self
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __iter__(self) -> Iterator[Module]:
+        return iter(self.layers)
+
+    def __getitem__(self, index: int) -> Module:
+        return self.layers[index]
+
+    def children(self) -> Iterator[tuple[str, Module]]:
+        """Yield the layers by number, as torch names them."""
+        return ((str(i), layer) for i, layer in enumerate(self.layers))
+
+    def forward(self, x: Array) -> Array:
+        """Return the last layer's y."""
+        # One by one where calls are recorded; backward then finds the steps that forward took.
+        steps = self.layers if is_traced() else self._steps["chained"]
+        for step in steps:
+            x = step(x)
+        self.keep(steps)
+        return x
+
+    def backward(self, dy: Array) -> Array:
+        """Return the first layer's dx."""
+        for step in reversed(self.take()):
+            dy = step.backward(dy)
+        return dy
+
+    def backward_parameters(self, dy: Array) -> None:
+        """Walk back to the first layer and spare its dx."""
+        steps = self.take()
+        for step in reversed(steps[1:]):
+            dy = step.backward(dy)
+        if steps:
+            steps[0].backward_parameters(dy)
+
+    def forget(self) -> None:
+        """Drop everything that forwards have kept, the chains' caches too."""
+        super().forget()
+        for module in self.modules():
+            if isinstance(module, Sequential):
+                for step in module._steps["chained"]:
+                    step._kept.clear()
+
+
+def _chain(layers: list[Module]) -> list[Module]:
+    """Group neighbours that may run as one chain."""
+    steps: list[Module] = []
+    run: list[Module] = []
+    for layer in [*layers, None]:
+        if layer is not None and runs_in_chain(layer):
+            run.append(layer)
+            continue
+        if run:
+            steps.append(run[0] if len(run) == 1 else _Chain(run))
+            run = []
+        if layer is not None:
+            steps.append(layer)
+    return steps
