@@ -45,7 +45,7 @@ class Kernels:
 
     def _find(self, name: str, char: str) -> Any:
         if char not in self._modules:
-            options = (*OPTIONS, f"-DT={TYPES[char]}")
+            options = (*OPTIONS, f"-DREAL={TYPES[char]}")
             self._modules[char] = self._cupy.RawModule(code=source(), options=options)
         self._found[name, char] = self._modules[char].get_function(name)
         return self._found[name, char]

@@ -1,7 +1,9 @@
 // The CUDA kernels: each does in one launch what a portable primitive of functional/ or optim/ of the same name does
-// in several. T is the type of the numbers (float or double), given by -DT=. Arrays are batch-last (C, H, W, N) and
+// in several. T is the type of the numbers, float or double, given by -DREAL=. Arrays are batch-last (C, H, W, N) and
 // C-contiguous, so neighbouring threads touch neighbouring numbers. No atomics: runs are bit-identical. Indices are
 // 32-bit; the callers see to it that sizes fit.
+
+typedef REAL T;
 
 #define BLOCK 256
 #define FOR_EACH(i, n) for (int i = blockIdx.x * BLOCK + threadIdx.x; i < (n); i = (n))

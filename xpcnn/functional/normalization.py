@@ -52,6 +52,16 @@ def batch_norm_train_backward(
     return dgamma, dbeta
 
 
+@primitive
+def move_statistics(
+    backend: Backend, running_mean: Array, running_var: Array, mean: Array, variance: Array, momentum: float, n: int
+) -> None:
+    """Move running statistics (C,) towards the mean and the unbiased variance of a batch of n values a channel."""
+    for running, value in ((running_mean, mean), (running_var, variance * (n / (n - 1)))):
+        backend.xp.multiply(running, 1.0 - momentum, out=running)
+        backend.xp.add(running, value * momentum, out=running)
+
+
 class BatchNormOp(ChannelOp):
     """Batch norm of a slab of channels; running statistics and gradients are written to the slab's part of them."""
 
@@ -101,13 +111,9 @@ class BatchNormOp(ChannelOp):
             return rows, mean, scale
         mean, variance, scale = batch_norm_train(backend, rows, gamma, beta, self.eps, result)
         n = rows.shape[1]
-        self._move(backend, self.running_mean[channels], mean)
-        self._move(backend, self.running_var[channels], variance * (n / (n - 1)))  # unbiased
+        running = self.running_mean[channels], self.running_var[channels]
+        move_statistics(backend, *running, mean, variance, self.momentum, n)
         return rows, mean, scale
-
-    def _move(self, backend: Backend, running: Array, value: Array) -> None:
-        backend.xp.multiply(running, 1.0 - self.momentum, out=running)
-        backend.xp.add(running, value * self.momentum, out=running)
 
     def backward(self, backend: Backend, dy: Array, cache: Any, channels: slice, out: Array) -> None:
         rows, mean, scale = cache

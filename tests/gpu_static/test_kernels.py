@@ -1,0 +1,292 @@
+"""Every kernel, run on the CPU, against the portable primitive that it replaces, over random shapes."""
+
+import math
+
+from types import MappingProxyType
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.fake_device import FakeArray
+from xpcnn.backend.cupy_fused import FUSED, row_sums
+from xpcnn.functional import columns, convolution, loss, normalization, pooling
+from xpcnn.functional.activation import relu_backward_from, relu_forward
+from xpcnn.functional.dropout import apply_mask, dropout_forward
+from xpcnn.functional.windows import windows
+from xpcnn.optim import adagrad, adam, rmsprop, sgd
+
+from .shim import ShimBackend
+
+pytestmark = pytest.mark.gpu_static
+shim = ShimBackend()
+DTYPES = st.sampled_from(["float32", "float64"])
+SEEDS = st.integers(0, 2**32 - 1)
+
+
+class Portable(ShimBackend):
+    """The same device without kernels."""
+
+    fused = MappingProxyType({})
+
+
+portable = Portable()
+
+
+@st.composite
+def images_and_windows(draw):
+    """An image batch (C, H, W, N) of small integers, with ties, and windows over it."""
+    shape = tuple(draw(st.integers(low, 9)) for low in (1, 1, 1, 1))
+    dilation = draw(st.tuples(st.integers(1, 2), st.integers(1, 2)))
+    kernel = tuple(draw(st.integers(1, (shape[1 + i] - 1) // dilation[i] + 1)) for i in range(2))
+    pad = [tuple(draw(st.integers(0, min(2, (kernel[i] - 1) * dilation[i]))) for _ in "ab") for i in range(2)]
+    stride = draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
+    over = windows(
+        shape[1:3], kernel, stride=stride, padding=tuple(pad), dilation=dilation, ceil_mode=draw(st.booleans())
+    )
+    x = np.random.default_rng(draw(SEEDS)).integers(-3, 4, shape).astype(draw(DTYPES))
+    return x, over
+
+
+def device(array):
+    """Copy a host array to guarded memory of the fake device."""
+    copy = shim.empty(array.shape, array.dtype)
+    copy._host[...] = array
+    return copy
+
+
+def filled(rng, shape, dtype):
+    return device(rng.standard_normal(shape).astype(dtype))
+
+
+def same(a, b):
+    """Compare module, dtype and every bit; nan equals nan."""
+    assert isinstance(a, FakeArray)
+    assert isinstance(b, FakeArray)
+    assert a.dtype == b.dtype
+    np.testing.assert_array_equal(a._host, b._host)
+
+
+def both(primitive, make):
+    """Run a primitive by its kernel and by its portable body, each on arrays of its own; return both results."""
+    name = primitive.__name__
+    shim.kernels.launched.clear()
+    arrays = make()
+    assert FUSED[name](shim, *arrays) is not NotImplemented, f"{name}: the kernel was not used"
+    assert shim.kernels.launched
+    expected = make()
+    primitive.portable(portable, *expected)
+    return arrays, expected
+
+
+@given(images_and_windows(), st.data())
+def test_fill_columns(case, data):
+    x, over = case
+    first = data.draw(st.integers(0, over.h.out - 1))
+    rows = range(first, data.draw(st.integers(first + 1, over.h.out)))
+    shape = (x.shape[0], *over.kernel, len(rows), over.w.out, x.shape[3])
+    got, expected = both(columns.fill_columns, lambda: (device(x), over, rows, shim.empty(shape, x.dtype)))
+    same(got[3], expected[3])
+
+
+@given(images_and_windows(), SEEDS, st.data())
+def test_add_columns(case, seed, data):
+    x, over = case
+    first = data.draw(st.integers(0, over.h.out - 1))
+    rows = range(first, data.draw(st.integers(first + 1, over.h.out)))
+    shape = (x.shape[0], *over.kernel, len(rows), over.w.out, x.shape[3])
+    values = np.random.default_rng(seed).standard_normal(shape).astype(x.dtype)
+    got, expected = both(columns.add_columns, lambda: (device(values), over, rows, device(x)))
+    same(got[3], expected[3])
+
+
+@given(images_and_windows(), st.booleans(), SEEDS)
+def test_max_pool(case, with_nan, seed):
+    x, over = case
+    if with_nan:
+        x.flat[np.random.default_rng(seed).integers(0, x.size, 3)] = math.nan
+    shape = (x.shape[0], *over.out, x.shape[3])
+    y, expected = (shim.empty(shape, x.dtype) for _ in "ab")
+    winner = FUSED["max_pool_forward"](shim, device(x), over, y, True)
+    won = pooling.max_pool_forward.portable(portable, device(x), over, expected, True)
+    same(y, expected)
+    dy = np.random.default_rng(seed).integers(-9, 10, shape).astype(x.dtype)  # sums of integers have no rounding
+    dx, expected = (shim.empty(x.shape, x.dtype) for _ in "ab")
+    FUSED["max_pool_backward_from"](shim, device(dy), winner, over, dx)
+    if not with_nan:  # whose gradient may go anywhere in its window
+        pooling.max_pool_backward_from.portable(portable, device(dy), won, over, expected)
+        same(dx, expected)
+    nothing = shim.empty(shape, x.dtype)
+    assert FUSED["max_pool_forward"](shim, device(x), over, nothing, False) is None
+    same(nothing, y)
+
+
+@given(st.integers(1, 9), st.integers(1, 700), DTYPES, SEEDS)
+def test_relu(rows, columns, dtype, seed):
+    rng = np.random.default_rng(seed)
+    x = rng.integers(-2, 3, (rows, columns)).astype(dtype)
+    x.flat[0] = math.nan
+    got, expected = both(relu_forward, lambda: (device(x), shim.empty(x.shape, dtype)))
+    same(got[1], expected[1])
+    dy = rng.standard_normal(x.shape).astype(dtype)
+    got, expected = both(relu_backward_from, lambda: (device(dy), device(x), shim.empty(x.shape, dtype)))
+    same(got[2], expected[2])
+
+
+@given(st.integers(1, 5), st.integers(1, 6), st.integers(1, 7), st.integers(1, 8), DTYPES, SEEDS, st.data())
+def test_add_bias(f, h, w, n, dtype, seed, data):
+    rng = np.random.default_rng(seed)
+    y, bias = (rng.standard_normal(shape).astype(dtype) for shape in ((f, h, w, n), (f,)))
+    first = data.draw(st.integers(0, h - 1))
+    got, expected = both(convolution.add_bias, lambda: (device(y)[:, first:h], device(bias)))
+    same(got[0], expected[0])
+
+
+@given(st.integers(1, 20), st.integers(1, 9000), DTYPES, st.booleans(), SEEDS)
+def test_row_sums(rows, columns, dtype, dots, seed):
+    rng = np.random.default_rng(seed)
+    a, b = (rng.standard_normal((rows, columns)).astype(dtype) for _ in "ab")
+    got = row_sums(shim, device(a), device(b) if dots else None)
+    exact = np.sum(a.astype(np.longdouble) * (b if dots else 1), axis=1)
+    np.testing.assert_allclose(got._host, exact, rtol=np.finfo(dtype).eps, atol=1e-12)
+
+
+@given(st.integers(1, 7), st.integers(2, 3000), DTYPES, SEEDS, st.sampled_from([0.0, 1000.0]))
+def test_batch_norm(channels, n, dtype, seed, offset):
+    rng = np.random.default_rng(seed)
+    x = (rng.standard_normal((channels, n)) + offset).astype(dtype)
+    gamma, beta = (rng.standard_normal(channels).astype(dtype) for _ in "ab")
+    got, expected = (shim.empty(x.shape, dtype) for _ in "ab")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Portable, "row_sums", lambda self, a: self.xp.sum(a, axis=1))
+        patch.setattr(Portable, "row_dots", lambda self, a, b: self.xp.sum(a * b, axis=1))
+        kernel = FUSED["batch_norm_train"](shim, device(x), device(gamma), device(beta), 1e-5, got)
+        arrays = device(x.astype("float64")), device(gamma.astype("float64")), device(beta.astype("float64"))
+        exact = shim.empty(x.shape, "float64")
+        normal = normalization.batch_norm_train.portable(portable, *arrays, 1e-5, exact)
+        small = dict(rtol=1e-9, atol=1e-9) if dtype == "float64" else dict(rtol=3e-4, atol=3e-4)
+        if offset and dtype == "float32":
+            small = dict(rtol=2e-3, atol=2e-3)  # x itself has that much less to say about its spread
+        for mine, theirs in zip((*kernel, got), (*normal, exact), strict=True):
+            assert mine.dtype == dtype
+            np.testing.assert_allclose(mine._host, theirs._host, **small)
+        dy = rng.standard_normal(x.shape).astype(dtype)
+        mean, _, scale = kernel
+        dx, expected = shim.empty(x.shape, dtype), shim.empty(x.shape, "float64")
+        sums = FUSED["batch_norm_train_backward"](shim, device(dy), device(x), mean, scale, device(gamma), dx)
+        wide = [device(a._host.astype("float64")) for a in (device(dy), device(x), mean, scale, device(gamma))]
+        exact_sums = normalization.batch_norm_train_backward.portable(portable, *wide, expected)
+        tight = dict(rtol=1e-9, atol=1e-8) if dtype == "float64" else dict(rtol=1e-3, atol=1e-3)
+        for mine, theirs in zip((*sums, dx), (*exact_sums, expected), strict=True):
+            np.testing.assert_allclose(mine._host, theirs._host, **tight)
+
+
+@given(st.integers(1, 600), DTYPES, SEEDS)
+def test_move_statistics(channels, dtype, seed):
+    values = np.random.default_rng(seed).random((4, channels)).astype(dtype)
+    got, expected = both(normalization.move_statistics, lambda: (*map(device, values), 0.1, 7))
+    for mine, theirs in zip(got[:2], expected[:2], strict=True):
+        np.testing.assert_allclose(mine._host, theirs._host, rtol=4 * np.finfo(dtype).eps)
+
+
+@given(st.integers(1, 2000), st.sampled_from([0.1, 0.5, 0.999]), st.integers(0, 2**32 - 1), DTYPES, SEEDS)
+def test_dropout(size, p, key, dtype, seed):
+    x = np.random.default_rng(seed).standard_normal((1, size)).astype(dtype)
+    first = seed % 1000
+    got, expected = (shim.empty(x.shape, dtype) for _ in "ab")
+    keys = device(np.array([key], np.uint32))
+    kept = FUSED["dropout_forward"](shim, device(x), p, keys, first, got)
+    mask = dropout_forward.portable(portable, device(x), p, keys, first, expected)
+    same(kept, mask)
+    np.testing.assert_array_equal(got._host, expected._host)
+    dy, again = device(x), shim.empty(x.shape, dtype)
+    FUSED["apply_mask"](shim, dy, kept, p, again)
+    apply_mask.portable(portable, dy, mask, p, expected)
+    np.testing.assert_array_equal(again._host, expected._host)
+
+
+@given(st.integers(1, 600), st.integers(1, 12), DTYPES, SEEDS, st.floats(0.1, 50))
+def test_softmax_cross_entropy(samples, classes, dtype, seed, spread):
+    rng = np.random.default_rng(seed)
+    logits = (rng.standard_normal((classes, samples)) * spread).astype(dtype)
+    target = np.eye(classes, dtype=dtype)[rng.integers(0, classes, samples)].T * dtype_of(dtype)(0.9)
+    kernel = FUSED["softmax_cross_entropy"](shim, device(logits), device(target), 1.0 / samples)
+    wide = [device(a.astype("float64")) for a in (logits, target)]
+    normal = loss.softmax_cross_entropy.portable(portable, *wide, 1.0 / samples)
+    bound = dict(rtol=1e-12, atol=1e-13) if dtype == "float64" else dict(rtol=2e-5, atol=2e-6)
+    for mine, theirs in zip(kernel, normal, strict=True):
+        assert mine.dtype == dtype
+        assert mine.shape == theirs.shape
+        np.testing.assert_allclose(mine._host, theirs._host, **bound)
+
+
+UPDATES = [
+    (
+        sgd.sgd_update,
+        0,
+        4,
+        [{"decays": d, "nesterov": n, "shrinks": s} for d in (0, 1) for n in (0, 1) for s in (0, 1)],
+    ),
+    (
+        sgd.sgd_momentum_update,
+        1,
+        4,
+        [{"decays": d, "nesterov": n, "shrinks": s} for d in (0, 1) for n in (0, 1) for s in (0, 1)],
+    ),
+    (adam.adam_update, 2, 7, [{"decays": d, "shrinks": s} for d in (0, 1) for s in (0, 1)]),
+    (adam.amsgrad_update, 3, 7, [{"decays": d, "shrinks": s} for d in (0, 1) for s in (0, 1)]),
+    (rmsprop.rmsprop_update, 1, 6, [{"decays": d, "centered": 0, "momentum": 0} for d in (0, 1)]),
+    (rmsprop.rmsprop_update, 2, 6, [{"decays": d, "centered": c, "momentum": 1 - c} for d in (0, 1) for c in (0, 1)]),
+    (rmsprop.rmsprop_update, 3, 6, [{"decays": d, "centered": 1, "momentum": 1} for d in (0, 1)]),
+    (adagrad.adagrad_update, 1, 3, [{"decays": d} for d in (0, 1)]),
+]
+
+
+@pytest.mark.parametrize(("update", "states", "hypers", "flags"), UPDATES)
+@given(size=st.integers(1, 700), dtype=DTYPES, seed=SEEDS)
+def test_updates(update, states, hypers, flags, size, dtype, seed):
+    """Bit for bit, as both round every operation; on a GPU a product and a sum may be rounded once (fma)."""
+    rng = np.random.default_rng(seed)
+    arrays = [rng.standard_normal(size).astype(dtype) for _ in range(2)]
+    arrays += [rng.random(size).astype(dtype) for _ in range(states)]
+    if update is rmsprop.rmsprop_update and states > 1:
+        arrays[2] += 2  # an average square is at least the square of the average
+    arrays.append(rng.random(hypers).astype(dtype))
+    for options in flags:
+        chosen = {name: bool(value) for name, value in options.items()}
+        got, expected = [*map(device, arrays)], [*map(device, arrays)]
+        assert FUSED[update.__name__](shim, *got, **chosen) is None
+        update.portable(portable, *expected, **chosen)
+        for mine, theirs in zip(got, expected, strict=True):
+            same(mine, theirs)
+
+
+def dtype_of(name):
+    return np.dtype(name).type
+
+
+def test_every_kernel_is_launched_here():
+    """Runs last: no kernel without a test above."""
+    assert set(shim.kernels.ever) == set(shim.kernels.signatures)
+
+
+def test_a_missing_barrier_is_found():
+    """The shim can fail: without one of its barriers the sum over a block comes out wrong."""
+    from xpcnn.backend.cupy_kernels import source
+
+    a = np.arange(1, 1001, dtype=np.float32).reshape(1, 1000)
+    broken = ShimBackend(
+        source().replace("part[threadIdx.x] = value;\n    __syncthreads();", "part[threadIdx.x] = value;")
+    )
+    assert row_sums(broken, device(a), None)._host[0] != 500500
+    assert row_sums(shim, device(a), None)._host[0] == 500500
+
+
+def test_a_write_beside_an_array_is_found():
+    from xpcnn.backend.cupy_kernels import source
+
+    broken = ShimBackend(source().replace("out[i] = x[i] <= T(0)", "out[i + 1] = x[i] <= T(0)"))
+    x = np.zeros((4, 64), np.float32)
+    with pytest.raises(AssertionError, match="wrote beyond an array"):
+        relu_forward(broken, device(x), broken.empty(x.shape, x.dtype))
