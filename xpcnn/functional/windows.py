@@ -157,7 +157,7 @@ def windows(
     except TypeError as error:  # a list cannot be a key of the cache
         if "unhashable" not in str(error):
             raise
-        return _windows(size, *map(_hashable, key), ceil_mode)
+        return _windows.__wrapped__(size, *map(_hashable, key), ceil_mode)
 
 
 def _hashable(value: Any) -> Any:
