@@ -9,8 +9,8 @@ from xpcnn.errors import DTypeError, ShapeError
 class Parameter:
     """An array that training changes, with its gradient.
 
-    Gradients add up over backward calls until `zero_grad`, as in torch. Assigning to `.data` or `.grad` copies into
-    the memory that is there, which an optimiser may have laid out with all other parameters in one flat buffer.
+    Gradients add up over backward calls until `zero_grad`, as in torch. Assigning to `.data` or `.grad` puts another
+    array of the same shape there; an optimiser takes it into its own memory at its next step.
 
     Parameters
     ----------
@@ -19,7 +19,7 @@ class Parameter:
         How errors and `state_dict` call it; a module fills in the whole path.
     """
 
-    __slots__ = ("_data", "_grad", "cleared", "name")
+    __slots__ = ("_data", "_grad", "grad_is_zero", "name")
 
     def __init__(self, data: Array, name: str = "") -> None:
         backend = backend_of(data)
@@ -29,7 +29,7 @@ class Parameter:
         self._grad = backend.zeros(data.shape, data.dtype)
         self.name = name
         # The gradient counts as zero, whatever its memory holds: the next one is copied there instead of added.
-        self.cleared = True
+        self.grad_is_zero = True
 
     @property
     def data(self) -> Array:
@@ -38,26 +38,27 @@ class Parameter:
 
     @data.setter
     def data(self, value: Array) -> None:
-        self._fill(self._data, "data", value)
+        self._check("data", value)
+        self._data = value
 
     @property
     def grad(self) -> Array:
         """The gradient: d loss / d data, summed since the last `zero_grad`."""
-        if self.cleared:
+        if self.grad_is_zero:
             self._grad[...] = 0
-            self.cleared = False
+            self.grad_is_zero = False
         return self._grad
 
     @grad.setter
     def grad(self, value: Array) -> None:
-        self._fill(self._grad, "grad", value)
-        self.cleared = False
+        self._check("grad", value)
+        self._grad = value
+        self.grad_is_zero = False
 
-    def _fill(self, memory: Array, what: str, value: Array) -> None:
-        backend_of(memory, value)
-        if tuple(value.shape) != tuple(memory.shape):
-            raise ShapeError(f"{self.name}.{what}: expected shape {tuple(memory.shape)}, got {tuple(value.shape)}")
-        memory[...] = value
+    def _check(self, what: str, value: Array) -> None:
+        backend_of(value)
+        if tuple(value.shape) != self.shape:
+            raise ShapeError(f"{self.name}.{what}: expected shape {self.shape}, got {tuple(value.shape)}")
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -71,24 +72,20 @@ class Parameter:
 
     def zero_grad(self) -> None:
         """Set the gradient to zero; costs nothing until it is read."""
-        self.cleared = True
+        self.grad_is_zero = True
 
     def gradient_target(self) -> Array | None:
         """Return where the next gradient may be computed in place; None where it must be added to one that is there."""
-        return self._grad if self.cleared else None
+        return self._grad if self.grad_is_zero else None
 
     def accumulate(self, gradient: Array) -> None:
         """Add a gradient, which may already lie in `gradient_target`."""
         if gradient is not self._grad:
-            if self.cleared:
+            if self.grad_is_zero:
                 self._grad[...] = gradient
             else:
                 backend_of(gradient).xp.add(self._grad, gradient, out=self._grad)
-        self.cleared = False
-
-    def move(self, data: Array, grad: Array) -> None:
-        """Put values and gradient into other memory of the same shape, whose contents the caller has filled."""
-        self._data, self._grad = data, grad
+        self.grad_is_zero = False
 
     def to(self, backend: Backend) -> None:
         """Move to another backend."""
