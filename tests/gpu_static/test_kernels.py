@@ -1,7 +1,6 @@
 """Every kernel, run on the CPU, against the portable primitive that it replaces, over random shapes."""
 
 import math
-
 from types import MappingProxyType
 
 import numpy as np
@@ -165,9 +164,9 @@ def test_batch_norm(channels, n, dtype, seed, offset):
         arrays = device(x.astype("float64")), device(gamma.astype("float64")), device(beta.astype("float64"))
         exact = shim.empty(x.shape, "float64")
         normal = normalization.batch_norm_train.portable(portable, *arrays, 1e-5, exact)
-        small = dict(rtol=1e-9, atol=1e-9) if dtype == "float64" else dict(rtol=3e-4, atol=3e-4)
+        small = {"rtol": 1e-9, "atol": 1e-9} if dtype == "float64" else {"rtol": 3e-4, "atol": 3e-4}
         if offset and dtype == "float32":
-            small = dict(rtol=2e-3, atol=2e-3)  # x itself has that much less to say about its spread
+            small = {"rtol": 2e-3, "atol": 2e-3}  # x itself has that much less to say about its spread
         for mine, theirs in zip((*kernel, got), (*normal, exact), strict=True):
             assert mine.dtype == dtype
             np.testing.assert_allclose(mine._host, theirs._host, **small)
@@ -177,7 +176,7 @@ def test_batch_norm(channels, n, dtype, seed, offset):
         sums = FUSED["batch_norm_train_backward"](shim, device(dy), device(x), mean, scale, device(gamma), dx)
         wide = [device(a._host.astype("float64")) for a in (device(dy), device(x), mean, scale, device(gamma))]
         exact_sums = normalization.batch_norm_train_backward.portable(portable, *wide, expected)
-        tight = dict(rtol=1e-9, atol=1e-8) if dtype == "float64" else dict(rtol=1e-3, atol=1e-3)
+        tight = {"rtol": 1e-9, "atol": 1e-8} if dtype == "float64" else {"rtol": 1e-3, "atol": 1e-3}
         for mine, theirs in zip((*sums, dx), (*exact_sums, expected), strict=True):
             np.testing.assert_allclose(mine._host, theirs._host, **tight)
 
@@ -214,7 +213,7 @@ def test_softmax_cross_entropy(samples, classes, dtype, seed, spread):
     kernel = FUSED["softmax_cross_entropy"](shim, device(logits), device(target), 1.0 / samples)
     wide = [device(a.astype("float64")) for a in (logits, target)]
     normal = loss.softmax_cross_entropy.portable(portable, *wide, 1.0 / samples)
-    bound = dict(rtol=1e-12, atol=1e-13) if dtype == "float64" else dict(rtol=2e-5, atol=2e-6)
+    bound = {"rtol": 1e-12, "atol": 1e-13} if dtype == "float64" else {"rtol": 2e-5, "atol": 2e-6}
     for mine, theirs in zip(kernel, normal, strict=True):
         assert mine.dtype == dtype
         assert mine.shape == theirs.shape

@@ -1,4 +1,4 @@
-"""The suite of functional/ and optim/ once more, with every fused primitive of the fake device done by its CUDA kernel."""
+"""The suite once more, with every fused primitive of the fake device done by its CUDA kernel."""
 
 import os
 import subprocess

@@ -19,9 +19,9 @@ _by_device: dict[int, CupyBackend] = {}
 
 def device_names() -> list[str]:
     """Return a name for each CUDA device that answers, the first one plain "cupy"; never raises."""
-    if importlib.util.find_spec("cupy") is None:
-        return []
     try:
+        if importlib.util.find_spec("cupy") is None:
+            return []
         import cupy
 
         count = cupy.cuda.runtime.getDeviceCount()

@@ -296,7 +296,7 @@ def _input_tasks(backend: Backend, dy: Array, weight: Array, over: Windows, grou
     if axes[0] is not None and axes[1] is not None:
         f, c, kh, kw = weight.shape
         turned = weight.reshape(groups, f // groups, c, kh, kw)[..., ::-1, ::-1].transpose(0, 2, 1, 3, 4)
-        turned = turned.reshape(groups * c, f // groups, kh, kw)  # (C, F/G, KH, KW)
+        turned = backend.contiguous(turned).reshape(groups * c, f // groups, kh, kw)  # (C, F/G, KH, KW)
         return _forward_tasks(backend, dy, turned, None, Windows(axes[0], axes[1]), groups, dx)
     return _scatter_tasks(backend, dy, weight, over, groups, dx)
 

@@ -1,0 +1,25 @@
+"""The fixture of the tests on real CuPy arrays; nothing here needs CuPy until a test asks for it."""
+
+import pytest
+
+
+@pytest.fixture
+def host_cupy(monkeypatch):
+    """Register the CuPy backend over host memory; assignments to a part of an array, plain copies, run on the host."""
+    import cupy
+    import numpy as np
+
+    import xpcnn.backend as switch
+
+    from .host_cupy import HostCupyBackend, view
+
+    backend = HostCupyBackend()
+    monkeypatch.setitem(switch._backends, "cupy", backend)
+    monkeypatch.setitem(switch._by_type, cupy.ndarray, backend)
+
+    def assign(self, index, value):
+        assert not isinstance(value, np.ndarray | np.generic), "CuPy refuses host values"
+        view(self)[index] = view(value) if isinstance(value, cupy.ndarray) else value
+
+    monkeypatch.setattr(cupy.ndarray, "__setitem__", assign)
+    return backend
