@@ -1,0 +1,25 @@
+"""Optimisers over flat buffers, schedules of the learning rate, and clipping of gradients."""
+
+from xpcnn.optim.adagrad import Adagrad
+from xpcnn.optim.adam import Adam, AdamW
+from xpcnn.optim.clip import clip_grad_norm
+from xpcnn.optim.optimizer import Optimizer
+from xpcnn.optim.rmsprop import RMSprop
+from xpcnn.optim.schedule import CosineAnnealingLR, ExponentialLR, InverseTimeLR, OneCycleLR, Schedule, StepLR
+from xpcnn.optim.sgd import SGD
+
+__all__ = [
+    "SGD",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "CosineAnnealingLR",
+    "ExponentialLR",
+    "InverseTimeLR",
+    "OneCycleLR",
+    "Optimizer",
+    "RMSprop",
+    "Schedule",
+    "StepLR",
+    "clip_grad_norm",
+]

@@ -1,0 +1,121 @@
+"""One flat buffer under many parameters: what lets an update be a few calls over contiguous memory.
+
+Parameters keep their shapes; their `.data` and `.grad` become views into the buffer, so layers write gradients
+straight into it. Each parameter starts at a multiple of 64 bytes; the gaps hold zeros.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+from xpcnn.backend import Array, Backend, backend_of
+from xpcnn.nn import Parameter
+
+ALIGNMENT = 64  # bytes: a cache line, and the width of AVX-512
+# Elements that one thread updates at a time, so that all passes but the first find them in cache. Measured on two
+# cores of an EPYC (Zen 5), 1.7 million elements: Adam 3.7 ms with 2**17, 4.5 with 2**14, 4.5 in one piece.
+CHUNK = 1 << 17
+
+Update = Callable[..., None]
+
+
+class Flat:
+    """Data, gradients and state of parameters of one group, dtype and backend, each in one flat array.
+
+    Parameters
+    ----------
+    parameters : list of Parameter
+        At least one; their arrays are copied into the buffer and replaced by views of it.
+    backend : Backend
+        The one that owns the arrays.
+    state : mapping of str to float
+        Name and initial value of each array of the optimiser's own.
+    hyper_size : int
+        How many hyperparameters the update reads from `hyper`.
+    guarded : bool
+        Whether `guard` will be called (see there).
+    """
+
+    def __init__(
+        self,
+        parameters: Sequence[Parameter],
+        backend: Backend,
+        state: Mapping[str, float],
+        hyper_size: int,
+        guarded: bool,
+    ) -> None:
+        self.parameters = list(parameters)
+        self.backend = backend
+        self.dtype = parameters[0].data.dtype
+        step = max(1, ALIGNMENT // self.dtype.itemsize)
+        self.places: list[tuple[slice, tuple[int, ...]]] = []
+        size = 0
+        for parameter in parameters:
+            shape = tuple(parameter.data.shape)
+            count = math.prod(shape)
+            self.places.append((slice(size, size + count), shape))
+            size += -(-count // step) * step
+        self.size = size
+        self.data = backend.zeros((size,), self.dtype)
+        self.grad = backend.zeros((size,), self.dtype)
+        self.state = {name: backend.zeros((size,), self.dtype) for name in state}
+        for name, value in state.items():
+            if value:
+                self.state[name][...] = value
+        self.hyper = backend.zeros((hyper_size,), self.dtype)
+        self.applied = backend.zeros((hyper_size,), self.dtype) if guarded else self.hyper
+        self._zero = backend.zeros((1,), self.dtype)
+        self.views: list[tuple[Parameter, Array, Array]] = []
+        for parameter, data, grad in zip(parameters, self.split(self.data), self.split(self.grad), strict=True):
+            data[...] = parameter.data
+            zero = parameter.grad_is_zero
+            if not zero:
+                here = backend_of(parameter.grad)
+                grad[...] = parameter.grad if here is backend else backend.asarray(here.to_numpy(parameter.grad))
+            parameter.data, parameter.grad, parameter.grad_is_zero = data, grad, zero
+            self.views.append((parameter, data, grad))
+        arrays = [self.data, self.grad, *self.state.values()]
+        self.chunks = [
+            (*(array[start : start + CHUNK] for array in arrays), self.applied) for start in range(0, size, CHUNK)
+        ]
+        if backend.slab_bytes is None or len(self.chunks) == 1:  # a device, or small: one piece
+            self.chunks = [(*arrays, self.applied)]
+
+    def split(self, flat: Array) -> list[Array]:
+        """Return each parameter's part of a flat array, in the parameter's shape."""
+        return [flat[place].reshape(shape) for place, shape in self.places]
+
+    def adopt(self) -> bool:
+        """Take in arrays that were put in place of the views since the last step, and zero gradients that nobody wrote.
+
+        Returns False where that cannot be done in place: on another backend, or with another dtype.
+        """
+        for parameter, data, grad in self.views:
+            value, slope = parameter.data, parameter.grad  # a gradient that counts as zero becomes zeros here
+            if value is not data:
+                if backend_of(value) is not self.backend or value.dtype != self.dtype:
+                    return False
+                data[...] = value
+                parameter.data = data
+            if slope is not grad:
+                backend_of(data, slope)
+                grad[...] = slope
+                parameter.grad = grad
+        return True
+
+    def guard(self, ok: Array, identity: Array) -> None:
+        """Let the next update change nothing where `ok` (1,) is False, without the host having to know.
+
+        The hyperparameters become those of `identity` (rates of 0, decays of 1) and the gradients 0.
+        """
+        xp = self.backend.xp
+        self.applied[...] = xp.where(ok, self.hyper, identity)
+        xp.copyto(self.grad, self._zero, where=xp.logical_not(ok))
+
+    def apply(self, update: Update, work: float) -> None:
+        """Run `update` over the buffer; `work` is its cost per element."""
+        if len(self.chunks) == 1:
+            update(self.backend, *self.chunks[0])
+        else:
+            self.backend.parallel(lambda chunk: update(self.backend, *chunk), self.chunks, work * self.size)
