@@ -63,6 +63,15 @@ def test_arrays_as_python_reads_them(array, layout, protocol):
     assert one == 1
 
 
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize(
+    "layout", [lambda a: a, np.asfortranarray, lambda a: a[:, ::-1], lambda a: a.T, lambda a: a[:0]]
+)
+def test_memory_orders(layout, protocol):
+    array = layout(np.arange(24, dtype=np.int16).reshape(2, 3, 4))
+    same(unpickle(pickle.dumps(array, protocol), "array"), array)
+
+
 def test_shared_and_growing_objects():
     shared = [1, 2]
     data = {"a": shared, "b": shared, "c": tuple(range(300)), "d": list(range(3000))}
@@ -147,7 +156,7 @@ LONG_TEXT = b"\x8d" + struct.pack("<Q", 1 << 20) + b"a" * (1 << 20)
         (b"\x8c\x03a\nb\x8c\x01c\x93.", "refused"),
         (b"N" * 1_000_001, "more than"),
         (LONG_TEXT + b"\x94" + b"h\x00h\x00\x93" * 100 + b".", "too long"),
-        (LONG_TEXT + b"\x940c_codecs\nencode\n\x94" + b"h\x01h\x00X\x06\0\0\0latin1\x86R" * 100 + b".", "refused"),
+        (LONG_TEXT + b"\x94c_codecs\nencode\n\x94" + b"h\x01h\x00X\x06\0\0\0latin1\x86R" * 9, "call of _codecs.encode"),
     ],
 )
 def test_hostile_pickles_end_in_one_clear_line(content, message):

@@ -85,16 +85,16 @@ def _brightness(picture: Any) -> np.ndarray:
     grey, alpha = (np.asarray(band).astype(np.float32) for band in picture.convert("LA").split())
     opaque = (grey * alpha).sum() / max(alpha.sum(), 1.0)
     backdrop = 0.0 if opaque > 127 else 255.0
-    brightness: np.ndarray = backdrop + (grey - backdrop) * (alpha / 255)
-    return brightness
+    return np.asarray(backdrop + (grey - backdrop) * (alpha / 255))
 
 
 def _smoothed(array: np.ndarray) -> np.ndarray:
     """Return the mean of each pixel and its eight neighbours."""
     padded = np.pad(array, 1, mode="edge")
     height, width = array.shape
-    total: np.ndarray = sum(padded[i : i + height, j : j + width] for i in range(3) for j in range(3))
-    return total / 9
+    neighbours = [padded[i : i + height, j : j + width] for i in range(3) for j in range(3)]
+    mean: np.ndarray = np.mean(neighbours, axis=0)
+    return mean
 
 
 def _fitted(ink: np.ndarray) -> np.ndarray:
@@ -106,7 +106,8 @@ def _fitted(ink: np.ndarray) -> np.ndarray:
     size = max(1, round(width * scale)), max(1, round(height * scale))
     if size != (width, height):
         ink = np.asarray(Image.fromarray(ink.astype(np.float32)).resize(size, Image.Resampling.BICUBIC))
-    return np.clip(ink * (255 / ink.max()), 0, 255)
+    stretched: np.ndarray = np.clip(ink * (255 / ink.max()), 0, 255)
+    return stretched
 
 
 def _centred(digit: np.ndarray) -> np.ndarray:
