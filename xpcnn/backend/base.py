@@ -86,6 +86,10 @@ class Backend:
         out[...] = a
         return out
 
+    def bordered(self, key: Any, shape: Sequence[int], dtype: Any) -> Array:  # noqa: ARG002
+        """Return a work array that was zero when it was made; whoever uses a key writes the same part each time."""
+        return self.xp.zeros(shape, dtype=dtype)
+
     # --- work -----------------------------------------------------------------------------------------------------
 
     def get_num_threads(self) -> int:
@@ -146,19 +150,22 @@ class Backend:
         return step
 
     captures: bool = False  # whether `capture` records anything
+    immediate: bool = False  # whether results are there when a call returns, so that reading one costs nothing
 
     def demand(self, holds: Array, error: Exception) -> None:
         """Raise `error` unless every element of `holds` is true: when a value is next read, so that nothing waits."""
         pending = self.__dict__.setdefault("_demands", {})
         key = str(error)
-        holds = holds.all()
-        pending[key] = (pending[key][0] & holds if key in pending else holds, error)
+        if key not in pending:
+            pending[key] = self.xp.ones((), bool), error
+        flag = pending[key][0]
+        self.xp.logical_and(flag, holds.all(), out=flag)  # in place: a replayed step goes on reporting
 
     def check_demands(self) -> None:
         """Raise the error of the first demand that did not hold; called where values are read."""
-        pending = self.__dict__.pop("_demands", {})
-        for holds, error in pending.values():
-            if not self.to_numpy(holds):
+        for flag, error in self.__dict__.get("_demands", {}).values():
+            if not self.to_numpy(flag):
+                flag[...] = True
                 raise error
 
     def errstate(self) -> contextlib.AbstractContextManager[Any]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from xpcnn.backend.base import Backend
+from xpcnn.backend import numpy_windows
 from xpcnn.backend.memory import BlockPool
 from xpcnn.backend.threads import WORTH_A_THREAD, Blas, ThreadPool
 from xpcnn.errors import DTypeError
@@ -19,18 +20,24 @@ from xpcnn.errors import DTypeError
 SINGLE_THREADED_PRODUCT = 65536 * 4
 
 
+# Geometries whose padded buffers a thread keeps.
+BORDERED_KEPT = 64
+
+
 class NumpyBackend(Backend):
     """Arrays are `numpy.ndarray`; BLAS makes the products and a thread pool shares out the rest."""
 
     name = "numpy"
     xp = np
+    fused = {"fill_columns": numpy_windows.fill_columns, "lower_rows": numpy_windows.lower_rows}  # noqa: RUF012
+    immediate = True
     stacks_rows = True
     # From this many input and output channels on, Winograd's fewer multiplications outweigh its extra copies
     # (measured: `python bench/run.py conv-64x14`; see `functional/winograd.py`).
     winograd_channels = 64
     # What a core's own cache holds beside the weights and the output of a tile.
     column_bytes = 6 << 20
-    slab_bytes = 1 << 19
+    slab_bytes = 1 << 20
 
     def __init__(self) -> None:
         self.blas = Blas()
@@ -64,6 +71,15 @@ class NumpyBackend(Backend):
             store = np.empty(size, np.uint8)
             setattr(self._local, slot, store)
         return store[:size].view(dtype).reshape(shape)
+
+    def bordered(self, key: Any, shape: Sequence[int], dtype: Any) -> np.ndarray[Any, Any]:
+        kept = self._local.__dict__.setdefault("bordered", {})
+        array = kept.get((key, dtype))
+        if array is None:
+            if len(kept) >= BORDERED_KEPT:
+                kept.clear()
+            array = kept[key, dtype] = np.zeros(shape, dtype)
+        return array
 
     def get_num_threads(self) -> int:
         return self.pool.size
