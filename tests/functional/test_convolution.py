@@ -30,6 +30,7 @@ def test_conv2d_agrees_with_the_loops(backend, case):
         ((2, 3, 9, 7), (4, 3, 5, 1), {"stride": (3, 2), "padding": (2, 0)}),  # rows and columns that no window meets
         ((2, 2, 6, 5), (3, 2, 3, 3), {"padding": ((3, 0), (1, 2)), "dilation": 2}),
         ((2, 1, 4, 4), (1, 1, 3, 3), {"padding": 4}),  # padding larger than the kernel
+        ((1, 1, 3, 1), (1, 1, 1, 1), {"padding": (2, 0), "stride": 3}),  # windows that lie wholly in the padding
         ((1, 6, 5, 4), (6, 1, 3, 3), {"groups": 6, "padding": "same"}),  # depthwise
         ((3, 4, 5, 6), (2, 4, 5, 6), {}),  # the window is the image
         ((2, 3, 5, 5), (4, 3, 2, 2), {"padding": "same", "stride": 2}),

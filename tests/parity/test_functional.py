@@ -218,7 +218,7 @@ def test_cross_entropy(implementation, torch, differentiate, images, classes, ki
     loss_expected, _, (dlogits_expected,) = differentiate(oracle, [logits], np.ones)
     loss, dlogits = implementation.cross_entropy(logits, labels, **options)
     check(loss, loss_expected)
-    assert_close(dlogits, dlogits_expected, tolerance=1e-12)
+    assert np.max(np.abs(dlogits - dlogits_expected)) < 1e-14  # softmax - t: differences of numbers up to 1
 
 
 @given(case=convolutions())
