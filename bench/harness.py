@@ -162,6 +162,24 @@ def watch(worker: Worker, sleepers: list[Worker], call: Callable[[], Any]) -> tu
     return result, Noise(max(0.0, foreign / wall), asleep / wall)
 
 
+@dataclass
+class Patience:
+    """Seconds that may still go into waiting for other programs to rest, shared by the turns of one workload."""
+
+    left: float
+
+    def wait(self, settle: float, limit: float) -> None:
+        """Wait until nothing, threads of a peer that still spin included, takes more than `limit` of the machine."""
+        while True:
+            before, start = machine_cpu_seconds() - time.process_time(), time.perf_counter()
+            time.sleep(settle)
+            used = machine_cpu_seconds() - time.process_time() - before
+            wall = time.perf_counter() - start
+            if self.left <= 0 or used <= limit * wall * (os.cpu_count() or 1):
+                return
+            self.left -= wall
+
+
 def processor() -> str:
     """The processor's model name."""
     try:
