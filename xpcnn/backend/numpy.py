@@ -36,7 +36,7 @@ class NumpyBackend(Backend):
     # (measured: `python bench/run.py conv-64x14`; see `functional/winograd.py`).
     winograd_channels = 64
     # What a core's own cache holds beside the weights and the output of a tile.
-    column_bytes = 6 << 20
+    column_bytes = 8 << 20
     slab_bytes = 1 << 20
 
     def __init__(self) -> None:

@@ -37,7 +37,8 @@ def add_columns(backend: Backend, cols: Array, over: Windows, rows: range, dx: A
         backend.xp.add(target, cols[:, i, j, ro, wo], out=target)
 
 
-def lower_rows(x: Array, over: Windows, rows: range, lowered: Array) -> None:
+@primitive
+def lower_rows(backend: Backend, x: Array, over: Windows, rows: range, lowered: Array) -> None:
     """Copy the taps along the width of the input rows that `rows` of the output need.
 
     x (C, H, W, N) to lowered (M, C, KW, OW, N), M = (len(rows) - 1) * stride + KH rows.

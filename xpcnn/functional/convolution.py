@@ -12,7 +12,7 @@ scattered: it is the convolution of dY with the weights turned by half a turn. L
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from xpcnn.backend import Array, Backend, backend_of
@@ -204,11 +204,8 @@ class Tiles:
         threads = backend.get_num_threads()
         self.rows = min(self.rows, -(-h.out // threads))
 
-    def __iter__(self):  # type: ignore[no-untyped-def]
-        out = self.over.h.out
-        count = -(-out // self.rows)
-        edges = [out * i // count for i in range(count + 1)]  # tiles of nearly equal height
-        return (range(*edge) for edge in zip(edges[:-1], edges[1:], strict=True))
+    def __iter__(self) -> Iterator[range]:
+        return iter(_ranges(self.over.h.out, self.rows))
 
     def weight_matrix(self, weight: Array) -> Array:
         """Return the weights (F, C/G, KH, KW) as (G, F/G, K) in the order of the columns' rows."""
@@ -241,7 +238,7 @@ class Tiles:
         lowered = backend.scratch("columns", (self.groups, needed, *per_row), x.dtype)
         for group in range(self.groups):
             block = x[group * self.channels : (group + 1) * self.channels]
-            lower_rows(block, over, rows, lowered[group])
+            lower_rows(backend, block, over, rows, lowered[group])
         flat = lowered.reshape(self.groups, needed, -1, over.w.out * self.n)  # (G, M, C/G*KW, OW*N)
         return backend.overlapping_rows(flat, len(rows), over.h.stride, over.h.kernel)  # (G, R, KH*C/G*KW, OW*N)
 
@@ -291,13 +288,18 @@ def _weight_tasks(
 
 
 def _input_tasks(backend: Backend, dy: Array, weight: Array, over: Windows, groups: int, dx: Array) -> list[Task]:
-    """Return the tasks that fill dx (C, H, W, N): a gather where the stride is 1, else col2im."""
-    axes = [_turned(axis) for axis in (over.h, over.w)]
-    if axes[0] is not None and axes[1] is not None:
+    """Return the tasks that fill dx (C, H, W, N), the way that multiplies and copies least."""
+    turned = Windows(*axes) if all(axes := [_turned(axis) for axis in (over.h, over.w)]) else None  # type: ignore[arg-type]
+    # Gathers multiply for every pixel, the scatter for every window: with many more pixels than windows they lose.
+    crowded = 2 * over.h.size * over.w.size < 3 * over.h.out * over.w.out
+    if turned is not None and crowded:
         f, c, kh, kw = weight.shape
-        turned = weight.reshape(groups, f // groups, c, kh, kw)[..., ::-1, ::-1].transpose(0, 2, 1, 3, 4)
-        turned = backend.contiguous(turned).reshape(groups * c, f // groups, kh, kw)  # (C, F/G, KH, KW)
-        return _forward_tasks(backend, dy, turned, None, Windows(axes[0], axes[1]), groups, dx)
+        if over.is_pointwise or not backend.stacks_rows or winograd.suits(backend, weight, over, groups):
+            flipped = weight.reshape(groups, f // groups, c, kh, kw)[..., ::-1, ::-1].transpose(0, 2, 1, 3, 4)
+            flipped = flipped.reshape(groups * c, f // groups, kh, kw)  # (C, F/G, KH, KW)
+            return _forward_tasks(backend, dy, flipped, None, turned, groups, dx)
+    if backend.stacks_rows and over.h.kernel > 1 and over.h.stride == over.h.dilation == 1 and over.h.size < 2 * over.h.out:
+        return _spread_tasks(backend, dy, weight, over, groups, dx)
     return _scatter_tasks(backend, dy, weight, over, groups, dx)
 
 
@@ -307,6 +309,50 @@ def _turned(axis: Axis) -> Axis | None:
     if axis.stride != 1 or before < 0 or after < 0:
         return None
     return Axis(axis.out, axis.kernel, 1, axis.dilation, before, after, axis.size)
+
+
+def _spread_tasks(backend: Backend, dy: Array, weight: Array, over: Windows, groups: int, dx: Array) -> list[Task]:
+    """Return one task per tile of rows of dx: gathered along the height, spread along the width.
+
+    The adjoint of `lower_rows`: the KH rows of dY that an image row meets are contiguous, so that one product with a
+    stack of overlapping matrices sums over them, and KW copies, not KH*KW, remain to be added.
+    """
+    f, c, kh, kw = weight.shape
+    n, h, w = dy.shape[3], over.h, over.w
+    matrix = weight.reshape(groups, f // groups, c, kh, kw)[:, :, :, ::-1].transpose(0, 2, 4, 3, 1)
+    matrix = matrix.reshape(groups, 1, c * kw, kh * (f // groups))  # (G, 1, C/G*KW, KH*F/G)
+    row_bytes = (f + groups * c * kw) * w.out * n * dy.dtype.itemsize
+    step = max(1, min(backend.column_bytes // row_bytes, -(-h.size // backend.get_num_threads())))
+    grad = dy.reshape(groups, f // groups, h.out, w.out, n)
+    target = dx.reshape(groups, c, h.size, w.size, n)
+    taps = [w.overlap(j, 0, w.out) for j in range(kw)]
+
+    def tile(rows: range) -> None:
+        first, needed = rows.start + h.before - (kh - 1), len(rows) + kh - 1
+        top, bottom = max(0, -first), max(0, first + needed - h.out)
+        shape = (groups, needed, f // groups, w.out, n)
+        meets = backend.bordered((shape, top, bottom), shape, dy.dtype)
+        inside = grad[:, :, first + top : first + needed - bottom].transpose(0, 2, 1, 3, 4)  # (G, M, F/G, OW, N)
+        backend.xp.copyto(meets[:, top : needed - bottom], inside)
+        flat = meets.reshape(groups, needed, f // groups, w.out * n)
+        stack = backend.overlapping_rows(flat, len(rows), 1, kh)  # (G, R, KH*F/G, OW*N)
+        product = backend.scratch("columns", (groups, len(rows), c * kw, w.out * n), dy.dtype)
+        backend.matmul(matrix, stack, out=product)
+        spread = product.reshape(groups, len(rows), c, kw, w.out, n).transpose(0, 2, 3, 1, 4, 5)  # (G, C/G, KW, R, OW, N)
+        place = target[:, :, rows.start : rows.stop]
+        backend.xp.copyto(place, 0)
+        for j, (there, pixels) in enumerate(taps):
+            pixel = place[:, :, :, pixels]
+            backend.xp.add(pixel, spread[:, :, j, :, there], out=pixel)
+
+    return [lambda rows=rows: tile(rows) for rows in _ranges(h.size, step)]  # type: ignore[misc]
+
+
+def _ranges(size: int, step: int) -> list[range]:
+    """Cut `size` into ranges of nearly equal length, `step` at most."""
+    count = -(-size // step)
+    edges = [size * i // count for i in range(count + 1)]
+    return [range(*edge) for edge in zip(edges[:-1], edges[1:], strict=True)]
 
 
 def _scatter_tasks(backend: Backend, dy: Array, weight: Array, over: Windows, groups: int, dx: Array) -> list[Task]:
@@ -322,7 +368,7 @@ def _scatter_tasks(backend: Backend, dy: Array, weight: Array, over: Windows, gr
         filters = slice(group * (f // groups), (group + 1) * (f // groups))
         matrix = weight[filters, first:last].reshape(f // groups, -1).T  # (C_block*KH*KW, F/G)
         target = dx[group * c + first : group * c + last]
-        target[...] = 0
+        backend.xp.copyto(target, 0)
         for start in range(0, out, step):
             rows = range(start, min(out, start + step))
             grad = dy[filters, rows.start : rows.stop].reshape(f // groups, -1)  # (F/G, R*OW*N)

@@ -78,23 +78,24 @@ class BatchNormOp(ChannelOp):
         training: bool,
         momentum: float,
         eps: float,
+        ndim: int | None = None,
     ) -> None:
         self.gamma, self.beta = gamma, beta
         self.running_mean, self.running_var = running_mean, running_var
-        self.training, self.momentum, self.eps = training, momentum, eps
+        self.arrays = (gamma, beta, running_mean, running_var)
+        self.training, self.momentum, self.eps, self.ndim = training, momentum, eps, ndim
         self.dgamma: Array = None
         self.dbeta: Array = None
 
     def out_shape(self, shape: Shape) -> Shape:
-        for name in ("gamma", "beta", "running_mean", "running_var"):
-            if tuple(getattr(self, name).shape) != (shape[0],):
-                raise ShapeError(
-                    f"x: expected {getattr(self, name).shape[0]} channels for {name}, got {shape[0]} "
-                    f"in shape {(shape[-1], *shape[:-1])}"
-                )
+        logical = (shape[-1], *shape[:-1])
+        if self.ndim not in (None, len(shape)):
+            raise ShapeError(f"x: expected shape {'(N, C)' if self.ndim == 2 else '(N, C, H, W)'}, got {logical}")
+        if tuple(self.gamma.shape) != (shape[0],):
+            raise ShapeError(f"x: expected {self.gamma.shape[0]} channels, got {shape[0]} in shape {logical}")
         if self.training and _values(shape) < 2:
             raise ShapeError(
-                f"x: expected more than one value per channel in training, got shape {(shape[-1], *shape[:-1])}; "
+                f"x: expected more than one value per channel in training, got shape {logical}; "
                 "use a larger batch or evaluation mode"
             )
         return shape

@@ -20,7 +20,8 @@ from functools import lru_cache
 from typing import Any
 
 from xpcnn.backend import Array, Backend
-from xpcnn.functional.windows import Windows
+from xpcnn.functional.columns import fill_columns
+from xpcnn.functional.windows import Axis, Windows
 
 Task = Callable[[], None]
 
@@ -78,47 +79,32 @@ class _Plan:
         self.high, self.wide = -(-over.h.out // TILE), -(-over.w.out // TILE)
         row_bytes = WINDOW * WINDOW * max(channels, filters) * self.wide * n * dtype.itemsize
         # V and M of a task together should stay near the cache, but a product wants some hundreds of columns.
-        rows = max(1, 2 * backend.column_bytes // row_bytes)
+        rows = max(1, backend.column_bytes // row_bytes)
         rows = min(rows, -(-self.high // backend.get_num_threads()))
         count = -(-self.high // rows)
         edges = [self.high * i // count for i in range(count + 1)]
         self.steps = [range(*edge) for edge in zip(edges[:-1], edges[1:], strict=True)]
+        self.inputs = Windows(*(_tiles(axis.size, WINDOW, axis.before, axis.out) for axis in (over.h, over.w)))
+        self.outputs = Windows(*(_tiles(axis.out, TILE, 0, axis.out) for axis in (over.h, over.w)))
 
-    def _overlap(self, tap: tuple[int, int], rows: range, window: bool) -> tuple[slice, slice, slice, slice]:
-        """Return (tiles, pixels) down and across of one position in the tile, where it lies in the image."""
-        result = []
-        for axis, k, first, last in ((self.over.h, tap[0], rows.start, rows.stop), (self.over.w, tap[1], 0, self.wide)):
-            size, shift = (axis.size, k - axis.before) if window else (axis.out, k)
-            low = max(first, -(shift // TILE))
-            high = max(low, min(last, (size - 1 - shift) // TILE + 1))
-            pixel = low * TILE + shift
-            result += [slice(low - first, high - first), slice(pixel, pixel + max(0, high - low) * TILE, TILE)]
-        return tuple(result)  # type: ignore[return-value]
-
-    def gather(self, image: Array, rows: range, window: bool, slot: str) -> Array:
-        """Return the tiles of `rows` as (36 or 16, C, R, wide, N): of the input (`window`) or of an output."""
-        side = WINDOW if window else TILE
-        shape = (side * side, image.shape[0], len(rows), self.wide, self.n)
-        tiles = self.backend.scratch(slot, shape, self.dtype)
-        for position in range(side * side):
-            down, y, across, x = self._overlap(divmod(position, side), rows, window)
-            part = tiles[position]
-            part[:, down, across] = image[:, y, x]
-            if down.start:
-                part[:, : down.start] = 0
-            if down.stop < len(rows):
-                part[:, down.stop :] = 0
-            if across.start:
-                part[:, :, : across.start] = 0
-            if across.stop < self.wide:
-                part[:, :, across.stop :] = 0
-        return tiles
+    def gather(self, image: Array, rows: range, tiles: Windows, slot: str) -> Array:
+        """Return the tiles of `rows` as (36 or 16, C, R, wide, N), by im2col."""
+        kh, kw = tiles.kernel
+        shape = (kh, kw, image.shape[0], len(rows), self.wide, self.n)
+        cols = self.backend.scratch(slot, shape, self.dtype)
+        fill_columns(self.backend, image, tiles, rows, cols.transpose(2, 0, 1, 3, 4, 5))
+        return cols.reshape(kh * kw, *shape[2:])
 
     def put(self, tiles: Array, image: Array, rows: range) -> None:
         """Write output tiles (16, F, R, wide, N) to their places in image (F, OH, OW, N)."""
-        for position in range(TILE * TILE):
-            down, y, across, x = self._overlap(divmod(position, TILE), rows, window=False)
-            image[:, y, x] = tiles[position][:, down, across]
+        f, high, wide = image.shape[0], TILE * len(rows), TILE * self.wide
+        whole = image[:, TILE * rows.start : TILE * rows.stop]  # (F, rows of pixels, OW, N)
+        exact = whole.shape[1:3] == (high, wide)
+        block = whole if exact else self.backend.scratch("block", (f, high, wide, self.n), self.dtype)
+        places = block.reshape(f, len(rows), TILE, self.wide, TILE, self.n).transpose(2, 4, 0, 1, 3, 5)
+        self.backend.xp.copyto(places, tiles.reshape(places.shape))  # (4, 4, F, R, wide, N)
+        if not exact:
+            self.backend.xp.copyto(whole, block[:, : whole.shape[1], : whole.shape[2]])
 
     def scratch(self, slot: str, rows: int, channels: int, tiles: range) -> Array:
         return self.backend.scratch(slot, (rows, channels, len(tiles) * self.wide * self.n), self.dtype)
@@ -128,6 +114,11 @@ class _Plan:
         rows = tiles.shape[0]
         self.backend.matmul(matrix, tiles.reshape(rows, -1), out=out.reshape(out.shape[0], -1))
         return out
+
+
+def _tiles(size: int, side: int, before: int, out: int) -> Axis:
+    """Return the windows of `side` pixels, one every four outputs."""
+    return Axis(size, side, TILE, 1, before, 0, -(-out // TILE))
 
 
 def _filters(backend: Backend, weight: Array) -> Array:
@@ -148,7 +139,7 @@ def forward_tasks(
     u = _filters(backend, weight)
 
     def task(rows: range) -> None:
-        d = plan.gather(x, rows, window=True, slot="tiles")
+        d = plan.gather(x, rows, plan.inputs, "tiles")
         v = plan.transform(b, d, plan.scratch("v", 36, c, rows))
         m = backend.matmul(u, v, out=plan.scratch("m", 36, f, rows))
         tiles = plan.transform(a, m, plan.scratch("tiles", 16, f, rows))
@@ -170,9 +161,9 @@ def weight_tasks(
 
     def task(index: int) -> None:
         rows = plan.steps[index]
-        d = plan.gather(x, rows, window=True, slot="tiles")
+        d = plan.gather(x, rows, plan.inputs, "tiles")
         v = plan.transform(b, d, plan.scratch("v", 36, c, rows))
-        e = plan.gather(dy, rows, window=False, slot="tiles")
+        e = plan.gather(dy, rows, plan.outputs, "tiles")
         m = plan.transform(a.T, e, plan.scratch("m", 36, f, rows))
         shares[index] = backend.matmul(m, v.swapaxes(1, 2))  # (36, F, C)
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from xpcnn.backend import Array, backend_of, get_backend
+from xpcnn.backend import backend_of, get_backend
 from xpcnn.errors import ShapeError
 from xpcnn.functional.channelwise import ChannelOp
-from xpcnn.functional.layout import check_like
 from xpcnn.functional.normalization import BatchNormOp
 from xpcnn.nn.channelwise import ChannelLayer
 from xpcnn.nn.weights import new_parameter
@@ -32,7 +31,7 @@ class _BatchNorm(ChannelLayer):
         Used in evaluation mode.
     """
 
-    axes: ClassVar[tuple[int, str]]
+    ndim: ClassVar[int]
 
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1, *, dtype: Any = "float32") -> None:
         super().__init__()
@@ -46,15 +45,6 @@ class _BatchNorm(ChannelLayer):
         self.register_buffer("running_mean", backend.asarray(zeros, dtype))
         self.register_buffer("running_var", backend.asarray(ones, dtype))
 
-    def forward(self, x: Array) -> Array:
-        """Return y like x."""
-        ndim, shape = self.axes
-        if x.ndim != ndim:
-            raise ShapeError(f"x: expected shape {shape}, got {tuple(x.shape)}")
-        backend_of(x, self.weight.data)
-        check_like("weight", self.weight.data, (x.shape[1],), x.dtype)
-        return super().forward(x)
-
     def channel_op(self) -> ChannelOp:
         """Return the operation of one call."""
         return BatchNormOp(
@@ -65,6 +55,7 @@ class _BatchNorm(ChannelLayer):
             training=self.training,
             momentum=self.momentum,
             eps=self.eps,
+            ndim=self.ndim,
         )
 
     def prepare_backward(self, op: Any) -> None:
@@ -85,11 +76,11 @@ class BatchNorm1d(_BatchNorm):
     """Batch norm of features (N, C)."""
 
     __doc__ = f"{__doc__}\n\n{_BatchNorm.__doc__}"
-    axes = (2, "(N, C)")
+    ndim = 2
 
 
 class BatchNorm2d(_BatchNorm):
     """Batch norm of images (N, C, H, W)."""
 
     __doc__ = f"{__doc__}\n\n{_BatchNorm.__doc__}"
-    axes = (4, "(N, C, H, W)")
+    ndim = 4
