@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
 from xpcnn.backend import Array, Backend, backend_of
-from xpcnn.errors import ShapeError
-from xpcnn.functional.layout import batch_first, batch_last, check_floating, check_like
+from xpcnn.errors import DTypeError, ShapeError
+from xpcnn.functional.layout import batch_first, batch_last, check_backend, check_floating, check_like
 
 Shape = tuple[int, ...]
 
@@ -22,12 +22,15 @@ class ChannelOp:
 
     Attributes
     ----------
+    arrays : sequence of array
+        Those that it works with beside `x`: of its backend and, where they are floating, of its dtype.
     keeps_input, keeps_output : bool
         Whether the cache refers to `x` or `out`, which then outlive the call.
     passes : int
         About how often forward reads or writes every number, to judge whether threads pay.
     """
 
+    arrays: Sequence[Array] = ()
     keeps_input: ClassVar[bool] = False
     keeps_output: ClassVar[bool] = False
     passes: ClassVar[int] = 2
@@ -48,6 +51,7 @@ class ChannelOp:
 class ChainCache(NamedTuple):
     """What a chain keeps: its operations, the shapes between them, and each slab's caches."""
 
+    backend: Backend
     ops: Sequence[ChannelOp]
     shapes: list[Shape]
     dtype: Any
@@ -66,11 +70,14 @@ def run(ops: Sequence[ChannelOp], x: Array, *, keep: bool = True) -> tuple[Array
 
     Raises
     ------
-    ShapeError, DTypeError
-        `x` does not fit the first operation, or is not floating.
+    ShapeError, DTypeError, MixedBackendsError
+        `x` does not fit the operations and their arrays, or is not floating.
     """
     backend = backend_of(x)
     check_floating("x", x)
+    for op in ops:
+        if op.arrays:
+            _check_arrays(x, op.arrays)
     if x.ndim not in (2, 4):
         raise ShapeError(f"x: expected shape (N, C, H, W) or (N, D), got {tuple(x.shape)}")
     x = batch_last(backend, x)
@@ -79,7 +86,7 @@ def run(ops: Sequence[ChannelOp], x: Array, *, keep: bool = True) -> tuple[Array
         shapes.append(op.out_shape(shapes[-1]))
     y = backend.empty(shapes[-1], x.dtype)
     slabs = _slabs(backend, shapes, x.dtype.itemsize)
-    cache = ChainCache(ops, shapes, x.dtype, slabs, [[] for _ in slabs])
+    cache = ChainCache(backend, ops, shapes, x.dtype, slabs, [[] for _ in slabs])
     last = len(ops) - 1
 
     def work(index: int) -> None:
@@ -103,11 +110,11 @@ def run_backward(dy: Array, cache: ChainCache) -> Array:
 
     Raises
     ------
-    ShapeError, DTypeError
-        `dy` has not the shape and dtype of the forward's result.
+    ShapeError, DTypeError, MixedBackendsError
+        `dy` has not the shape, dtype and backend of the forward's result.
     """
-    ops, shapes, dtype, slabs, caches = cache
-    backend = backend_of(dy)
+    backend, ops, shapes, dtype, slabs, caches = cache
+    check_backend("dy", dy, backend)
     check_like("dy", dy, (shapes[-1][-1], *shapes[-1][:-1]), dtype)
     dy = batch_last(backend, dy)
     dx = backend.empty(shapes[0], dtype)
@@ -122,6 +129,13 @@ def run_backward(dy: Array, cache: ChainCache) -> Array:
 
     backend.parallel(work, range(len(slabs)), float(dx.size) * sum(op.passes for op in ops))
     return batch_first(dx)
+
+
+def _check_arrays(x: Array, arrays: Sequence[Array]) -> None:
+    backend_of(x, *arrays)
+    for array in arrays:
+        if array.dtype.kind == "f" and array.dtype != x.dtype:
+            raise DTypeError(f"x: expected dtype {array.dtype} like the parameters, got {x.dtype}; convert one of them")
 
 
 def _slabs(backend: Backend, shapes: list[Shape], itemsize: int) -> list[slice]:

@@ -59,7 +59,7 @@ class DropoutOp(ChannelOp):
     passes = 16
 
     def __init__(self, p: float, key: Array) -> None:
-        self.p, self.key = check_probability(p), key
+        self.p, self.key, self.arrays = check_probability(p), key, (key,)
 
     def forward(self, backend: Backend, x: Array, channels: slice, out: Array, keep: bool) -> Any:
         if self.p == 0.0 or self.p == 1.0:
@@ -112,5 +112,3 @@ def dropout(x: Array, p: float = 0.5, *, training: bool) -> tuple[Array, ChainCa
 def dropout_backward(dy: Array, cache: ChainCache) -> Array:
     """Return dx of `dropout`, shaped like `dy`."""
     return run_backward(dy, cache)
-
-

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from xpcnn.backend import Array, Backend
-from xpcnn.errors import DTypeError, ShapeError
+from xpcnn.backend import Array, Backend, backend_of
+from xpcnn.errors import DTypeError, MixedBackendsError, ShapeError
 
 
 def batch_last(backend: Backend, x: Array) -> Array:
@@ -21,6 +21,16 @@ def batch_last(backend: Backend, x: Array) -> Array:
 def batch_first(x: Array) -> Array:
     """Return the logical view (N, ...) of batch-last memory (..., N)."""
     return x.transpose(3, 0, 1, 2) if x.ndim == 4 else x.T  # (N, C, H, W) or (N, D)
+
+
+def check_backend(name: str, x: Array, backend: Backend) -> None:
+    """Raise MixedBackendsError unless `x` belongs to `backend`."""
+    here = backend_of(x)
+    if here is not backend:
+        raise MixedBackendsError(
+            f"{name}: expected all on one backend, got {here.name} for a forward on {backend.name}; bring it there "
+            f'with xpcnn.use_backend("{backend.name}") and xpcnn.get_backend().asarray(...)'
+        )
 
 
 def check_floating(name: str, x: Array) -> None:

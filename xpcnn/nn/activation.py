@@ -76,7 +76,12 @@ class Softmax(Module):
 
     def backward(self, dy: Array) -> Array:
         """Return dx = y (dy - sum of dy y)."""
-        return softmax_backward(dy, self.take(), axis=self.dim)
+        y = self.take()
+        try:
+            return softmax_backward(dy, y, axis=self.dim)
+        except Exception:
+            self.keep(y)  # a dy that does not fit costs nothing
+            raise
 
     def extra_repr(self) -> str:
         """Return the arguments that its repr shows."""

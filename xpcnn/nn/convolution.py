@@ -87,7 +87,12 @@ class Conv2d(Module):
         self._backward(dy, input_gradient=False)
 
     def _backward(self, dy: Array, *, input_gradient: bool) -> Array:
-        dx, dweight, dbias = conv2d_backward(dy, self.take(), input_gradient=input_gradient)
+        cache = self.take()
+        try:
+            dx, dweight, dbias = conv2d_backward(dy, cache, input_gradient=input_gradient)
+        except Exception:
+            self.keep(cache)  # a dy that does not fit costs nothing
+            raise
         self.weight.accumulate(dweight)
         if self.bias is not None:
             self.bias.accumulate(dbias)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 from xpcnn.backend import Array, backend_of
-from xpcnn.functional.layout import batch_first, batch_last
+from xpcnn.errors import ShapeError
+from xpcnn.functional.layout import batch_first, batch_last, check_like
 from xpcnn.nn.module import Module
 
 
@@ -12,6 +15,8 @@ class Flatten(Module):
 
     def forward(self, x: Array) -> Array:
         """Return y (N, C*H*W)."""
+        if x.ndim not in (2, 4):
+            raise ShapeError(f"x: expected shape (N, C, H, W) or (N, D), got {tuple(x.shape)}")
         self.keep(tuple(x.shape))
         if x.ndim == 2:
             return x
@@ -19,5 +24,10 @@ class Flatten(Module):
 
     def backward(self, dy: Array) -> Array:
         """Return dx (N, C, H, W)."""
-        n, *rest = self.take()
+        n, *rest = shape = self.take()
+        try:
+            check_like("dy", dy, (n, math.prod(rest)), dy.dtype)
+        except ShapeError:
+            self.keep(shape)  # a dy that does not fit costs nothing
+            raise
         return batch_first(batch_last(backend_of(dy), dy).reshape(*rest, n))  # (N, C, H, W)

@@ -61,7 +61,12 @@ class Linear(Module):
 
     def _backward(self, dy: Array, *, input_gradient: bool) -> Array:
         target = self.weight.gradient_target()
-        dx, dweight, dbias = linear_backward(dy, self.take(), input_gradient=input_gradient, dweight=target)
+        cache = self.take()
+        try:
+            dx, dweight, dbias = linear_backward(dy, cache, input_gradient=input_gradient, dweight=target)
+        except Exception:
+            self.keep(cache)  # a dy that does not fit costs nothing
+            raise
         self.weight.accumulate(dweight)
         if self.bias is not None:
             self.bias.accumulate(dbias)

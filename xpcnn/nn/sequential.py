@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from xpcnn.backend import Array
 from xpcnn.errors import ConfigError
@@ -73,17 +74,31 @@ class Sequential(Module):
 
     def backward(self, dy: Array) -> Array:
         """Return the first layer's dx."""
-        for step in reversed(self.take()):
+        steps = self.take()
+        if steps:
+            dy = self._enter(steps, steps[-1].backward, dy)
+        for step in reversed(steps[:-1]):
             dy = step.backward(dy)
         return dy
 
     def backward_parameters(self, dy: Array) -> None:
         """Walk back to the first layer and spare its dx."""
         steps = self.take()
-        for step in reversed(steps[1:]):
-            dy = step.backward(dy)
-        if steps:
+        if len(steps) > 1:
+            dy = self._enter(steps, steps[-1].backward, dy)
+            for step in reversed(steps[1:-1]):
+                dy = step.backward(dy)
             steps[0].backward_parameters(dy)
+        elif steps:
+            self._enter(steps, steps[0].backward_parameters, dy)
+
+    def _enter(self, steps: list[Module], backward: Callable[[Array], Any], dy: Array) -> Any:
+        """Call the backward of the last step; where it refuses dy, nothing is consumed."""
+        try:
+            return backward(dy)
+        except Exception:
+            self.keep(steps)
+            raise
 
     def forget(self) -> None:
         """Drop everything that forwards have kept, the chains' caches too."""
