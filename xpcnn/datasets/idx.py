@@ -36,11 +36,11 @@ def load_idx(path: PathLike) -> np.ndarray:
     ----------
     Y. LeCun, C. Cortes, C. J. C. Burges, "The MNIST database of handwritten digits", section "File formats".
     """
-    return read_idx(Source(path, read_file(path)))
+    return read_idx(Source(path, read_file(path))).copy()
 
 
 def read_idx(source: Source) -> np.ndarray:
-    """Read the one array of an IDX file to the file's end."""
+    """Read the one array of an IDX file to the file's end; it may be a read-only view of what was read."""
     zeros, code, axes = struct.unpack(">HBB", source.take(4))
     if zeros or code not in _DTYPES or not 1 <= axes <= _MAX_AXES:
         raise source.damaged(f"expected an IDX file's magic number, got {zeros:04x}{code:02x}{axes:02x}")
@@ -49,6 +49,6 @@ def read_idx(source: Source) -> np.ndarray:
     content = source.take(math.prod(shape) * dtype.itemsize)
     source.finish()
     try:
-        return np.frombuffer(content, dtype).reshape(shape).astype(dtype.newbyteorder("="))
+        return np.ndarray(shape, dtype, content).astype(dtype.newbyteorder("="), copy=False)
     except ValueError as error:  # axes that no array can have, such as (0, 2**32 - 1, 2**32 - 1)
         raise source.damaged(f"it declares the shape {shape}") from error
