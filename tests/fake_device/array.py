@@ -146,9 +146,7 @@ class Ufunc:
             raise TypeError(f"Wrong arguments {sorted(wrong)}: {self.__name__} takes out, dtype and casting")
         if len(args) > self.nin:
             *args, kwargs["out"] = args  # type: ignore[assignment]
-        dtype = kwargs.get("dtype")
-        options: dict[str, Any] = {"order": "C"} if kwargs.get("out") is None else {}
-        return call(self._ufunc, *args, explicit=dtype is not None, **kwargs, **options)
+        return call(self._ufunc, *args, explicit=kwargs.get("dtype") is not None, **kwargs)
 
     def reduce(self, a: Any, axis: Any = 0, dtype: Any = None, out: Any = None, keepdims: bool = False) -> Any:
         if self.__name__ not in ("add", "multiply"):

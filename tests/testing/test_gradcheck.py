@@ -193,6 +193,20 @@ def test_kinks_are_counted_and_not_judged(backend, rng):
     assert gradcheck(partial(F.max_pool2d, kernel_size=2), np.round(rng.normal(size=(2, 2, 6, 6))))
 
 
+def test_at_a_kink_only_a_slope_of_one_side_or_between_is_right(rng):
+    x = rng.normal(size=(3, 4))
+    x[0, 0] = 0.0
+    for slope, right in ((0.0, True), (1.0, True), (0.3, True), (1.5, False), (-0.5, False)):
+        report = gradcheck(
+            F.relu, x, backward=lambda dy, cache, s=slope: dy * np.where(x > 0, 1.0, np.where(x < 0, 0, s))
+        )
+        assert bool(report) is right, slope
+        assert report.rows[0].kinks == int(right)
+    # The slope in the middle is what the difference gives: right, and no kink that one would have to look at.
+    report = gradcheck(F.relu, x, backward=lambda dy, cache: dy * np.where(x > 0, 1.0, np.where(x < 0, 0, 0.5)))
+    assert report.rows[0].kinks == 0
+
+
 def test_large_arrays_are_sampled_from_a_seed(backend, rng):
     x = rng.normal(size=(20, 30))
     report = gradcheck(F.tanh, x, max_entries=7)
