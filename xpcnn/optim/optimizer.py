@@ -140,8 +140,8 @@ class Optimizer:
     # --- numbers that are not finite --------------------------------------------------------------------------------
 
     def gradient_sums(self) -> list[Array]:
-        """Return a sum (1,) for each flat buffer, after `collect`: nan or inf where a gradient is, else finite."""
-        return [flat.backend.row_sums(flat.grad[None]) for plan in self._plans for flat in plan.flats]
+        """Return the sum of each flat buffer's gradients, 0-d, after `collect`: nan or inf where one is, else finite."""
+        return [flat.backend.xp.sum(flat.grad) for plan in self._plans for flat in plan.flats]
 
     def guard(self, ok: Array) -> None:
         """Make the next `apply` change nothing where `ok` (1,) is False; no value travels to the host."""

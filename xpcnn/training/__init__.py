@@ -1,0 +1,23 @@
+"""Training: the trainer, what it measures and tells, and checkpoints to go on from."""
+
+from xpcnn.training.arrays import load_parameters, save_parameters
+from xpcnn.training.callbacks import Callback
+from xpcnn.training.checkpoint import Checkpointer
+from xpcnn.training.history import History
+from xpcnn.training.lock import FolderLock
+from xpcnn.training.metrics import Metrics, RunningAverage
+from xpcnn.training.progress import Progress
+from xpcnn.training.trainer import Trainer
+
+__all__ = [
+    "Callback",
+    "Checkpointer",
+    "FolderLock",
+    "History",
+    "Metrics",
+    "Progress",
+    "RunningAverage",
+    "Trainer",
+    "load_parameters",
+    "save_parameters",
+]

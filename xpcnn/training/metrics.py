@@ -1,0 +1,114 @@
+"""Loss and accuracy: what `evaluate` returns, and sums that stay on the device until somebody reads them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from xpcnn.backend import Array, Backend
+from xpcnn.errors import ShapeError
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Mean loss, and the share of samples whose highest logit is the label's, over `count` samples."""
+
+    loss: float
+    accuracy: float
+    count: int = 0
+
+
+class RunningAverage:
+    """A mean over values of different weight, such as batch losses over batches of different size."""
+
+    def __init__(self) -> None:
+        self.total = 0.0
+        self.weight = 0
+
+    def add(self, total: float, weight: int = 1) -> None:
+        """Take in `weight` samples whose values add up to `total`."""
+        self.total += total
+        self.weight += weight
+
+    @property
+    def value(self) -> float:
+        """The mean so far; nan before the first value."""
+        return self.total / self.weight if self.weight else math.nan
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.total, self.weight = 0.0, 0
+
+
+def count_hits(backend: Backend, logits: Array, labels: Array) -> Any:
+    """Count the samples whose highest logit (the first, where several are) is the label's.
+
+    Parameters
+    ----------
+    backend : Backend
+        The owner of both arrays.
+    logits : (N, K) array
+        Scores.
+    labels : (N,) integers, or (N, K) one-hot or probabilities
+
+    Returns
+    -------
+    int on NumPy, 0-d array of the backend elsewhere
+        Nothing waits for the device.
+
+    Raises
+    ------
+    ShapeError
+        There is not one label for each row of logits.
+    """
+    if logits.ndim != 2 or labels.ndim not in (1, 2) or labels.shape[0] != logits.shape[0]:
+        raise ShapeError(
+            f"labels: expected (N,) or (N, K) for logits (N, K), got {tuple(labels.shape)} for {tuple(logits.shape)}"
+        )
+    xp = backend.xp
+    if labels.ndim == 2:
+        labels = xp.argmax(labels, axis=1)
+    # The shared NumPy and CuPy name that counts without a pass through a wider type.
+    return xp.count_nonzero(xp.equal(xp.argmax(logits, axis=1), labels))
+
+
+class Ledger:
+    """Rows of numbers, one per step, that are written on the device and read many at a time.
+
+    Parameters
+    ----------
+    backend : Backend
+        Where the rows lie.
+    width : int
+        Numbers in a row.
+    length : int
+        Rows that fit before `read` must be called.
+    """
+
+    def __init__(self, backend: Backend, width: int, length: int) -> None:
+        self.backend = backend
+        self.row = backend.zeros((width,), "float64")
+        self._table = backend.zeros((length, width), "float64")
+        self._rows = [self._table[i] for i in range(length)]
+        self._used = 0
+
+    @property
+    def full(self) -> bool:
+        """Whether the next `keep` would have no room."""
+        return self._used == len(self._rows)
+
+    def keep(self) -> None:
+        """Copy `row` to the end of the table."""
+        self._rows[self._used][...] = self.row
+        self._used += 1
+
+    def read(self) -> list[list[float]]:
+        """Bring the rows kept since the last call to the host; the one moment that waits for the device."""
+        self.backend.check_demands()
+        if not self._used:
+            return []
+        rows: list[list[float]] = self.backend.to_numpy(self._table[: self._used]).tolist()
+        self._used = 0
+        self.backend.check_demands()
+        return rows

@@ -1,0 +1,385 @@
+"""The training loop: steps, epochs, validation, callbacks, checkpoints."""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from xpcnn.backend import Array, backend_of
+from xpcnn.errors import ConfigError, DataError, NonFiniteError, OutOfMemoryError
+from xpcnn.nn import Module, no_grad
+from xpcnn.optim import Optimizer, Schedule
+from xpcnn.training.callbacks import Callback, methods
+from xpcnn.training.checkpoint import Checkpointer
+from xpcnn.training.diagnosis import largest_batch, layer_of_traceback
+from xpcnn.training.history import History
+from xpcnn.training.metrics import Ledger, Metrics, RunningAverage, count_hits
+from xpcnn.training.state import capture_state, restore_state
+from xpcnn.training.step import Step
+
+READ_EVERY = 50  # steps between two looks at what the device has done; a look waits for it
+
+
+class Trainer:
+    """Trains a model: forward, loss, backward, update, for every batch of every epoch.
+
+    Parameters
+    ----------
+    model : Module
+        What is trained.
+    optimizer : Optimizer
+        Over the model's parameters.
+    criterion : loss object
+        `loss = criterion(logits, labels)`, `dlogits = criterion.backward()`.
+    schedule : Schedule or None
+        Its `step()` is called after each batch.
+    callbacks : sequence
+        Objects with any of `on_fit_start`, `on_step`, `on_epoch`, `on_fit_end`, each called with the trainer.
+    capture : "auto", True or False
+        Whether steps are recorded once and replayed (CUDA graphs); "auto" where the backend can.
+    checkpoint : Checkpointer or None
+        Where and when the training is saved.
+    nonfinite : "stop" or "skip"
+        What happens at a loss or gradient that is nan or infinite: `NonFiniteError`, or the update is left out.
+    clip_norm : float or None
+        The highest common norm of the gradients.
+
+    Attributes
+    ----------
+    step, epoch, batch : int
+        Steps so far, whole epochs so far, batches so far in the present epoch.
+    history : History
+        Of all steps that have been read from the device.
+    skipped : int
+        Updates left out because of nan or inf.
+
+    Raises
+    ------
+    ConfigError
+        An argument has a value that is not allowed.
+    """
+
+    def __init__(
+        self,
+        model: Module,
+        optimizer: Optimizer,
+        criterion: Any,
+        *,
+        schedule: Schedule | None = None,
+        callbacks: Sequence[Callback | Any] = (),
+        capture: str | bool = "auto",
+        checkpoint: Checkpointer | None = None,
+        nonfinite: str = "stop",
+        clip_norm: float | None = None,
+        read_every: int = READ_EVERY,
+    ) -> None:
+        if not isinstance(model, Module):
+            raise ConfigError(f"model: expected an nn.Module, got {type(model).__name__}")
+        if not isinstance(optimizer, Optimizer):
+            raise ConfigError(f"optimizer: expected an optim.Optimizer, got {type(optimizer).__name__}")
+        if schedule is not None and getattr(schedule, "optimizer", None) is not optimizer:
+            raise ConfigError("schedule: expected one made with this trainer's optimizer")
+        if capture not in ("auto", True, False):
+            raise ConfigError(f'capture: expected "auto", True or False, got {capture!r}')
+        if nonfinite not in ("stop", "skip"):
+            raise ConfigError(f'nonfinite: expected "stop" or "skip", got {nonfinite!r}')
+        if clip_norm is not None and not (isinstance(clip_norm, (int, float)) and clip_norm > 0):
+            raise ConfigError(f"clip_norm: expected a number above 0, got {clip_norm!r}")
+        if isinstance(read_every, bool) or not isinstance(read_every, int) or read_every < 1:
+            raise ConfigError(f"read_every: expected an integer of 1 or more, got {read_every!r}")
+        if checkpoint is not None and not isinstance(checkpoint, Checkpointer):
+            raise ConfigError(f"checkpoint: expected a Checkpointer, got {type(checkpoint).__name__}")
+        self.model, self.optimizer, self.criterion, self.schedule = model, optimizer, criterion, schedule
+        self.callbacks = list(callbacks)
+        self.capture, self.checkpoint, self.nonfinite = capture, checkpoint, nonfinite
+        self.clip_norm, self.read_every = clip_norm, read_every
+        self.step = self.epoch = self.batch = self.first_epoch = self.skipped = 0
+        self.batches_per_epoch: int | None = None
+        self.epochs = 0
+        self.history = History()
+        self.average = RunningAverage()
+        self.hits = RunningAverage()
+        self.seconds = 0.0
+        self._pending: list[tuple[int, float]] = []
+        self._step: Step | None = None
+        self._on_step: list[Callable[[Any], None]] = []
+        self._sums = getattr(criterion, "reduction", "mean") == "sum"
+        self._resumed = False
+        self._interrupted = False
+
+    # --- training -------------------------------------------------------------------------------------------------
+
+    def fit(
+        self,
+        train: Iterable[tuple[Array, Array]],
+        validation: Iterable[tuple[Array, Array]] | None = None,
+        epochs: int = 1,
+        *,
+        resume: bool = False,
+    ) -> History:
+        """Train for `epochs` passes over `train`.
+
+        Parameters
+        ----------
+        train, validation : DataLoader, or any iterable of (x, labels) that can be iterated again
+            Batches on the model's backend. `validation` is evaluated after each epoch.
+        epochs : int
+            How many passes. A resumed training counts those from before.
+        resume : bool
+            Go on from the newest checkpoint of `checkpoint`; begin where there is none.
+
+        Returns
+        -------
+        History
+            Of all steps and epochs, those before a resume included.
+
+        Raises
+        ------
+        NonFiniteError
+            The loss or a gradient became nan or infinite (with nonfinite="stop").
+        KeyboardInterrupt
+            Ctrl-C: after the step that was running was finished and a checkpoint written.
+        ConfigError, DataError, StateError
+            A value is not allowed, `train` is empty, a checkpoint cannot be read or written or belongs to another
+            model, or another process uses the folder.
+        """
+        if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 0:
+            raise ConfigError(f"epochs: expected an integer of 0 or more, got {epochs!r}")
+        if resume and self.checkpoint is None:
+            raise ConfigError("resume: expected a trainer with checkpoint=Checkpointer(folder), got none")
+        if self.checkpoint is None:
+            return self._fit(train, validation, epochs)
+        self.checkpoint.open()
+        try:
+            if resume:
+                state = self.checkpoint.latest()
+                if state is not None:
+                    restore_state(self, state, train)
+                    self._resumed = True
+            elif self.step == 0 and self.checkpoint.steps():
+                raise ConfigError(
+                    f"{self.checkpoint.folder}: expected a folder without checkpoints, got one with some; "
+                    "go on from them with resume=True or choose another folder"
+                )
+            return self._fit(train, validation, epochs)
+        finally:
+            self.checkpoint.close()
+
+    def _fit(self, train: Any, validation: Any, epochs: int) -> History:
+        if not self._resumed:
+            self.first_epoch, self.batch, self.seconds = self.epoch, 0, 0.0
+            self.average.reset()
+            self.hits.reset()
+        self.epochs = self.first_epoch + epochs
+        self.batches_per_epoch = len(train) if hasattr(train, "__len__") else None
+        backend = backend_of(next(iter(self.model.parameters())).data)
+        step = self._step = Step(self, backend)
+        on_start, self._on_step, on_epoch, on_end = methods(self.callbacks)
+        for call in on_start:
+            call(self)
+        try:
+            with backend.errstate(), self._interruptible():
+                while self.epoch < self.epochs:
+                    self._run_epoch(step, train)
+                    metrics = self.evaluate(validation) if validation is not None else None
+                    self._end_epoch(train, metrics)
+                    for call in on_epoch:
+                        call(self)
+                    if self._interrupted:
+                        self._stop(train)
+        finally:
+            self._resumed = False
+            for call in on_end:
+                call(self)
+        return self.history
+
+    def _run_epoch(self, step: Step, train: Any) -> None:
+        schedule, on_step, checkpoint = self.schedule, self._on_step, self.checkpoint
+        group = self.optimizer.param_groups[0]
+        run, immediate = step.run, step.immediate
+        self.model.train()
+        started = time.perf_counter() - self.seconds
+        for x, labels in self._batches(train):
+            lr = group["lr"]
+            try:
+                run(x, labels)
+            except MemoryError as error:
+                raise self._out_of_memory(step, error, x, labels) from error
+            self.step += 1
+            self.batch += 1
+            self._pending.append((x.shape[0], lr))
+            if immediate or self.batch % self.read_every == 0:
+                self.read()
+            if schedule is not None:
+                schedule.step()
+            for call in on_step:
+                call(self)
+            if checkpoint is not None and self.batch != self.batches_per_epoch and checkpoint.due(self.step):
+                self.seconds = time.perf_counter() - started
+                self.save(train)
+            if self._interrupted:
+                self.seconds = time.perf_counter() - started
+                self._stop(train)
+        self.read()
+        self.seconds = time.perf_counter() - started
+        if self.batch == 0:
+            raise DataError("train: expected at least one batch, got none")
+
+    def _batches(self, train: Any) -> Iterator[tuple[Array, Array]]:
+        if self.batch and not hasattr(train, "load_state_dict"):
+            return islice(iter(train), self.batch, None)  # an iterable without a position: pass over what was done
+        return iter(train)
+
+    def _end_epoch(self, train: Any, metrics: Metrics | None) -> None:
+        self.epoch += 1
+        self.history.add_epoch(
+            step=self.step,
+            loss=self.average.value,
+            accuracy=self.hits.value,
+            validation_loss=metrics.loss if metrics else math.nan,
+            validation_accuracy=metrics.accuracy if metrics else math.nan,
+            seconds=self.seconds,
+            images_per_second=self.average.weight / self.seconds if self.seconds else math.nan,
+        )
+        score = metrics.accuracy if metrics else -self.average.value
+        self.batch, self.seconds = 0, 0.0
+        self.average.reset()
+        self.hits.reset()
+        if self.checkpoint is not None and self.checkpoint.due_at_epoch(self.epoch):
+            self.save(train, score)
+
+    def read(self) -> None:
+        """Bring the numbers of the steps since the last call into the history. Waits for the device.
+
+        Raises
+        ------
+        NonFiniteError
+            One of the steps had a loss or gradient that is nan or infinite, and nonfinite is "stop".
+        """
+        if self._step is None:
+            return
+        rows = self._step.read()
+        first = self.step - len(rows) + 1
+        for i, ((loss, hits, bad), (size, lr)) in enumerate(zip(rows, self._pending, strict=True)):
+            if bad:
+                if self.nonfinite == "stop":
+                    self._pending.clear()
+                    self.step -= len(rows) - i  # nothing was updated from this step on
+                    self.batch -= len(rows) - i
+                    raise NonFiniteError(self._step.explanation(first + i, loss, lr))
+                self.skipped += 1
+            self.history.add_step(loss, hits / size, lr)
+            if not bad:
+                self.average.add(loss if self._sums else loss * size, size)
+                self.hits.add(hits, size)
+        self._pending.clear()
+
+    # --- evaluation -------------------------------------------------------------------------------------------------
+
+    def evaluate(self, data: Iterable[tuple[Array, Array]]) -> Metrics:
+        """Return loss and accuracy over all samples of `data`, each counted once, in eval mode and without gradients.
+
+        Every layer's mode is afterwards what it was before.
+
+        Raises
+        ------
+        DataError
+            `data` has no batch.
+        """
+        model, criterion = self.model, self.criterion
+        backend = backend_of(next(iter(model.parameters())).data)
+        modes = [(module, module.training) for module in model.modules()]
+        ledger = Ledger(backend, 2, self.read_every)
+        loss, hits, count = 0.0, 0.0, 0
+        sizes: list[int] = []
+
+        def read() -> None:
+            nonlocal loss, hits
+            for (value, right), size in zip(ledger.read(), sizes, strict=True):
+                loss += value if self._sums else value * size
+                hits += right
+            sizes.clear()
+
+        try:
+            model.eval()
+            with no_grad(), backend.errstate():
+                for x, labels in data:
+                    logits = model(x)
+                    ledger.row[0:1] = criterion(logits, labels)
+                    ledger.row[1:2] = count_hits(backend, logits, labels)
+                    ledger.keep()
+                    sizes.append(x.shape[0])
+                    count += x.shape[0]
+                    if ledger.full:
+                        read()
+            read()
+        finally:
+            for module, training in modes:
+                module.training = training
+        if not count:
+            raise DataError("data: expected at least one batch, got none")
+        return Metrics(loss / count, hits / count, count)
+
+    # --- saving -----------------------------------------------------------------------------------------------------
+
+    def save(self, train: Any = None, score: float | None = None) -> Path:
+        """Write a checkpoint now.
+
+        Raises
+        ------
+        ConfigError
+            The trainer has no `checkpoint`.
+        DataError
+            It cannot be written; earlier ones are untouched.
+        """
+        if self.checkpoint is None:
+            raise ConfigError("checkpoint: expected a trainer with checkpoint=Checkpointer(folder), got none")
+        self.read()
+        return self.checkpoint.write(capture_state(self, train), score)
+
+    # --- what may go wrong --------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """Let Ctrl-C finish the step; a second one breaks off at once."""
+        self._interrupted = False
+        usual = signal.getsignal(signal.SIGINT)
+        if threading.current_thread() is not threading.main_thread() or usual is not signal.default_int_handler:
+            yield
+            return
+
+        def note(signum: int, frame: FrameType | None) -> None:
+            self._interrupted = True
+            signal.signal(signal.SIGINT, usual)
+
+        signal.signal(signal.SIGINT, note)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, usual)
+
+    def _stop(self, train: Any) -> None:
+        where = f"stopped after step {self.step} (epoch {self.epoch + 1}, batch {self.batch})"
+        if self.checkpoint is None:
+            raise KeyboardInterrupt(f"{where}; nothing was saved, for there is no checkpoint folder")
+        path = self.save(train)
+        raise KeyboardInterrupt(f"{where}; checkpoint {path} is written, go on with --resume (fit(..., resume=True))")
+
+    def _out_of_memory(self, step: Step, error: MemoryError, x: Array, labels: Array) -> OutOfMemoryError:
+        layer = layer_of_traceback(self.model, error.__traceback__)
+        error.__traceback__ = None  # its frames hold the arrays of the step that failed
+        size = largest_batch(lambda n: step.try_size(x[:n], labels[:n]), x.shape[0])
+        advice = f"a batch of {size} fits" if size else "not even a batch of 1 fits: make the images or the net smaller"
+        where = f" in layer {layer}" if layer else ""
+        return OutOfMemoryError(
+            f"step {self.step + 1}: out of memory{where} with a batch of {x.shape[0]}; {advice} "
+            f"({str(error).splitlines()[0] if str(error) else type(error).__name__:.120})"
+        )
