@@ -83,7 +83,7 @@ class Backend:
     def copy(self, a: Array) -> Array:
         """Return a C-contiguous copy of `a` that belongs to the caller."""
         out = self.empty(a.shape, a.dtype)
-        out[...] = a
+        self.xp.copyto(out, a)
         return out
 
     def bordered(self, key: Any, shape: Sequence[int], dtype: Any) -> Array:  # noqa: ARG002

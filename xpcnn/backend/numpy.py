@@ -103,21 +103,21 @@ class NumpyBackend(Backend):
         n = b.shape[-1]
         size = m * n * k
         if size <= SINGLE_THREADED_PRODUCT:
-            return np.matmul(a, b, out=out)
+            return self.xp.matmul(a, b, out=out)
         # A pool at work already holds BLAS; a product of two matrices outside of one is shared out by rows.
         threads = self.pool.size
         if size < 20 * WORTH_A_THREAD or threads == 1 or m < 2 * threads or a.ndim != 2 or self.pool.busy:
             with self.blas.single():
-                return np.matmul(a, b, out=out)
+                return self.xp.matmul(a, b, out=out)
         if out is None:
             out = self.empty((m, n), np.result_type(a, b))
         edges = [m * i // threads for i in range(threads + 1)]
 
         def rows(i: int) -> None:
             part = slice(edges[i], edges[i + 1])
-            np.matmul(a[part], b, out=out[part])
+            self.xp.matmul(a[part], b, out=out[part])
 
-        self.pool.run(rows, range(threads))
+        self.parallel(rows, range(threads), size)
         return out
 
     def overlapping_rows(self, lowered: Any, count: int, stride: int, kernel: int) -> Any:
@@ -128,10 +128,12 @@ class NumpyBackend(Backend):
 
     def row_sums(self, a: Any) -> Any:
         # A product with ones runs at the speed of BLAS, two to three times that of a pairwise sum.
-        return np.matmul(a, self._ones(a.shape[1], a.dtype))
+        with self.blas.single():  # its threads would spin on for a while, on the cores of the pool
+            return self.xp.matmul(a, self._ones(a.shape[1], a.dtype))
 
     def row_dots(self, a: Any, b: Any) -> Any:
-        return np.matmul(a[:, None, :], b[:, :, None])[:, 0, 0]  # (rows,)
+        with self.blas.single():
+            return self.xp.matmul(a[:, None, :], b[:, :, None])[:, 0, 0]  # (rows,)
 
     def _ones(self, n: int, dtype: Any) -> np.ndarray[Any, Any]:
         slot = f"ones{np.dtype(dtype).char}"

@@ -31,7 +31,8 @@ def padded_rows(backend: Any, x: Array, over: Any, first: int, count: int) -> Ar
         return x[:, first : first + count]
     shape = (x.shape[0], count, width, x.shape[3])
     padded: Array = backend.bordered((shape, top, bottom, w.before, w.size), shape, x.dtype)
-    padded[:, top : count - bottom, w.before : w.before + w.size] = x[:, first + top : first + count - bottom]
+    inside = padded[:, top : count - bottom, w.before : w.before + w.size]
+    backend.xp.copyto(inside, x[:, first + top : first + count - bottom])
     return padded
 
 
@@ -41,7 +42,7 @@ def fill_columns(backend: Any, x: Array, over: Any, rows: range, cols: Array) ->
     needed = (len(rows) - 1) * h.stride + h.extent
     image = padded_rows(backend, x, over, rows.start * h.stride - h.before, needed)
     c, y, z, n = image.strides
-    np.copyto(cols, strided(image, cols.shape, (c, y * h.dilation, z * w.dilation, y * h.stride, z * w.stride, n)))
+    backend.xp.copyto(cols, strided(image, cols.shape, (c, y * h.dilation, z * w.dilation, y * h.stride, z * w.stride, n)))
 
 
 def lower_rows(backend: Any, x: Array, over: Any, rows: range, lowered: Array) -> None:
@@ -49,4 +50,4 @@ def lower_rows(backend: Any, x: Array, over: Any, rows: range, lowered: Array) -
     h, w = over.h, over.w
     image = padded_rows(backend, x, over, rows.start * h.stride - h.before, lowered.shape[0])
     c, y, z, n = image.strides
-    np.copyto(lowered, strided(image, lowered.shape, (y, c, z * w.dilation, z * w.stride, n)))
+    backend.xp.copyto(lowered, strided(image, lowered.shape, (y, c, z * w.dilation, z * w.stride, n)))

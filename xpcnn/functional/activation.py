@@ -53,7 +53,7 @@ class LeakyReLUOp(ChannelOp):
     def _apply(self, backend: Backend, values: Array, x: Array, out: Array) -> None:
         xp = backend.xp
         factor = backend.scratch("factor", x.shape, x.dtype)
-        xp.multiply(x > 0, 1.0 - self.negative_slope, out=factor)
+        xp.multiply(xp.greater(x, 0), 1.0 - self.negative_slope, out=factor)
         xp.add(factor, self.negative_slope, out=factor)
         xp.multiply(values, factor, out=out)
 
@@ -73,12 +73,15 @@ class SigmoidOp(ChannelOp):
 
     def forward(self, backend: Backend, x: Array, channels: slice, out: Array, keep: bool) -> Any:
         xp = backend.xp
-        small = xp.exp(-xp.absolute(x))
-        out[...] = xp.where(x >= 0, 1.0, small) / (1.0 + small)
+        small = xp.exp(xp.negative(xp.absolute(x)))
+        below = xp.multiply(xp.less(x, 0), small)
+        xp.add(below, xp.greater_equal(x, 0), out=below)  # 1 or exp(-|x|)
+        xp.divide(below, xp.add(small, 1.0), out=out)
         return out
 
     def backward(self, backend: Backend, dy: Array, cache: Any, channels: slice, out: Array) -> None:
-        out[...] = dy * cache * (1.0 - cache)
+        xp = backend.xp
+        xp.multiply(xp.multiply(dy, cache), xp.subtract(1.0, cache), out=out)
 
 
 class TanhOp(ChannelOp):
@@ -92,7 +95,8 @@ class TanhOp(ChannelOp):
         return out
 
     def backward(self, backend: Backend, dy: Array, cache: Any, channels: slice, out: Array) -> None:
-        out[...] = dy * (1.0 - cache * cache)
+        xp = backend.xp
+        xp.multiply(dy, xp.subtract(1.0, xp.multiply(cache, cache)), out=out)
 
 
 class GELUOp(ChannelOp):
@@ -102,13 +106,17 @@ class GELUOp(ChannelOp):
     passes = 40
 
     def forward(self, backend: Backend, x: Array, channels: slice, out: Array, keep: bool) -> Any:
-        out[...] = 0.5 * x * (1.0 + erf(backend, x * math.sqrt(0.5)))
+        backend.xp.multiply(x, self._distribution(backend, x), out=out)
         return x
+
+    def _distribution(self, backend: Backend, x: Array) -> Array:
+        xp = backend.xp
+        return xp.multiply(xp.add(erf(backend, xp.multiply(x, math.sqrt(0.5))), 1.0), 0.5)
 
     def backward(self, backend: Backend, dy: Array, cache: Any, channels: slice, out: Array) -> None:
         x, xp = cache, backend.xp
-        density = xp.exp(-0.5 * x * x) / math.sqrt(2.0 * math.pi)
-        out[...] = dy * (0.5 * (1.0 + erf(backend, x * math.sqrt(0.5))) + x * density)
+        density = xp.multiply(xp.exp(xp.multiply(xp.multiply(x, x), -0.5)), 1.0 / math.sqrt(2.0 * math.pi))
+        xp.multiply(dy, xp.add(self._distribution(backend, x), xp.multiply(x, density)), out=out)
 
 
 def relu(x: Array) -> tuple[Array, ChainCache]:

@@ -23,8 +23,8 @@ def fill_columns(backend: Backend, x: Array, over: Windows, rows: range, cols: A
         ro, ri = over.h.overlap(i, rows.start, rows.stop)
         wo, wi = over.w.overlap(j, 0, over.w.out)
         tap = cols[:, i, j]  # (C, R, OW, N)
-        tap[:, ro, wo] = x[:, ri, wi]
-        _clear_outside(tap, ro, wo)
+        backend.xp.copyto(tap[:, ro, wo], x[:, ri, wi])
+        _clear_outside(backend, tap, ro, wo)
 
 
 @primitive
@@ -49,20 +49,20 @@ def lower_rows(backend: Backend, x: Array, over: Windows, rows: range, lowered: 
     for j in range(over.w.kernel):
         wo, wi = over.w.overlap(j, 0, over.w.out)
         tap = lowered[:, :, j].transpose(1, 0, 2, 3)  # (C, M, OW, N)
-        tap[:, inside, wo] = x[:, top : max(bottom, top), wi]
-        _clear_outside(tap, inside, wo)
+        backend.xp.copyto(tap[:, inside, wo], x[:, top : max(bottom, top), wi])
+        _clear_outside(backend, tap, inside, wo)
 
 
-def _clear_outside(tap: Array, rows: slice, columns: slice) -> None:
+def _clear_outside(backend: Backend, tap: Array, rows: slice, columns: slice) -> None:
     """Zero what lies outside of `rows` x `columns` in tap (C, R, OW, N): the padding."""
     if rows.start:
-        tap[:, : rows.start] = 0
+        backend.xp.copyto(tap[:, : rows.start], 0)
     if rows.stop < tap.shape[1]:
-        tap[:, rows.stop :] = 0
+        backend.xp.copyto(tap[:, rows.stop :], 0)
     if columns.start:
-        tap[:, rows, : columns.start] = 0
+        backend.xp.copyto(tap[:, rows, : columns.start], 0)
     if columns.stop < tap.shape[2]:
-        tap[:, rows, columns.stop :] = 0
+        backend.xp.copyto(tap[:, rows, columns.stop :], 0)
 
 
 def im2col(x: Array, kernel_size: Size, *, stride: Size = 1, padding: Padding = 0, dilation: Size = 1) -> Array:

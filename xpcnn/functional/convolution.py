@@ -273,7 +273,7 @@ def _weight_tasks(
         lead = (groups, len(rows)) if tiles.stacked else (groups,)
         share = backend.scratch("shares", (*lead, f, cols.shape[-2]), x.dtype)
         tiles.multiply(grad, cols.swapaxes(-1, -2), share)
-        shares[index] = share.sum(axis=1) if tiles.stacked else backend.copy(share)  # (G, F/G, K)
+        shares[index] = backend.xp.sum(share, axis=1) if tiles.stacked else backend.copy(share)  # (G, F/G, K)
 
     def collect() -> Array:
         total = shares[0]
@@ -296,7 +296,7 @@ def _input_tasks(backend: Backend, dy: Array, weight: Array, over: Windows, grou
         f, c, kh, kw = weight.shape
         if over.is_pointwise or not backend.stacks_rows or winograd.suits(backend, weight, over, groups):
             flipped = weight.reshape(groups, f // groups, c, kh, kw)[..., ::-1, ::-1].transpose(0, 2, 1, 3, 4)
-            flipped = flipped.reshape(groups * c, f // groups, kh, kw)  # (C, F/G, KH, KW)
+            flipped = backend.contiguous(flipped).reshape(groups * c, f // groups, kh, kw)  # (C, F/G, KH, KW)
             return _forward_tasks(backend, dy, flipped, None, turned, groups, dx)
     if backend.stacks_rows and over.h.kernel > 1 and over.h.stride == over.h.dilation == 1 and over.h.size < 2 * over.h.out:
         return _spread_tasks(backend, dy, weight, over, groups, dx)
@@ -320,7 +320,7 @@ def _spread_tasks(backend: Backend, dy: Array, weight: Array, over: Windows, gro
     f, c, kh, kw = weight.shape
     n, h, w = dy.shape[3], over.h, over.w
     matrix = weight.reshape(groups, f // groups, c, kh, kw)[:, :, :, ::-1].transpose(0, 2, 4, 3, 1)
-    matrix = matrix.reshape(groups, 1, c * kw, kh * (f // groups))  # (G, 1, C/G*KW, KH*F/G)
+    matrix = backend.contiguous(matrix).reshape(groups, 1, c * kw, kh * (f // groups))  # (G, 1, C/G*KW, KH*F/G)
     row_bytes = (f + groups * c * kw) * w.out * n * dy.dtype.itemsize
     step = max(1, min(backend.column_bytes // row_bytes, -(-h.size // backend.get_num_threads())))
     grad = dy.reshape(groups, f // groups, h.out, w.out, n)
@@ -366,7 +366,7 @@ def _scatter_tasks(backend: Backend, dy: Array, weight: Array, over: Windows, gr
 
     def block(group: int, first: int, last: int) -> None:
         filters = slice(group * (f // groups), (group + 1) * (f // groups))
-        matrix = weight[filters, first:last].reshape(f // groups, -1).T  # (C_block*KH*KW, F/G)
+        matrix = backend.contiguous(weight[filters, first:last]).reshape(f // groups, -1).T  # (C_block*KH*KW, F/G)
         target = dx[group * c + first : group * c + last]
         backend.xp.copyto(target, 0)
         for start in range(0, out, step):

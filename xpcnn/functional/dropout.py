@@ -38,10 +38,11 @@ def dropout_forward(backend: Backend, x: Array, p: float, key: Array, first: int
     `key` is uint32 (1,); `first` is the index of the slab's first element in the whole array's memory.
     """
     xp = backend.xp
-    h = xp.arange(first, first + x.size, dtype="uint32").reshape(x.shape)
+    h = backend.scratch("hash", x.shape, "uint32")
+    index = xp.arange(first, first + x.size, dtype="uint32").reshape(x.shape)
     # The key goes through the mixer too: masks of keys that differ by 1 share nothing.
-    xp.bitwise_xor(h, mix(backend, key * GOLDEN), out=h)
-    kept = mix(backend, h) >= min(int(p * 2**32), 2**32 - 1)
+    xp.bitwise_xor(index, mix(backend, xp.multiply(key, GOLDEN)), out=h)
+    kept = xp.greater_equal(mix(backend, h), min(int(p * 2**32), 2**32 - 1))
     apply_mask(backend, x, kept, p, out)
     return kept
 

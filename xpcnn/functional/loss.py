@@ -14,12 +14,12 @@ REDUCTIONS = ("mean", "sum")
 def softmax_cross_entropy(backend: Backend, logits: Array, target: Array, scale: float) -> tuple[Array, Array]:
     """Return the loss, 0-d, and its gradient (K, N) for logits and target probabilities (K, N), both times `scale`."""
     xp = backend.xp
-    shifted = logits - logits.max(axis=0)
+    shifted = xp.subtract(logits, xp.max(logits, axis=0))
     dlogits = xp.exp(shifted)
-    total = dlogits.sum(axis=0)
+    total = xp.sum(dlogits, axis=0)
     xp.subtract(shifted, xp.log(total), out=shifted)  # log-softmax
     loss = backend.empty((), logits.dtype)
-    xp.sum(shifted * target, out=loss)
+    xp.sum(xp.multiply(shifted, target), out=loss)
     xp.multiply(loss, -scale, out=loss)
     xp.divide(dlogits, total, out=dlogits)
     xp.subtract(dlogits, target, out=dlogits)
@@ -63,7 +63,7 @@ def cross_entropy(
         raise ShapeError("logits: expected at least one sample, got shape (0, K)")
     target = _targets(backend, labels, n, k, logits.dtype)
     if label_smoothing:
-        target = target * (1.0 - label_smoothing) + label_smoothing / k
+        target = backend.xp.add(backend.xp.multiply(target, 1.0 - label_smoothing), label_smoothing / k)
     scale = 1.0 / n if reduction == "mean" else 1.0
     loss, dlogits = softmax_cross_entropy(backend, batch_last(backend, logits), target, scale)
     return loss, dlogits.T
@@ -74,15 +74,19 @@ def _targets(backend: Backend, labels: Array, n: int, k: int, dtype: object) -> 
     if labels.ndim == 2:
         if tuple(labels.shape) != (n, k):
             raise ShapeError(f"labels: expected shape {(n, k)} like the logits, got {tuple(labels.shape)}")
-        return batch_last(backend, labels).astype(dtype, copy=False)
+        target = backend.empty((k, n), dtype)
+        backend.xp.copyto(target, labels.T)
+        return target
     if tuple(labels.shape) != (n,):
         raise ShapeError(f"labels: expected shape ({n},) or {(n, k)}, got {tuple(labels.shape)}")
     if labels.dtype.kind not in "iu":
         raise DTypeError(f"labels: expected integers for shape (N,), got {labels.dtype}; convert with astype(int)")
     classes = class_numbers(backend, k)
-    target = (labels == classes).astype(dtype)  # (K, N)
+    xp = backend.xp
+    target = backend.empty((k, n), dtype)
+    xp.copyto(target, xp.equal(labels, classes))  # (K, N)
     backend.demand(
-        (labels >= 0) & (labels < k),
+        xp.logical_and(xp.greater_equal(labels, 0), xp.less(labels, k)),
         DataError(f"labels: expected classes from 0 to {k - 1}, got one outside; do the logits have enough columns?"),
     )
     return target
@@ -123,11 +127,12 @@ def mse_loss(x: Array, target: Array, *, reduction: str = "mean") -> tuple[Array
     check_like("target", target, tuple(x.shape), x.dtype)
     check_reduction(reduction)
     scale = 1.0 / max(1, x.size) if reduction == "mean" else 1.0
-    difference = x - target
+    xp = backend.xp
+    difference = xp.subtract(x, target)
     loss = backend.empty((), x.dtype)
-    backend.xp.sum(difference * difference, out=loss)
-    backend.xp.multiply(loss, scale, out=loss)
-    return loss, difference * (2.0 * scale)
+    xp.sum(xp.multiply(difference, difference), out=loss)
+    xp.multiply(loss, scale, out=loss)
+    return loss, xp.multiply(difference, 2.0 * scale)
 
 
 def check_reduction(reduction: str) -> None:

@@ -25,12 +25,12 @@ def batch_norm_train(
 ) -> tuple[Array, Array, Array]:
     """Fill out (C, n) with the normalised x (C, n); return mean, biased variance and 1/sqrt(variance + eps), (C,)."""
     xp, n = backend.xp, x.shape[1]
-    mean = backend.row_sums(x) * (1.0 / n)
+    mean = xp.multiply(backend.row_sums(x), 1.0 / n)
     # Centred first: E[x^2] - E[x]^2 would lose the variance of values far from 0.
     xp.subtract(x, mean[:, None], out=out)
-    variance = backend.row_dots(out, out) * (1.0 / n)
-    scale = 1.0 / xp.sqrt(variance + eps)
-    xp.multiply(out, (gamma * scale)[:, None], out=out)
+    variance = xp.multiply(backend.row_dots(out, out), 1.0 / n)
+    scale = xp.divide(1.0, xp.sqrt(xp.add(variance, eps)))
+    xp.multiply(out, xp.multiply(gamma, scale)[:, None], out=out)
     xp.add(out, beta[:, None], out=out)
     return mean, variance, scale
 
@@ -44,11 +44,12 @@ def batch_norm_train_backward(
     dbeta = backend.row_sums(dy)
     centred = backend.scratch("centred", x.shape, x.dtype)
     xp.subtract(x, mean[:, None], out=centred)
-    dgamma = backend.row_dots(dy, centred) * scale
-    xp.multiply(centred, (dgamma * scale * (1.0 / n))[:, None], out=centred)
+    dgamma = xp.multiply(backend.row_dots(dy, centred), scale)
+    slope = xp.multiply(xp.multiply(dgamma, scale), 1.0 / n)
+    xp.multiply(centred, slope[:, None], out=centred)
     xp.subtract(dy, centred, out=out)
-    xp.subtract(out, (dbeta * (1.0 / n))[:, None], out=out)
-    xp.multiply(out, (gamma * scale)[:, None], out=out)
+    xp.subtract(out, xp.multiply(dbeta, 1.0 / n)[:, None], out=out)
+    xp.multiply(out, xp.multiply(gamma, scale)[:, None], out=out)
     return dgamma, dbeta
 
 
@@ -57,9 +58,10 @@ def move_statistics(
     backend: Backend, running_mean: Array, running_var: Array, mean: Array, variance: Array, momentum: float, n: int
 ) -> None:
     """Move running statistics (C,) towards the mean and the unbiased variance of a batch of n values a channel."""
-    for running, value in ((running_mean, mean), (running_var, variance * (n / (n - 1)))):
-        backend.xp.multiply(running, 1.0 - momentum, out=running)
-        backend.xp.add(running, value * momentum, out=running)
+    xp = backend.xp
+    for running, value in ((running_mean, mean), (running_var, xp.multiply(variance, n / (n - 1)))):
+        xp.multiply(running, 1.0 - momentum, out=running)
+        xp.add(running, xp.multiply(value, momentum), out=running)
 
 
 class BatchNormOp(ChannelOp):
@@ -104,11 +106,12 @@ class BatchNormOp(ChannelOp):
         rows, result = _rows(x), _rows(out)
         gamma, beta = self.gamma[channels], self.beta[channels]
         if not self.training:
-            scale = 1.0 / backend.xp.sqrt(self.running_var[channels] + self.eps)
-            mean = self.running_mean[channels] * 1.0  # a copy: it may change before backward
-            factor = gamma * scale
-            backend.xp.multiply(rows, factor[:, None], out=result)
-            backend.xp.add(result, (beta - mean * factor)[:, None], out=result)
+            xp = backend.xp
+            scale = xp.divide(1.0, xp.sqrt(xp.add(self.running_var[channels], self.eps)))
+            mean = backend.copy(self.running_mean[channels])  # it may change before backward
+            factor = xp.multiply(gamma, scale)
+            xp.multiply(rows, factor[:, None], out=result)
+            xp.add(result, xp.subtract(beta, xp.multiply(mean, factor))[:, None], out=result)
             return rows, mean, scale
         mean, variance, scale = batch_norm_train(backend, rows, gamma, beta, self.eps, result)
         n = rows.shape[1]
@@ -123,10 +126,11 @@ class BatchNormOp(ChannelOp):
             dgamma, dbeta = batch_norm_train_backward(backend, grad, rows, mean, scale, gamma, result)
         else:
             dbeta = backend.row_sums(grad)
-            dgamma = (backend.row_dots(grad, rows) - mean * dbeta) * scale
-            backend.xp.multiply(grad, (gamma * scale)[:, None], out=result)
-        self.dgamma[channels] = dgamma
-        self.dbeta[channels] = dbeta
+            xp = backend.xp
+            dgamma = xp.multiply(xp.subtract(backend.row_dots(grad, rows), xp.multiply(mean, dbeta)), scale)
+            xp.multiply(grad, xp.multiply(gamma, scale)[:, None], out=result)
+        backend.xp.copyto(self.dgamma[channels], dgamma)
+        backend.xp.copyto(self.dbeta[channels], dbeta)
 
     def make_gradients(self, backend: Backend) -> tuple[Array, Array]:
         """Make the arrays that backward fills with dgamma and dbeta, and return them."""

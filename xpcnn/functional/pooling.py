@@ -26,15 +26,15 @@ def max_pool_forward(backend: Backend, x: Array, over: Windows, out: Array, keep
     taps = _taps(over)
     if _first_meets_all(over):
         (_, (h, w)), *taps = taps
-        out[...] = x[:, h, w]
+        xp.copyto(out, x[:, h, w])
     else:
-        out[...] = -math.inf
+        xp.copyto(out, -math.inf)
     won = backend.empty((len(taps), *out.shape), bool) if keep else None
     for k, (there, pixels) in enumerate(taps):
         best, candidate = out[:, there[0], there[1]], x[:, pixels[0], pixels[1]]
         if won is not None:
             if best.shape != out.shape:
-                won[k] = False
+                xp.copyto(won[k], False)
             beats = won[k][:, there[0], there[1]]
             xp.less_equal(candidate, best, out=beats)
             xp.logical_not(beats, out=beats)  # so that nan beats a number
@@ -49,8 +49,8 @@ def max_pool_backward_from(backend: Backend, dy: Array, won: Any, over: Windows,
     taps = list(_taps(over))
     first = taps.pop(0) if _first_meets_all(over) else None
     left = backend.scratch("left", dy.shape, dy.dtype)
-    left[...] = dy
-    apart = _clear(over, out)
+    xp.copyto(left, dy)
+    apart = _clear(backend, over, out)
     for k in range(len(taps) - 1, -1, -1):
         there, pixels = taps[k]
         target = out[:, pixels[0], pixels[1]]
@@ -63,7 +63,7 @@ def max_pool_backward_from(backend: Backend, dy: Array, won: Any, over: Windows,
     if first is not None:
         target = out[:, first[1][0], first[1][1]]
         if apart:
-            target[...] = left
+            xp.copyto(target, left)
         else:
             xp.add(target, left, out=target)
 
@@ -101,7 +101,7 @@ class AvgPoolOp(ChannelOp):
 
     def forward(self, backend: Backend, x: Array, channels: slice, out: Array, keep: bool) -> Any:
         over = self.geometry(x.shape)
-        out[...] = 0
+        backend.xp.copyto(out, 0)
         for there, pixels in _taps(over):
             target = out[:, there[0], there[1]]
             backend.xp.add(target, x[:, pixels[0], pixels[1]], out=target)
@@ -112,11 +112,11 @@ class AvgPoolOp(ChannelOp):
         over = cache
         scaled = backend.scratch("left", dy.shape, dy.dtype)
         backend.xp.multiply(dy, _share(backend, over, self.count_include_pad, dy.dtype), out=scaled)
-        apart = _clear(over, out)
+        apart = _clear(backend, over, out)
         for there, pixels in _taps(over):
             target, values = out[:, pixels[0], pixels[1]], scaled[:, there[0], there[1]]
             if apart:
-                target[...] = values
+                backend.xp.copyto(target, values)
             else:
                 backend.xp.add(target, values, out=target)
 
@@ -131,13 +131,13 @@ class GlobalAvgPoolOp(ChannelOp):
 
     def forward(self, backend: Backend, x: Array, channels: slice, out: Array, keep: bool) -> Any:
         pixels = x.shape[1] * x.shape[2]
-        total = x.reshape(x.shape[0], pixels, x.shape[3]).sum(axis=1)  # (C, N)
+        total = backend.xp.sum(x.reshape(x.shape[0], pixels, x.shape[3]), axis=1)  # (C, N)
         backend.xp.multiply(total, 1.0 / pixels, out=out.reshape(total.shape))
 
     def backward(self, backend: Backend, dy: Array, cache: Any, channels: slice, out: Array) -> None:
         share = backend.scratch("left", dy.shape, dy.dtype)
         backend.xp.multiply(dy, 1.0 / (out.shape[1] * out.shape[2]), out=share)
-        out[...] = share
+        backend.xp.copyto(out, share)
 
 
 def max_pool2d(
@@ -248,11 +248,11 @@ def _first_meets_all(over: Windows) -> bool:
     return over.h.before == over.w.before == 0
 
 
-def _clear(over: Windows, out: Array) -> bool:
+def _clear(backend: Backend, over: Windows, out: Array) -> bool:
     """Zero what no window will write in `out`; return whether windows keep apart, so that none writes a pixel twice."""
     apart = all(axis.stride >= axis.extent for axis in (over.h, over.w))
     if not (apart and _covers(over.h) and _covers(over.w)):
-        out[...] = 0
+        backend.xp.copyto(out, 0)
     return apart
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from xpcnn.backend import Array, Backend
 
@@ -35,21 +36,27 @@ def erf(backend: Backend, x: Array) -> Array:
     low = xp.minimum(size, 0.46875)
     middle = xp.minimum(xp.maximum(size, 0.46875), 4.0)
     high = xp.minimum(xp.maximum(size, 4.0), 6.0)  # erf(6) is 1 in float64
-    near = low * _ratio(_SMALL, low * low)
-    between = 1.0 - xp.exp(-middle * middle) * _ratio(_MIDDLE, middle)
-    inverse = 1.0 / (high * high)
-    far = 1.0 - xp.exp(-high * high) * (1.0 / math.sqrt(math.pi) - inverse * _ratio(_LARGE, inverse)) / high
-    positive = xp.where(size <= 0.46875, near, xp.where(size <= 4.0, between, far))
-    return xp.where(x < 0, -positive, positive)
+    near = xp.multiply(low, _ratio(xp, _SMALL, xp.multiply(low, low)))
+    between = xp.subtract(1.0, xp.multiply(_bell(xp, middle), _ratio(xp, _MIDDLE, middle)))
+    inverse = xp.divide(1.0, xp.multiply(high, high))
+    rest = xp.subtract(1.0 / math.sqrt(math.pi), xp.multiply(inverse, _ratio(xp, _LARGE, inverse)))
+    far = xp.subtract(1.0, xp.divide(xp.multiply(_bell(xp, high), rest), high))
+    outside = xp.where(xp.less_equal(size, 4.0), between, far)
+    positive = xp.where(xp.less_equal(size, 0.46875), near, outside)
+    return xp.where(xp.less(x, 0), xp.negative(positive), positive)
 
 
-def _ratio(coefficients: tuple[Sequence[float], Sequence[float]], x: Array) -> Array:
-    above, below = (_polynomial(side, x) for side in coefficients)
-    return above / below
+def _bell(xp: Any, x: Array) -> Array:
+    return xp.exp(xp.negative(xp.multiply(x, x)))
 
 
-def _polynomial(coefficients: Sequence[float], x: Array) -> Array:
-    value = x * 0.0 + coefficients[0]
-    for coefficient in coefficients[1:]:
-        value = value * x + coefficient
+def _ratio(xp: Any, coefficients: tuple[Sequence[float], Sequence[float]], x: Array) -> Array:
+    above, below = (_polynomial(xp, side, x) for side in coefficients)
+    return xp.divide(above, below)
+
+
+def _polynomial(xp: Any, coefficients: Sequence[float], x: Array) -> Array:
+    value = xp.add(xp.multiply(x, coefficients[0]), coefficients[1])
+    for coefficient in coefficients[2:]:
+        value = xp.add(xp.multiply(value, x), coefficient)
     return value

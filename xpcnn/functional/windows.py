@@ -22,10 +22,11 @@ def pair(name: str, value: Any, least: int) -> tuple[int, int]:
     both = value if isinstance(value, (tuple, list)) else (value, value)
     if len(both) != 2:
         raise ShapeError(f"{name}: expected an integer or (height, width), got {value!r}")
-    return _integer(name, both[0], least), _integer(name, both[1], least)
+    return integer(name, both[0], least), integer(name, both[1], least)
 
 
-def _integer(name: str, value: Any, least: int) -> int:
+def integer(name: str, value: Any, least: int) -> int:
+    """Return `value` as an integer of `least` or more."""
     try:
         number = operator.index(value)
     except TypeError:
@@ -162,6 +163,15 @@ def windows(
 
 def _hashable(value: Any) -> Any:
     return tuple(map(_hashable, value)) if isinstance(value, (list, tuple)) else value
+
+
+def check_windows(
+    kernel_size: Size, *, stride: Size = 1, padding: Padding = 0, dilation: Size = 1, ceil_mode: bool = False
+) -> Windows:
+    """Raise what `windows` raises for arguments that fit no image; return the windows over a smallest one."""
+    pairs = zip(pair("kernel_size", kernel_size, 1), pair("dilation", dilation, 1), strict=True)
+    height, width = (reach * (kernel - 1) + 1 for kernel, reach in pairs)
+    return windows((height, width), kernel_size, stride=stride, padding=padding, dilation=dilation, ceil_mode=ceil_mode)
 
 
 @lru_cache(maxsize=1024)

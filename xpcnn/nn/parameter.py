@@ -82,7 +82,7 @@ class Parameter:
         """Add a gradient, which may already lie in `gradient_target`."""
         if gradient is not self._grad:
             if self.grad_is_zero:
-                self._grad[...] = gradient
+                backend_of(gradient).xp.copyto(self._grad, gradient)
             else:
                 backend_of(gradient).xp.add(self._grad, gradient, out=self._grad)
         self.grad_is_zero = False
