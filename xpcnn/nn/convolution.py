@@ -7,7 +7,7 @@ from typing import Any
 from xpcnn.backend import Array
 from xpcnn.errors import ShapeError
 from xpcnn.functional.convolution import conv2d, conv2d_backward
-from xpcnn.functional.windows import Padding, Size, pair
+from xpcnn.functional.windows import Padding, Size, check_windows, integer, pair
 from xpcnn.nn import init
 from xpcnn.nn.module import Module
 from xpcnn.nn.weights import new_parameter
@@ -55,9 +55,11 @@ class Conv2d(Module):
     ) -> None:
         super().__init__()
         kernel = pair("kernel_size", kernel_size, 1)
-        if in_channels < 1 or out_channels < 1 or groups < 1 or in_channels % groups or out_channels % groups:
+        check_windows(kernel, stride=stride, padding=padding, dilation=dilation)
+        in_channels, out_channels = integer("in_channels", in_channels, 1), integer("out_channels", out_channels, 1)
+        if in_channels % integer("groups", groups, 1) or out_channels % groups:
             raise ShapeError(
-                "groups: expected a divisor of in_channels and out_channels, all 1 or more, "
+                "groups: expected a divisor of in_channels and out_channels, "
                 f"got groups={groups}, in_channels={in_channels}, out_channels={out_channels}"
             )
         self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups

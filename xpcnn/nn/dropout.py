@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from xpcnn import random
-from xpcnn.backend import backend_of, get_backend
+from xpcnn.backend import Array, backend_of, get_backend
 from xpcnn.functional.channelwise import ChannelOp
 from xpcnn.functional.dropout import DropoutOp, check_probability
 from xpcnn.nn.channelwise import ChannelLayer
@@ -23,6 +23,8 @@ class Dropout(ChannelLayer):
         Names the last mask; drawn at construction, one more for each call. It lies on the backend and changes in
         place, so that a captured step moves it too.
     """
+
+    key: Array
 
     def __init__(self, p: float = 0.5) -> None:
         super().__init__()

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from xpcnn.backend import Array
-from xpcnn.errors import ShapeError
 from xpcnn.functional.linear import linear, linear_backward
+from xpcnn.functional.windows import integer
 from xpcnn.nn import init
 from xpcnn.nn.module import Module
 from xpcnn.nn.weights import new_parameter
@@ -40,8 +40,7 @@ class Linear(Module):
         dtype: Any = "float32",
     ) -> None:
         super().__init__()
-        if in_features < 1 or out_features < 1:
-            raise ShapeError(f"in_features, out_features: expected 1 or more, got {in_features}, {out_features}")
+        in_features, out_features = integer("in_features", in_features, 1), integer("out_features", out_features, 1)
         self.weight = new_parameter("weight", weight_init, (out_features, in_features), dtype)
         self.bias = new_parameter("bias", bias_init, (out_features,), dtype) if bias else None
 

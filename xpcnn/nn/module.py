@@ -36,7 +36,8 @@ def keeps_caches() -> bool:
 @contextlib.contextmanager
 def trace() -> Iterator[list[tuple[Module, Array, Array]]]:
     """Record (module, input, output) of every call inside a `with` block, layers before the modules that hold them."""
-    token = _trace.set(record := [])
+    record: list[tuple[Module, Array, Array]] = []
+    token = _trace.set(record)
     try:
         yield record
     finally:
@@ -223,6 +224,8 @@ class Module:
                 "was it saved from another model?"
             )
         for name, array in own.items():
+            if not hasattr(state[name], "shape") or not hasattr(state[name], "dtype"):
+                raise DTypeError(f"{name}: expected an array, got {type(state[name]).__name__}")
             if tuple(state[name].shape) != tuple(array.shape):
                 raise ShapeError(f"{name}: expected shape {tuple(array.shape)}, got {tuple(state[name].shape)}")
             if state[name].dtype != array.dtype:

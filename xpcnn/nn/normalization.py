@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from xpcnn.backend import backend_of, get_backend
-from xpcnn.errors import ShapeError
+from xpcnn.backend import Array, backend_of, get_backend
 from xpcnn.functional.channelwise import ChannelOp
 from xpcnn.functional.normalization import BatchNormOp
+from xpcnn.functional.windows import integer
 from xpcnn.nn.channelwise import ChannelLayer
 from xpcnn.nn.weights import new_parameter
 
@@ -32,11 +32,12 @@ class _BatchNorm(ChannelLayer):
     """
 
     ndim: ClassVar[int]
+    running_mean: Array
+    running_var: Array
 
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1, *, dtype: Any = "float32") -> None:
         super().__init__()
-        if num_features < 1:
-            raise ShapeError(f"num_features: expected 1 or more, got {num_features}")
+        num_features = integer("num_features", num_features, 1)
         self.eps, self.momentum = eps, momentum
         ones, zeros = [1.0] * num_features, [0.0] * num_features
         self.weight = new_parameter("weight", lambda shape: ones, (num_features,), dtype)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from xpcnn.functional.channelwise import ChannelOp
 from xpcnn.functional.pooling import AvgPoolOp, GlobalAvgPoolOp, MaxPoolOp, geometry
-from xpcnn.functional.windows import Padding, Size
+from xpcnn.functional.windows import Padding, Size, check_windows
 from xpcnn.nn.channelwise import ChannelLayer
 
 
@@ -22,6 +22,7 @@ class MaxPool2d(ChannelLayer):
     ) -> None:
         super().__init__()
         self.kernel_size, self.stride = kernel_size, kernel_size if stride is None else stride
+        check_windows(kernel_size, stride=self.stride, padding=padding, dilation=dilation, ceil_mode=ceil_mode)
         self._op = MaxPoolOp(geometry(kernel_size, stride, padding, dilation, ceil_mode))
 
     def channel_op(self) -> ChannelOp:
@@ -46,6 +47,7 @@ class AvgPool2d(ChannelLayer):
     ) -> None:
         super().__init__()
         self.kernel_size, self.stride = kernel_size, kernel_size if stride is None else stride
+        check_windows(kernel_size, stride=self.stride, padding=padding, ceil_mode=ceil_mode)
         self._op = AvgPoolOp(geometry(kernel_size, stride, padding, 1, ceil_mode), count_include_pad)
 
     def channel_op(self) -> ChannelOp:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from xpcnn.backend import Array
@@ -38,35 +38,42 @@ class Sequential(Module):
 
     def __init__(self, *layers: Module) -> None:
         super().__init__()
+        self._set(layers)
+
+    @property
+    def layers(self) -> tuple[Module, ...]:
+        """The layers in their order; `append` adds one."""
+        return self._layers
+
+    def _set(self, layers: tuple[Module, ...]) -> None:
         for layer in layers:
             if not isinstance(layer, Module):
                 raise ConfigError(f"layers: expected instances of xpcnn.nn.Module, got {layer!r}")
-        self.layers = list(layers)
-        self._steps = {"chained": _chain(self.layers)}  # a dict hides them from the search for children
+        self._layers = layers
+        self._steps = {"chained": _chain(layers)}  # a dict hides them from the search for children
 
     def append(self, layer: Module) -> Sequential:
         """Add a layer at the end."""
-        self.layers.append(layer)
-        self._steps["chained"] = _chain(self.layers)
+        self._set((*self._layers, layer))
         return self
 
     def __len__(self) -> int:
-        return len(self.layers)
+        return len(self._layers)
 
     def __iter__(self) -> Iterator[Module]:
-        return iter(self.layers)
+        return iter(self._layers)
 
     def __getitem__(self, index: int) -> Module:
-        return self.layers[index]
+        return self._layers[index]
 
     def children(self) -> Iterator[tuple[str, Module]]:
         """Yield the layers by number, as torch names them."""
-        return ((str(i), layer) for i, layer in enumerate(self.layers))
+        return ((str(i), layer) for i, layer in enumerate(self._layers))
 
     def forward(self, x: Array) -> Array:
         """Return the last layer's y."""
         # One by one where calls are recorded; backward then finds the steps that forward took.
-        steps = self.layers if is_traced() else self._steps["chained"]
+        steps = self._layers if is_traced() else self._steps["chained"]
         for step in steps:
             x = step(x)
         self.keep(steps)
@@ -92,7 +99,7 @@ class Sequential(Module):
         elif steps:
             self._enter(steps, steps[0].backward_parameters, dy)
 
-    def _enter(self, steps: list[Module], backward: Callable[[Array], Any], dy: Array) -> Any:
+    def _enter(self, steps: Sequence[Module], backward: Callable[[Array], Any], dy: Array) -> Any:
         """Call the backward of the last step; where it refuses dy, nothing is consumed."""
         try:
             return backward(dy)
@@ -109,7 +116,7 @@ class Sequential(Module):
                     step._kept.clear()
 
 
-def _chain(layers: list[Module]) -> list[Module]:
+def _chain(layers: Sequence[Module]) -> Sequence[Module]:
     """Group neighbours that may run as one chain."""
     steps: list[Module] = []
     run: list[Module] = []

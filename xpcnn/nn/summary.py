@@ -54,7 +54,10 @@ def summary(model: Module, input_shape: tuple[int, ...]) -> str:
     rows.append(("total", "", "", f"{total:,}", f"{sum(cost.multiply_adds for cost in table):,}"))
     widths = [max(len(row[i]) for row in rows) for i in range(5)]
     lines = [
-        "  ".join(cell.ljust(width) if i < 3 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True)))
+        "  ".join(
+            cell.ljust(width) if i < 3 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
         for row in rows
     ]
     return "\n".join(line.rstrip() for line in lines)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from xpcnn.backend import get_backend
-from xpcnn.errors import DTypeError
+from xpcnn.errors import DTypeError, ShapeError
 from xpcnn.nn.init import Initializer
 from xpcnn.nn.parameter import Parameter
 
@@ -14,6 +14,8 @@ def new_parameter(name: str, initializer: Initializer, shape: tuple[int, ...], d
     """Return a parameter of `shape` on the active backend with values from `initializer`."""
     backend = get_backend()
     values = backend.asarray(initializer(shape), dtype)
+    if tuple(values.shape) != tuple(shape):
+        raise ShapeError(f"{name}: expected initial values of shape {tuple(shape)}, got {tuple(values.shape)}")
     if values.dtype.kind != "f":
         raise DTypeError(f"dtype: expected a floating type such as float32, got {values.dtype}")
     return Parameter(values, name)
