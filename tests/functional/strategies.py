@@ -1,6 +1,6 @@
 """Hypothesis strategies for what an operation may be given: shapes, windows, memory layouts, data types."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -48,7 +48,6 @@ class Case:
     seed: int
     weight_shape: tuple[int, ...] = ()
     bias: bool = False
-    extra: dict[str, Any] = field(default_factory=dict)
 
     def rng(self):
         return np.random.default_rng(self.seed)
