@@ -1,0 +1,109 @@
+"""Every kernel on the device beside its portable expression: what compute-sanitizer watches, and a first check."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from gpu_device import Device, array, check, host, relative, stage
+
+import xpcnn.functional as F
+from xpcnn import nn, optim
+from xpcnn.backend import Backend, get_backend
+from xpcnn.random import manual_seed
+
+BOUND = 1e-5  # float32; fused multiply-adds and other orders of summation
+
+
+def batch_last(*shape: int) -> Any:
+    """Random numbers, logically of `shape`, in batch-last memory."""
+    memory = np.random.default_rng(sum(shape)).standard_normal((*shape[1:], shape[0])).astype(np.float32)
+    return array(memory).transpose(len(shape) - 1, *range(len(shape) - 1))
+
+
+def plain(*shape: int) -> Any:
+    return array(np.random.default_rng(sum(shape)).standard_normal(shape).astype(np.float32))
+
+
+def cases() -> Iterator[tuple[str, Callable[[], list[Any]]]]:
+    """Each case returns the arrays that it computes, forward and backward."""
+    for options in ({}, {"stride": 2}, {"padding": 1, "dilation": 2}, {"stride": 3, "padding": 2, "groups": 2}):
+
+        def convolution(options: dict[str, Any] = options) -> list[Any]:
+            weight = plain(6, 4 // options.get("groups", 1), 3, 3)
+            y, cache = F.conv2d(batch_last(33, 4, 11, 9), weight, plain(6), **options)
+            return [y, *F.conv2d_backward(batch_last(*y.shape), cache)]
+
+        yield f"conv2d {options}", convolution
+    for size, options in ((2, {}), (3, {"stride": 1}), (3, {"stride": 2, "padding": 1, "ceil_mode": True})):
+
+        def pool(size: int = size, options: dict[str, Any] = options) -> list[Any]:
+            y, cache = F.max_pool2d(batch_last(37, 3, 12, 10), size, **options)
+            return [y, F.max_pool2d_backward(batch_last(*y.shape), cache)]
+
+        yield f"max_pool2d {size} {options}", pool
+    for shape in ((257, 3), (65, 5, 14, 14)):
+
+        def norm(shape: tuple[int, ...] = shape) -> list[Any]:
+            c = shape[1]
+            mean, var = plain(c), plain(c)
+            y, cache = F.batch_norm(batch_last(*shape), plain(c), plain(c), mean, var, training=True)
+            return [y, mean, var, *F.batch_norm_backward(batch_last(*shape), cache)]
+
+        yield f"batch_norm {shape}", norm
+
+    def rest() -> list[Any]:
+        manual_seed(0)
+        y, cache = F.relu(batch_last(130, 7))
+        z, mask = F.dropout(y, 0.3, training=True)
+        loss, dlogits = F.cross_entropy(z, array(np.arange(130) % 7))
+        a, product = F.linear(y, plain(11, 7), plain(11))
+        return [y, z, loss, dlogits, a, *F.linear_backward(batch_last(130, 11), product),
+                F.relu_backward(F.dropout_backward(batch_last(130, 7), mask), cache)]  # fmt: skip
+
+    yield "relu, dropout, cross_entropy, linear", rest
+    for make in (
+        lambda p: optim.SGD(p, 0.1),
+        lambda p: optim.SGD(p, 0.1, 0.9, 0.01, nesterov=True, shrink=0.01),
+        lambda p: optim.Adam(p, 0.1, weight_decay=0.1, amsgrad=True),
+        lambda p: optim.AdamW(p, 0.1),
+        lambda p: optim.RMSprop(p, 0.1, momentum=0.5, centered=True),
+        lambda p: optim.Adagrad(p, 0.1, weight_decay=0.1),
+    ):
+
+        def update(make: Callable[[Any], Any] = make) -> list[Any]:
+            parameters = [nn.Parameter(plain(5, 3)), nn.Parameter(plain(700))]
+            optimizer = make(parameters)
+            for _ in range(3):
+                for parameter in parameters:
+                    parameter.grad[...] = plain(*parameter.data.shape)
+                    parameter.grad_is_zero = False
+                optimizer.step()
+            return [parameter.data for parameter in parameters]
+
+        yield f"update {make([nn.Parameter(plain(3))]).__class__.__name__}", update
+
+
+def without_kernels(backend: Backend, call: Callable[[], list[Any]]) -> list[np.ndarray]:
+    fused, backend.fused = backend.fused, MappingProxyType({})
+    try:
+        return [host(value) for value in call()]
+    finally:
+        backend.fused = fused
+
+
+def run(device: Device, arguments: argparse.Namespace) -> dict[str, Any]:
+    backend = get_backend()
+    checks = []
+    for name, call in cases():
+        got = [host(value) for value in call()]
+        if "no-portable" not in arguments.only:
+            checks.append(check(name, relative(got, without_kernels(backend, call)), BOUND))
+    return {"checks": checks, "kernels": sorted(backend.fused)}
+
+
+if __name__ == "__main__":
+    stage(run, __doc__, with_kernels=True)
