@@ -65,6 +65,9 @@ def test_softmax_refuses_what_does_not_fit(backend, name):
     forward, backward = find(F, name)
     with pytest.raises(DTypeError, match="x: expected a floating type such as float32, got int64"):
         forward(backend.zeros((2, 3), "int64"))
+    for shape, axis in (((2, 3), 2), ((2, 3), -3), ((2, 0), 1), ((2, 3), None)):
+        with pytest.raises(ShapeError, match=rf"axis: expected an axis of x that is not empty, got {axis} for shape"):
+            forward(backend.zeros(shape, "float32"), axis)
     y = forward(backend.zeros((2, 3), "float32"))
     with pytest.raises(ShapeError, match=r"dy: expected shape \(2, 3\), got \(3, 2\)"):
         backward(y.T, y)

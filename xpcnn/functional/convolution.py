@@ -21,7 +21,7 @@ from xpcnn.functional import winograd
 from xpcnn.functional.columns import add_columns, fill_columns, lower_rows, rows_needed
 from xpcnn.functional.layout import batch_first, batch_last, check_floating, check_like, check_ndim
 from xpcnn.functional.primitive import primitive
-from xpcnn.functional.windows import Axis, Padding, Size, Windows, windows
+from xpcnn.functional.windows import Axis, Padding, Size, Windows, integer, windows
 
 Task = Callable[[], None]
 
@@ -151,8 +151,10 @@ def _check(
     check_ndim("x", x, "N, C, H, W")
     check_floating("x", x)
     check_ndim("weight", weight, "F, C/groups, KH, KW")
+    if not x.shape[0]:
+        raise ShapeError(f"x: expected at least one image, got shape {tuple(x.shape)}")
     c, f = x.shape[1], weight.shape[0]
-    if groups < 1 or c % groups or f % groups:
+    if c % integer("groups", groups, 1) or f % groups:
         raise ShapeError(f"groups: expected a divisor of {c} channels and {f} filters, got {groups}")
     if weight.shape[1] * groups != c:
         raise ShapeError(

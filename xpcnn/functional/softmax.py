@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from xpcnn.backend import Array, backend_of
+from xpcnn.errors import ShapeError
 from xpcnn.functional.layout import check_floating, check_like
 
 
@@ -17,9 +18,14 @@ def softmax(x: Array, axis: int = -1) -> Array:
     Returns
     -------
     array, shape and dtype of `x`
+
+    Raises
+    ------
+    DTypeError, ShapeError
+        `x` is not floating, or has no such axis.
     """
     xp = backend_of(x).xp
-    check_floating("x", x)
+    _check(x, axis)
     e = xp.exp(x - x.max(axis=axis, keepdims=True))
     return e / e.sum(axis=axis, keepdims=True)
 
@@ -34,7 +40,7 @@ def softmax_backward(dy: Array, y: Array, axis: int = -1) -> Array:
 def log_softmax(x: Array, axis: int = -1) -> Array:
     """Return x - log(sum of exp(x)) along `axis`; arguments and result as for `softmax`."""
     xp = backend_of(x).xp
-    check_floating("x", x)
+    _check(x, axis)
     shifted = x - x.max(axis=axis, keepdims=True)
     return shifted - xp.log(xp.exp(shifted).sum(axis=axis, keepdims=True))
 
@@ -44,3 +50,9 @@ def log_softmax_backward(dy: Array, y: Array, axis: int = -1) -> Array:
     check_like("dy", dy, tuple(y.shape), y.dtype)
     xp = backend_of(dy, y).xp
     return dy - xp.exp(y) * dy.sum(axis=axis, keepdims=True)
+
+
+def _check(x: Array, axis: int) -> None:
+    check_floating("x", x)
+    if not isinstance(axis, int) or not -x.ndim <= axis < x.ndim or x.shape[axis] == 0:
+        raise ShapeError(f"axis: expected an axis of x that is not empty, got {axis!r} for shape {tuple(x.shape)}")
