@@ -43,7 +43,7 @@ class Effort:
     slow_least: int
     calibration: float
     settle: float
-    patience: float = 150  # seconds more than needed that a workload may take to wait for other programs to rest
+    patience: float = 60  # seconds more than needed that a workload may take to wait for other programs to rest
     tries: int = 4
 
     def steps(self, step_seconds: float, main: bool) -> int:
@@ -159,6 +159,14 @@ def is_near(entrants: dict[str, Entrant], goal: float) -> bool:
     return bool(found) and abs(math.log(median(found) / goal)) < math.log(NEAR)
 
 
+def measure_rates(rates: Worker | None, cost: costs.Cost, threads: int, effort: Effort) -> dict[str, dict[str, float]]:
+    """Rates of products and copies, in the same minutes as the workload; the better of before and after it counts."""
+    if rates is None:
+        return {}
+    Patience(effort.patience / 4).wait(effort.settle, DISTURBED)
+    return rates.ask("rates", threads=threads, products=sorted(cost.products, key=math.prod)[-1:])
+
+
 def measure(
     workload: w.Workload, names: list[str], pythons: dict[str, str], threads: int, effort: Effort, rates: Worker | None
 ) -> dict[str, Any]:
@@ -170,19 +178,19 @@ def measure(
         "other_goals": workload.others,
         "multiply_adds": cost.multiply_adds,
     }
-    if rates is not None:
-        largest = sorted(cost.products, key=math.prod)[-1:]
-        found = rates.ask("rates", threads=threads, products=largest)
-        gemm = max(found["gemm"].values())
-        copies = {int(size): rate for size, rate in found["copy"].items()}
-        row |= {"rates": found, "floor_seconds": costs.floor(cost, gemm, copies)}
+    before = measure_rates(rates, cost, threads, effort)
     able = [name for name in names if workload.kind in PEERS[name].kinds]
     entrants, row["skipped"], row["about"] = start(workload, able, pythons, threads, effort)
     try:
         noise = play(entrants, effort, workload.goal)
+        after = measure_rates(rates, cost, threads, effort)
     finally:
         for entrant in entrants.values():
             entrant.worker.close()
+    if rates is not None:
+        found = {kind: {key: max(before[kind][key], after[kind][key]) for key in before[kind]} for kind in before}
+        copies = {int(size): rate for size, rate in found["copy"].items()}
+        row |= {"rates": found, "floor_seconds": costs.floor(cost, max(found["gemm"].values()), copies)}
     row["noise"] = {"others": round(noise.others, 3), "sleeping_peers": round(noise.peers, 3)}
     row["peers"] = {
         name: {
@@ -277,7 +285,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2, help="threads of every peer (default 2)")
     parser.add_argument("--python", action="append", default=[], metavar="NAME=PATH", help="interpreter of a peer")
     parser.add_argument("--envs", type=Path, default=default_folder(), help="folder made by environments.py")
-    parser.add_argument("--output", default="cpu-table.json", help="name of the file in bench/results, or '' for none")
+    parser.add_argument(
+        "--output", help="name of the file in bench/results; cpu-table.json for the whole table, else none"
+    )
     parser.add_argument("--list", action="store_true", help="list the workloads and stop")
     return parser.parse_args()
 
@@ -297,27 +307,31 @@ def main() -> int:
         effort = replace(effort, rounds=options.rounds, most_rounds=max(effort.most_rounds, options.rounds))
     pythons = harness.interpreters(options.python, options.envs)
     rates = None if options.quick else Worker("rates", pythons["xpcnn"], options.threads)
+    output = options.output or ("" if options.quick or options.workloads else "cpu-table.json")
+    start_facts = {**harness.facts(), "threads": options.threads, "effort": vars(effort)}
+    about: dict[str, Any] = {}
     rows = []
     try:
         for workload in chosen:
             began = time.perf_counter()
             row = measure(workload, names, pythons, options.threads, effort, rates)
+            row["wall_seconds"] = round(time.perf_counter() - began, 1)
+            about |= row.pop("about")
             rows.append(row)
+            if output:  # after every row, so that an interrupted run leaves what it has
+                harness.write(output, {**start_facts, "peers": about, "rows": rows})
             print(summary(row), flush=True)
             for name, reason in row["skipped"].items():
                 print(f"  {name} skipped: {reason}", flush=True)
             for text in warnings(row):
                 print(f"  warning: {text}", flush=True)
-            row["wall_seconds"] = round(time.perf_counter() - began, 1)
     finally:
         if rates is not None:
             rates.close()
     others = [name for name in names if any(name in row["peers"] for row in rows) and name not in ("xpcnn", "torch")]
     print("\n" + harness.table([heading(others, rates is not None), *(cells(row, others) for row in rows)]))
-    if not options.quick and options.output:
-        about = {name: info for row in rows for name, info in row.pop("about").items()}
-        content = {**harness.facts(), "threads": options.threads, "effort": vars(effort), "peers": about, "rows": rows}
-        print(f"\nwritten: bench/results/{harness.write(options.output, content).name}")
+    if output:
+        print(f"\nwritten: bench/results/{output}")
     return 0
 
 

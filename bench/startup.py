@@ -108,7 +108,7 @@ def main() -> int:
     rows = [["what", "import s", "installed MB"]]
     rows += [[m, f"{over[m]:.3f}", f"{others[m] / MB:.0f}" if others.get(m) else "-"] for m in over if m != "xpcnn"]
     if "xpcnn" in over:
-        rows.append(["xpcnn", f"{over['xpcnn']:.3f}", f"{total / MB:.1f} (with {', '.join(BASE)}; without NumPy)"])
+        rows.append(["xpcnn", f"{over['xpcnn']:.3f}", f"{total / MB:.1f}"])
     print(harness.table(rows))
     content = {**harness.facts(), "seconds": times, "medians": middle, "bytes": sizes, "bytes_of_others": others}
     if "xpcnn" in over:
@@ -117,7 +117,8 @@ def main() -> int:
         met = median(extra) <= LIMIT_SECONDS and total <= LIMIT_BYTES
         print(
             f"\nimport xpcnn takes {median(extra):.3f} s over NumPy's own (limit {LIMIT_SECONDS} s), "
-            f"{total / MB:.1f} MB are installed (limit {LIMIT_BYTES / MB:.0f} MB): {'met' if met else 'NOT met'}"
+            f"{total / MB:.1f} MB are installed without NumPy (limit {LIMIT_BYTES / MB:.0f} MB), "
+            f"{sizes['xpcnn'] / MB:.1f} MB of them its own: {'met' if met else 'NOT met'}"
         )
     harness.write("cpu-startup.json", content)
     print("written: bench/results/cpu-startup.json")
