@@ -1,12 +1,16 @@
 import numpy as np
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.functional.checks import agrees
 from tests.functional.strategies import lay_out, values, windows
 from xpcnn import functional as F
 from xpcnn.errors import DTypeError, ShapeError
 from xpcnn.functional import reference as R
+from xpcnn.functional.columns import fill_columns, lower_rows, rows_needed
+from xpcnn.functional.layout import batch_last
+from xpcnn.functional.windows import windows as make_windows
 
 
 @given(case=windows())
@@ -42,3 +46,20 @@ def test_im2col_and_col2im_refuse_what_does_not_fit(backend):
         F.col2im(backend.zeros((8, 9), "float32"), (4, 4), 2)
     with pytest.raises(DTypeError, match="cols: expected a floating type"):
         F.col2im(backend.zeros((8, 9), "int32"), (1, 2, 4, 4), 2)
+
+
+@given(case=windows(), first=st.integers(0, 3), count=st.integers(1, 4))
+def test_a_backends_own_columns_are_those_of_the_portable_primitive(backend, case, first, count):
+    """A backend may lower windows in its own way (`Backend.fused`); tap by tap is what it must give."""
+    x = batch_last(backend, backend.asarray(values(case.rng(), case.x_shape, case.dtype)))  # (C, H, W, N)
+    over = make_windows(case.x_shape[2:], case.kernel, **case.options)
+    rows = range(min(first, over.h.out - 1), min(first + count, over.h.out))
+    wide = (over.w.kernel, over.w.out, x.shape[3])
+    for primitive, shape in (
+        (fill_columns, (x.shape[0], over.h.kernel, wide[0], len(rows), *wide[1:])),
+        (lower_rows, (rows_needed(over.h, len(rows)), x.shape[0], *wide)),
+    ):
+        actual, expected = (backend.empty(shape, x.dtype) for _ in range(2))
+        primitive(backend, x, over, rows, actual)
+        primitive.portable(backend, x, over, rows, expected)
+        assert np.array_equal(backend.to_numpy(actual), backend.to_numpy(expected))
