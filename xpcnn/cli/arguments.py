@@ -1,0 +1,74 @@
+"""What may be typed: the commands, their arguments and their help."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import NoReturn
+
+import xpcnn
+
+
+class Usage(Exception):
+    """The arguments make no sense; the message is one line."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise Usage(f"{self.prog}: {message}; see {self.prog} --help")
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace | None:
+    """Return the arguments; None where they asked for help or the version.
+
+    Raises
+    ------
+    Usage
+        They make no sense.
+    """
+    try:
+        return _parser().parse_args(argv)
+    except SystemExit:
+        return None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="xpcnn", description="Train and use convolutional networks on NumPy or a GPU.")
+    parser.add_argument("--version", action="version", version=f"xpcnn {xpcnn.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    train = commands.add_parser("train", help="train a recipe, and leave a run folder")
+    train.add_argument("recipe", nargs="?", metavar="RECIPE", help="see `xpcnn recipes` (lenet5)")
+    _add_backend(train)
+    train.add_argument(
+        "--data", metavar="D", help="mnist (carried), a folder of IDX files or of CIFAR-10, mnist.pkl.gz"
+    )
+    train.add_argument("--epochs", type=int, metavar="N", help="passes over the data (the recipe's)")
+    train.add_argument("--batch-size", type=int, metavar="N", help="images in a batch (the recipe's)")
+    train.add_argument("--seed", type=int, metavar="S", help="of initial values, order and dropout (0)")
+    train.add_argument("--out", metavar="DIR", help="the run folder (runs/RECIPE-DATE-TIME)")
+    train.add_argument("--as-written", action="store_true", help="with the document's own initial values and rates")
+    train.add_argument("--resume", action="store_true", help="go on with the run in --out DIR")
+
+    evaluate = commands.add_parser("evaluate", help="test the network of a run folder")
+    evaluate.add_argument("folder", metavar="RUN_DIR")
+    _add_backend(evaluate)
+    evaluate.add_argument("--data", metavar="D", help="test on other data (the run's)")
+
+    predict = commands.add_parser("predict", help="say which digit pictures show")
+    predict.add_argument("folder", metavar="RUN_DIR")
+    predict.add_argument("images", nargs="+", metavar="IMAGE", help="PNG or JPEG of one digit")
+    _add_backend(predict)
+
+    commands.add_parser("recipes", help="list the recipes")
+    _add_backend(commands.add_parser("info", help="what runs here, how fast it multiplies, what would make it faster"))
+
+    gradcheck = commands.add_parser("gradcheck", help="compare a network's gradients with difference quotients")
+    gradcheck.add_argument("recipe", nargs="?", default="lenet5", metavar="RECIPE", help="see `xpcnn recipes` (lenet5)")
+    _add_backend(gradcheck)
+    gradcheck.add_argument("--seed", type=int, default=0, metavar="S", help="of weights, images and chosen entries (0)")
+    return parser
+
+
+def _add_backend(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--backend", metavar="B", help="numpy, cupy, cupy:1 or auto (XPCNN_BACKEND, else numpy)")

@@ -1,0 +1,23 @@
+"""Recipes: a network with its data, initial values, update rule and length of training, run by one name."""
+
+from xpcnn.recipes.evaluation import Evaluation, evaluate, probabilities
+from xpcnn.recipes.folder import is_run
+from xpcnn.recipes.recipe import Recipe, Splits
+from xpcnn.recipes.run import DEFAULT, Run, load, load_model, run
+from xpcnn.recipes.table import find, names
+
+__all__ = [
+    "DEFAULT",
+    "Evaluation",
+    "Recipe",
+    "Run",
+    "Splits",
+    "evaluate",
+    "find",
+    "is_run",
+    "load",
+    "load_model",
+    "names",
+    "probabilities",
+    "run",
+]

@@ -1,0 +1,130 @@
+"""The run folder: what a training leaves, and how it is read again. Nothing in it is trusted."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from xpcnn.errors import DataError
+from xpcnn.training.files import explained, write_text
+
+SETTINGS, MODEL, HISTORY, CHECKPOINTS = "run.json", "model.safetensors", "history", "checkpoints"
+FORMAT = "xpcnn run 1"
+LARGEST_JSON = 1 << 26  # bytes
+
+PathLike = str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What fixes a training, as plain values."""
+
+    recipe: str
+    data: str | None
+    epochs: int
+    batch_size: int
+    seed: int
+    as_written: bool
+
+
+_TYPES: dict[str, tuple[type, ...]] = {
+    "recipe": (str,),
+    "data": (str, type(None)),
+    "epochs": (int,),
+    "batch_size": (int,),
+    "seed": (int,),
+    "as_written": (bool,),
+}
+
+
+def check_free(folder: PathLike) -> None:
+    """Check, without making anything, that a new run may begin in a folder.
+
+    Raises
+    ------
+    DataError
+        It is there and not empty, or is no folder.
+    """
+    place = Path(folder)
+    if is_run(place):
+        raise DataError(f"{place}: holds a run already; go on with it with --resume, or name another folder")
+    with explained(place):
+        if place.exists() and any(place.iterdir()):
+            raise DataError(f"{place}: expected a new or empty folder, got one with files in it; name another")
+
+
+def write(folder: PathLike, settings: Settings, results: Mapping[str, Any]) -> None:
+    """Write the settings and what else there is to say, into a folder that is made where it is not there.
+
+    Raises
+    ------
+    DataError
+        The file cannot be written.
+    """
+    with explained(folder):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    content = {"format": FORMAT, "settings": asdict(settings), **results}
+    write_text(Path(folder) / SETTINGS, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def is_run(folder: PathLike) -> bool:
+    """Say whether a run was begun in a folder."""
+    return (Path(folder) / SETTINGS).exists()
+
+
+def read(folder: PathLike) -> tuple[Settings, dict[str, Any]]:
+    """Read the settings of a run, and all that its run.json holds.
+
+    Raises
+    ------
+    DataError
+        The folder or the file is not there, or the file is damaged.
+    """
+    place = Path(folder)
+    source = place / SETTINGS
+    if not place.is_dir():
+        raise DataError(f"{place}: no such run folder; `xpcnn train --out {place}` makes one")
+    try:
+        if source.stat().st_size > LARGEST_JSON:
+            raise DataError(f"{source}: damaged: expected at most {LARGEST_JSON} bytes")
+        content = json.loads(source.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{place}: not a run folder: {SETTINGS} is missing; `xpcnn train` makes one") from None
+    except OSError as error:
+        raise DataError(f"{source}: cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{source}: damaged: {str(error).splitlines()[0]:.80}; train again") from error
+    found = content.get("settings") if isinstance(content, dict) else None
+    if not isinstance(found, dict) or content.get("format") != FORMAT:
+        raise DataError(f"{source}: damaged: expected format {FORMAT!r} and settings; train again")
+    for each in fields(Settings):
+        value = found.get(each.name, ...)
+        if type(value) not in _TYPES[each.name] or (type(value) is int and value < 0):
+            raise DataError(f"{source}: damaged: expected {each.name} of a run, got {value!r:.40}; train again")
+    return Settings(**{each.name: found[each.name] for each in fields(Settings)}), content
+
+
+def commit() -> str | None:
+    """Return the git commit that the package's source is at; None where it lies in no repository."""
+    git = Path(__file__).resolve().parents[2] / ".git"
+    try:
+        if git.is_file():  # a linked work tree
+            git = (git.parent / git.read_text().removeprefix("gitdir:").strip()).resolve()
+        head = (git / "HEAD").read_text().strip()
+        if not head.startswith("ref: "):
+            return head
+        name = head.removeprefix("ref: ")
+        common = git / (git / "commondir").read_text().strip() if (git / "commondir").exists() else git
+        for base in (git, common):
+            if (base / name).exists():
+                return (base / name).read_text().strip()
+        for line in (common / "packed-refs").read_text().splitlines():
+            if line.endswith(f" {name}"):
+                return line.split(" ")[0]
+    except OSError:
+        pass
+    return None

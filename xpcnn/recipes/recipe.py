@@ -1,0 +1,133 @@
+"""What a recipe is: a network with its data, initial values, update rule, batch size and length of training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+from xpcnn.data import DataLoader
+from xpcnn.data.transforms import Transform
+from xpcnn.datasets import Dataset, to_categorical
+from xpcnn.models import create
+from xpcnn.nn import CrossEntropyLoss, Module
+from xpcnn.optim import Optimizer, Schedule
+
+CLASSES = 10  # of MNIST and of CIFAR-10
+EVALUATION_BATCH = 250  # images; activations of this many stay in a CPU's cache longest
+
+
+class Splits(NamedTuple):
+    """The parts of a set; where there is no validation part, the test set is looked at after each epoch."""
+
+    train: Dataset
+    validation: Dataset | None
+    test: Dataset
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One line of the table of recipes.
+
+    Attributes
+    ----------
+    name, network : str
+        What the command line calls it, and its layers in short.
+    model, options : str, mapping
+        Arguments of `xpcnn.models.create`.
+    transforms : mapping of str to Transform
+        What brings a batch of each kind of data ("mnist", "cifar10") to the network's input.
+    split : callable
+        split(train, test) -> Splits, of the sets as the files have them.
+    optimizer : callable
+        optimizer(model) -> Optimizer.
+    schedule : callable or None
+        schedule(optimizer, total number of steps) -> Schedule.
+    batch_size, epochs : int
+    steps_per_epoch : int or None
+        Batches are drawn with replacement, so many an epoch; otherwise an epoch is the shuffled set.
+    reduction : str
+        Of the loss over the batch: "mean" or "sum".
+    one_hot : bool
+        Whether labels are given as one-hot rows.
+    log_every : int
+        Steps between two plain lines.
+    as_written : mapping
+        What `as_written=True` puts in the place of these attributes.
+    accuracy, relative_time : float
+        The mean test accuracy of five seeds, and the time of the whole training with `lenet5`'s as 1, as
+        `python -m bench.seeds` measures them.
+    """
+
+    name: str
+    network: str
+    model: str
+    transforms: Mapping[str, Transform]
+    split: Callable[[Dataset, Dataset], Splits]
+    optimizer: Callable[[Module], Optimizer]
+    batch_size: int
+    epochs: int
+    accuracy: float
+    relative_time: float
+    options: Mapping[str, Any] = field(default_factory=dict)
+    schedule: Callable[[Optimizer, int], Schedule] | None = None
+    steps_per_epoch: int | None = None
+    reduction: str = "mean"
+    one_hot: bool = False
+    log_every: int = 50
+    as_written: Mapping[str, Any] = field(default_factory=dict)
+
+    def written(self) -> Recipe:
+        """Return the recipe with the document's own initial values and rates."""
+        return replace(self, **self.as_written)
+
+    def create_model(self) -> Module:
+        """Return a new network on the active backend."""
+        return create(self.model, **self.options)
+
+    def create_criterion(self) -> CrossEntropyLoss:
+        """Return the loss."""
+        return CrossEntropyLoss(reduction=self.reduction)
+
+    def train_loader(self, dataset: Dataset, kind: str, batch_size: int | None = None) -> DataLoader:
+        """Return the batches to train on, of data of one kind."""
+        return DataLoader(
+            dataset.images,
+            self._labels(dataset),
+            batch_size or self.batch_size,
+            replacement=self.steps_per_epoch is not None,
+            batches_per_epoch=self.steps_per_epoch,
+            transform=self.transforms[kind],
+        )
+
+    def evaluation_loader(self, dataset: Dataset, kind: str) -> DataLoader:
+        """Return the batches to evaluate on, in their order."""
+        return DataLoader(
+            dataset.images, self._labels(dataset), EVALUATION_BATCH, shuffle=False, transform=self.transforms[kind]
+        )
+
+    def input_shape(self, kind: str | None = None) -> tuple[int, ...]:
+        """Return the shape of one image as the network takes it."""
+        from xpcnn.backend import get_backend
+
+        kind = kind or next(iter(self.transforms))
+        stored = (1, 28, 28) if kind == "mnist" else (1, 3, 32, 32)
+        return tuple(self.transforms[kind](get_backend().zeros(stored, "uint8")).shape[1:])
+
+    def _labels(self, dataset: Dataset) -> Any:
+        return to_categorical(dataset.labels, CLASSES) if self.one_hot else dataset.labels
+
+
+def on_test(train: Dataset, test: Dataset) -> Splits:
+    """Train on the whole training set."""
+    return Splits(train, None, test)
+
+
+def hold_out(share: float) -> Callable[[Dataset, Dataset], Splits]:
+    """Return a split that keeps the last `share` of the training set for validation."""
+
+    def split(train: Dataset, test: Dataset) -> Splits:
+        first, rest = train.split(round(len(train) * (1 - share)))
+        return Splits(first, rest, test)
+
+    return split

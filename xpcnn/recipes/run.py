@@ -1,0 +1,271 @@
+"""Running a recipe: data, network, training, test, and the folder that it leaves."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from xpcnn import random
+from xpcnn.backend import use_backend
+from xpcnn.data import DataLoader
+from xpcnn.datasets import Dataset
+from xpcnn.errors import ConfigError, DataError
+from xpcnn.information import info
+from xpcnn.nn import Module
+from xpcnn.recipes import folder as folders
+from xpcnn.recipes import sources
+from xpcnn.recipes.evaluation import EvaluatingTrainer, Evaluation, evaluate
+from xpcnn.recipes.folder import Settings
+from xpcnn.recipes.recipe import Recipe
+from xpcnn.recipes.table import find
+from xpcnn.training import Checkpointer, History, Metrics, Progress, load_parameters, save_parameters
+
+DEFAULT = "lenet5"
+DEFAULT_SEED = 0
+
+
+@dataclass
+class Run:
+    """A recipe that was run, or read back from its folder.
+
+    Attributes
+    ----------
+    recipe, settings : Recipe, Settings
+    kind : str
+        Of its data: "mnist" or "cifar10".
+    model : Module
+    history : History
+    test : Dataset
+    evaluation : Evaluation
+        Of the test set.
+    folder : Path or None
+    """
+
+    recipe: Recipe
+    settings: Settings
+    kind: str
+    model: Module
+    history: History
+    test: Dataset
+    evaluation: Evaluation
+    folder: Path | None = None
+
+    @property
+    def metrics(self) -> Metrics:
+        """Loss and accuracy on the test set."""
+        return self.evaluation.metrics
+
+
+def run(
+    name: str | None = None,
+    *,
+    backend: str | None = None,
+    data: str | None = None,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    seed: int | None = None,
+    out: str | os.PathLike[str] | None = None,
+    as_written: bool = False,
+    resume: bool = False,
+    callbacks: Sequence[Any] = (),
+    progress: bool = False,
+) -> Run:
+    """Train a recipe and test it.
+
+    Parameters
+    ----------
+    name : str, optional
+        One of `recipes.names()`; "lenet5" by default.
+    backend : str, optional
+        Where to; the active backend by default.
+    data : str, optional
+        "mnist" (carried), a folder of MNIST's IDX files or CIFAR-10's batches, or `mnist.pkl.gz`.
+    epochs, batch_size, seed : int, optional
+        The recipe's own and seed 0 by default.
+    out : path, optional
+        The run folder: parameters, run.json, history, checkpoints. Without it nothing is written.
+    as_written : bool
+        Train with the document's own initial values and rates.
+    resume : bool
+        Go on with the run in `out`, with its settings; begin where there is none.
+    callbacks : sequence
+        Of the trainer.
+    progress : bool
+        Show on standard error how it goes: a bar on a terminal, elsewhere a line every so many batches.
+
+    Raises
+    ------
+    ConfigError, DataError, BackendError
+        A name, a number, the data, the folder or the backend is wrong.
+    KeyboardInterrupt
+        Ctrl-C, after a checkpoint was written to `out`.
+    """
+    settings = choose(name, data, epochs, batch_size, seed, as_written, out if resume else None)
+    recipe = recipe_of(settings)
+    if progress:
+        callbacks = [*callbacks, Progress(recipe.log_every)]
+    with use_backend(backend) if backend else contextlib.nullcontext():
+        return _run(recipe, settings, Path(out) if out is not None else None, resume, callbacks)
+
+
+def choose(
+    name: str | None,
+    data: str | None,
+    epochs: int | None,
+    batch_size: int | None,
+    seed: int | None,
+    as_written: bool,
+    resumed: str | os.PathLike[str] | None = None,
+) -> Settings:
+    """Return the settings that follow from what was asked for, checked; those of the run in `resumed` where it has one.
+
+    Raises
+    ------
+    ConfigError, DataError
+        One is wrong, or differs from the run's.
+    """
+    for option, value, least in (("epochs", epochs, 1), ("batch_size", batch_size, 1), ("seed", seed, 0)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+            raise ConfigError(f"{option}: expected an integer of {least} or more, got {value!r}")
+    if data is not None and os.path.exists(data):
+        data = os.path.abspath(data)
+    if resumed is not None and folders.is_run(resumed):
+        settings, _ = folders.read(resumed)
+        asked: dict[str, Any] = {"recipe": name, "data": data, "epochs": epochs, "batch_size": batch_size}
+        for option, wanted in {**asked, "seed": seed, "as_written": as_written or None}.items():
+            if wanted is not None and wanted != getattr(settings, option):
+                raise ConfigError(
+                    f"{option}: expected {getattr(settings, option)!r} as the run in {resumed} has it, got {wanted!r}; "
+                    "leave it out to go on"
+                )
+        return settings
+    recipe = find(name or DEFAULT)
+    return Settings(
+        recipe=recipe.name,
+        data=data,
+        epochs=epochs or recipe.epochs,
+        batch_size=batch_size or recipe.batch_size,
+        seed=DEFAULT_SEED if seed is None else seed,
+        as_written=bool(as_written),
+    )
+
+
+def recipe_of(settings: Settings) -> Recipe:
+    """Return the recipe that settings name, with its corrections or as written."""
+    recipe = find(settings.recipe)
+    return recipe.written() if settings.as_written else recipe
+
+
+def load(folder: str | os.PathLike[str], *, backend: str | None = None, data: str | None = None) -> Run:
+    """Read a run back from its folder and test it.
+
+    Parameters
+    ----------
+    folder : path
+        That `run(..., out=folder)` or `xpcnn train` left.
+    backend : str, optional
+        Where to; the active backend by default.
+    data : str, optional
+        Another set to test on, as for `run`.
+
+    Raises
+    ------
+    DataError
+        The folder is not there, damaged or unfinished, or its data is gone.
+    """
+    model, recipe, settings, _ = load_model(folder, backend=backend)
+    place = data if data is not None else settings.data
+    kind, train, test = sources.load(place, recipe.transforms, recipe.name)
+    test = recipe.split(train, test).test
+    with use_backend(model.backend.name):
+        evaluation = evaluate(model, recipe.evaluation_loader(test, kind))
+    history = History.load(Path(folder) / folders.HISTORY)
+    return Run(recipe, settings, kind, model, history, test, evaluation, Path(folder))
+
+
+def load_model(folder: str | os.PathLike[str], *, backend: str | None = None) -> tuple[Module, Recipe, Settings, str]:
+    """Return the network of a run folder, in eval mode, with its recipe, settings and kind of data.
+
+    Raises
+    ------
+    DataError
+        As for `load`.
+    """
+    settings, content = folders.read(folder)
+    recipe = recipe_of(settings)
+    about = content.get("data")
+    kind = about.get("kind") if isinstance(about, dict) else None
+    if not isinstance(kind, str) or kind not in recipe.transforms:
+        raise DataError(
+            f"{folder}: damaged {folders.SETTINGS}: expected its kind of data, got {kind!r:.40}; train again"
+        )
+    with use_backend(backend) if backend else contextlib.nullcontext():
+        model = recipe.create_model()
+    parameters = Path(folder) / folders.MODEL
+    load_parameters(model, parameters)
+    return model.eval(), recipe, settings, kind
+
+
+def _run(recipe: Recipe, settings: Settings, folder: Path | None, resume: bool, callbacks: Sequence[Any]) -> Run:
+    began = time.time()
+    goes_on = folder is not None and resume and folders.is_run(folder)
+    if folder is not None and not goes_on:
+        folders.check_free(folder)
+    kind, train_set, test_set = sources.load(settings.data, recipe.transforms, recipe.name)
+    train_set, validation_set, test_set = recipe.split(train_set, test_set)
+    random.manual_seed(settings.seed)
+    model = recipe.create_model()
+    train = recipe.train_loader(train_set, kind, settings.batch_size)
+    test = recipe.evaluation_loader(test_set, kind)
+    validation = test if validation_set is None else recipe.evaluation_loader(validation_set, kind)
+    optimizer = recipe.optimizer(model)
+    schedule = recipe.schedule(optimizer, settings.epochs * len(train)) if recipe.schedule else None
+    trainer = EvaluatingTrainer(
+        model,
+        optimizer,
+        recipe.create_criterion(),
+        schedule=schedule,
+        callbacks=callbacks,
+        checkpoint=Checkpointer(folder / folders.CHECKPOINTS) if folder is not None else None,
+    )
+    about = _describe(recipe, model, train, kind, began)
+    if folder is not None and not goes_on:
+        folders.write(folder, settings, {"state": "training", **about})
+    trainer.fit(train, validation, epochs=settings.epochs, resume=resume)
+    if trainer.last is None or trainer.last_loader is not test:
+        trainer.evaluate(test)
+    assert trainer.last is not None  # noqa: S101  (set by the line above)
+    done = Run(recipe, settings, kind, model, trainer.history, test_set, trainer.last, folder)
+    if folder is not None:
+        save_parameters(model, folder / folders.MODEL)
+        trainer.history.save(folder / folders.HISTORY)
+        folders.write(folder, settings, {"state": "done", **about, **_results(done, began)})
+    return done
+
+
+def _describe(recipe: Recipe, model: Module, train: DataLoader, kind: str, began: float) -> dict[str, Any]:
+    """Return what is to be known of a run before it begins."""
+    return {
+        "network": recipe.network,
+        "parameters": sum(parameter.size for parameter in model.parameters()),
+        "data": {"kind": kind, **train.settings()},
+        "began": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(began)),
+        "commit": folders.commit(),
+        "machine": info(),
+    }
+
+
+def _results(done: Run, began: float) -> dict[str, Any]:
+    """Return what came of a run."""
+    table = done.history.to_dict()["epochs"]
+    epochs = [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
+    return {
+        "test": {"loss": done.metrics.loss, "accuracy": done.metrics.accuracy, "images": done.metrics.count},
+        "epochs": epochs,
+        "seconds": round(time.time() - began, 3),
+    }
