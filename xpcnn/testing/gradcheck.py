@@ -33,6 +33,8 @@ class GradientRow:
     max_relative_error: float
     ok: bool
     remark: str = ""
+    analytic: float = float("nan")  # the gradient at the worst entry, and its difference quotient
+    numerical: float = float("nan")
 
 
 @dataclass
@@ -211,6 +213,7 @@ def _compare(
     worst = float(np.max(judged, initial=0.0))
     all_kinks = len(places) > 0 and bool(np.all(kinks))
     remark = "(nothing but kinks: move the input)" if all_kinks else ""
-    return GradientRow(
-        name, value.shape, len(places), int(np.sum(kinks)), worst, worst <= tolerance and not all_kinks, remark
-    )
+    ok = worst <= tolerance and not all_kinks
+    at = int(np.argmax(judged if worst > 0 else np.abs(numerical))) if places else 0
+    pair = (float(analytic[at]), float(numerical[at])) if places else (0.0, 0.0)
+    return GradientRow(name, value.shape, len(places), int(np.sum(kinks)), worst, ok, remark, *pair)
