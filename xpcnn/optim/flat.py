@@ -66,6 +66,7 @@ class Flat:
         self.hyper = backend.zeros((hyper_size,), self.dtype)
         self.applied = backend.zeros((hyper_size,), self.dtype) if guarded else self.hyper
         self._zero = backend.zeros((1,), self.dtype)
+        self._sum = backend.zeros((), self.dtype)
         self.views: list[tuple[Parameter, Array, Array]] = []
         for parameter, data, grad in zip(parameters, self.split(self.data), self.split(self.grad), strict=True):
             data[...] = parameter.data
@@ -86,23 +87,34 @@ class Flat:
         """Return each parameter's part of a flat array, in the parameter's shape."""
         return [flat[place].reshape(shape) for place, shape in self.places]
 
-    def adopt(self) -> bool:
-        """Take in arrays that were put in place of the views since the last step, and zero gradients that nobody wrote.
+    def adopt(self, zeros: bool) -> bool:
+        """Take in arrays that were put in place of the views since the last step.
 
-        Returns False where that cannot be done in place: on another backend, or with another dtype.
+        `zeros`: write zeros to gradients that count as zero. Returns False where the arrays cannot be taken in in
+        place: they lie on another backend, or have another dtype.
         """
         for parameter, data, grad in self.views:
-            value, slope = parameter.data, parameter.grad  # a gradient that counts as zero becomes zeros here
+            value = parameter.data
             if value is not data:
                 if backend_of(value) is not self.backend or value.dtype != self.dtype:
                     return False
                 data[...] = value
                 parameter.data = data
+            is_zero = parameter.grad_is_zero
+            slope = parameter.gradient_target() if is_zero else parameter.grad
             if slope is not grad:
-                backend_of(data, slope)
-                grad[...] = slope
-                parameter.grad = grad
+                if not is_zero:
+                    backend_of(data, slope)
+                    grad[...] = slope
+                parameter.grad, parameter.grad_is_zero = grad, is_zero
+            if is_zero and zeros:
+                _ = parameter.grad
         return True
+
+    def sum_gradients(self) -> Array:
+        """Return the sum of all gradients in an array that the next call writes again."""
+        self.backend.for_array(self.grad).xp.sum(self.grad, out=self._sum)
+        return self._sum
 
     def guard(self, ok: Array, identity: Array) -> None:
         """Let the next update change nothing where `ok` (1,) is False, without the host having to know.
@@ -115,7 +127,8 @@ class Flat:
 
     def apply(self, update: Update, work: float) -> None:
         """Run `update` over the buffer; `work` is its cost per element."""
+        backend = self.backend.for_array(self.data)
         if len(self.chunks) == 1:
-            update(self.backend, *self.chunks[0])
+            update(backend, *self.chunks[0])
         else:
-            self.backend.parallel(lambda chunk: update(self.backend, *chunk), self.chunks, work * self.size)
+            backend.parallel(lambda chunk: update(backend, *chunk), self.chunks, work * self.size)

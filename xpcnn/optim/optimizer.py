@@ -104,10 +104,14 @@ class Optimizer:
                 parameter.grad_is_zero = True
 
     def collect(self) -> None:
+        """Get ready for `apply`: `gather`, and write zeros to gradients that count as zero."""
+        self.gather(zeros=True)
+
+    def gather(self, *, zeros: bool = False) -> None:
         """Bring the parameters' arrays into the flat buffers, where a user or `Module.to` has replaced them."""
         for group, plan in zip(self.param_groups, self._plans, strict=True):
             for flat in plan.flats:
-                if not flat.adopt():
+                if not flat.adopt(zeros):
                     self._lay_out(group, plan)
                     break
 
@@ -140,8 +144,11 @@ class Optimizer:
     # --- numbers that are not finite --------------------------------------------------------------------------------
 
     def gradient_sums(self) -> list[Array]:
-        """Return the sum of each flat buffer's gradients, 0-d, after `collect`: nan or inf where one is, else finite."""
-        return [flat.backend.xp.sum(flat.grad) for plan in self._plans for flat in plan.flats]
+        """Return the sum of each flat buffer's gradients, 0-d, after `collect`: nan or inf where one is, else finite.
+
+        The arrays are written again by the next call.
+        """
+        return [flat.sum_gradients() for plan in self._plans for flat in plan.flats]
 
     def guard(self, ok: Array) -> None:
         """Make the next `apply` change nothing where `ok` (1,) is False; no value travels to the host."""

@@ -1,25 +1,27 @@
 """One training step, on a backend that answers at once and on a device that must not be waited for.
 
 Both leave parameters, optimiser and running statistics as they were where the loss or a gradient is nan or infinite:
-the first looks before it updates; the second lets the device decide (`Optimizer.guard`) and is told later.
+the first looks before it updates; the second lets the device decide (`Optimizer.guard`) and is told later. Where the
+backend records steps, the first few run as written and all others are replayed.
 """
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from xpcnn.backend import Array, Backend
-from xpcnn.errors import ConfigError
+from xpcnn.backend import Array, Backend, backend_of
+from xpcnn.errors import BackendError, ConfigError
 from xpcnn.optim import clip_grad_norm
 from xpcnn.training.diagnosis import explain
-from xpcnn.training.metrics import Ledger, count_hits
+from xpcnn.training.metrics import Ledger, write_hits
 
 if TYPE_CHECKING:
     from xpcnn.training.trainer import Trainer
 
-EAGER_STEPS = 3  # run before the first is captured: kernels are compiled and workspaces made by then
+EAGER_STEPS = 3  # run before one is recorded: kernels are compiled and workspaces made by then
 
 Row = tuple[float, float, bool]  # loss, right answers, whether the update was left out
 
@@ -29,8 +31,15 @@ class Step:
 
     Attributes
     ----------
+    run : callable
+        Runs a step on a batch (x, labels).
     immediate : bool
         Whether a step is known when it returns.
+
+    Raises
+    ------
+    ConfigError
+        Steps are to be recorded on a backend that cannot.
     """
 
     def __init__(self, trainer: Trainer, backend: Backend) -> None:
@@ -39,140 +48,154 @@ class Step:
         self.trainer, self.backend = trainer, backend
         self.model, self.criterion, self.optimizer = trainer.model, trainer.criterion, trainer.optimizer
         self.immediate = backend.immediate
+        self.run: Callable[[Array, Array], None] = self._at_once if self.immediate else self._deferred
         # Batch norm writes its running statistics, dropout its key, before anybody knows that the step is bad.
         self._kept = [(buffer, backend.copy(buffer)) for _, buffer in trainer.model.named_buffers()]
         self._parameters = trainer.model.parameters()
         self._clip = trainer.clip_norm
-        self._batch: tuple[Array, Array] | None = None
-        self._rows: list[Row] = []
-        self._gradient_is_bad = False
-        self.run: Callable[[Array, Array], None] = self._at_once if self.immediate else self._deferred
-        if self.immediate:
-            return
-        self._ledger = Ledger(backend, 3, trainer.read_every)
+        self._ledger = Ledger(backend, 3, 1 if self.immediate else trainer.read_every)
+        row = self._ledger.row  # loss, right answers, sum of gradients
+        self._loss, self._hits, self._slope = row[0:1], row[1:2].reshape(()), row[2:3]
         self._ok = backend.xp.ones((1,), dtype=bool)
         self._sticky = trainer.nonfinite == "stop"
-        self._captures = backend.captures and trainer.capture is not False
-        self._replay: Callable[[], None] | None = None
+        self._rows: list[Row] = []
+        self._batch: tuple[Array, Array] | None = None
+        self._records = backend.captures and (
+            trainer.capture is True or (trainer.capture == "auto" and _all_ours(trainer))
+        )
+        self._eager = 0
         self._input: tuple[Array, Array] | None = None
         self._key: Any = None
-        self._eager = 0
+        self._replay: list[_Recorded] = []
 
     def read(self) -> list[Row]:
         """Return what came of each step since the last call; waits for the device."""
         if not self.immediate:
-            self._rows = [
-                (loss, hits, not (math.isfinite(loss) and math.isfinite(slope)))
-                for loss, hits, slope in self._ledger.read()
-            ]
+            self._rows = [(loss, hits, not math.isfinite(loss + slope)) for loss, hits, slope in self._ledger.read()]
         rows, self._rows = self._rows, []
         return rows
 
-    # --- a backend that answers at once ---------------------------------------------------------------------------
+    # --- the two kinds ----------------------------------------------------------------------------------------------
 
     def _at_once(self, x: Array, labels: Array) -> None:
-        backend, optimizer = self.backend, self.optimizer
-        for buffer, copy in self._kept:
-            copy[...] = buffer
-        logits = self.model(x)
-        loss = self.criterion(logits, labels)
-        value = float(loss)
-        self.model.backward_parameters(self.criterion.backward())
-        optimizer.collect()
-        slope = sum(map(float, optimizer.gradient_sums()))
-        hits = count_hits(backend, logits, labels)
-        if math.isfinite(value + slope):
+        optimizer = self.optimizer
+        replay = self._replay_for(x, labels, self._compute, optimizer.apply) if self._records else None
+        if replay is None or not self._replayed(replay[0]):
+            self._compute(x, labels)
+        loss, hits, slope = self._ledger.row.tolist()
+        good = math.isfinite(loss + slope)
+        self._rows.append((loss, hits, not good))
+        if good:
             if self._clip is not None:
+                for parameter in self._parameters:
+                    parameter.grad_is_zero = False  # a replay does not run what says so
                 clip_grad_norm(self._parameters, self._clip)
             optimizer.upload()
-            optimizer.apply()
-            optimizer.zero_grad()
-            self._rows.append((value, float(hits), False))
-            return
-        for buffer, copy in self._kept:
-            buffer[...] = copy
-        self._batch, self._gradient_is_bad = (x, labels), math.isfinite(value)
-        self._rows.append((value, float(hits), True))
-        if self.trainer.nonfinite == "skip":
-            optimizer.zero_grad()
-
-    # --- a device ---------------------------------------------------------------------------------------------------
+            if replay is None or not self._records:
+                optimizer.apply()
+            else:
+                replay[1]()
+        else:
+            self.restore_buffers()
+            self._batch = x, labels
+        optimizer.zero_grad()
 
     def _deferred(self, x: Array, labels: Array) -> None:
-        self._batch = (x, labels)
-        self.optimizer.collect()
+        self._batch = x, labels
         self.optimizer.upload()
-        key = (x.shape, x.dtype, labels.shape, labels.dtype, self.optimizer.generation)
-        if self._replay is not None and key == self._key:
-            self._feed(x, labels)
-            self._replay()
-        elif not self._captures or self._eager < EAGER_STEPS or (self._replay is not None and self._is_ragged(x)):
-            self._eager += 1
-            self._on_device(x, labels)
-        else:
-            self._capture(x, labels, key)
+        replay = self._replay_for(x, labels, self._compute_and_update) if self._records else None
+        if replay is None or not self._replayed(replay[0]):
+            self._compute_and_update(x, labels)
         self.optimizer.zero_grad()
         self._ledger.keep()
 
-    def _is_ragged(self, x: Array) -> bool:
-        """Whether the batch has fewer samples than the recorded ones: not worth a record of its own."""
-        return (
-            self._input is not None and x.shape[0] < self._input[0].shape[0] and x.shape[1:] == self._input[0].shape[1:]
-        )
+    # --- what is done, recorded or not: nothing here may depend on a value that changes on the host -----------------
 
-    def _capture(self, x: Array, labels: Array, key: Any) -> None:
-        backend = self.backend
+    def _compute(self, x: Array, labels: Array) -> None:
+        xp = backend_of(x).xp
+        for buffer, copy in self._kept:
+            xp.copyto(copy, buffer)
+        logits = self.model(x)
+        xp.copyto(self._loss, self.criterion(logits, labels))
+        self.model.backward_parameters(self.criterion.backward())
+        self.optimizer.collect()
+        write_hits(logits, labels, self._hits)
+        first, *others = self.optimizer.gradient_sums()
+        xp.copyto(self._slope, first)
+        for total in others:
+            xp.add(self._slope, total, out=self._slope)
+
+    def _compute_and_update(self, x: Array, labels: Array) -> None:
+        self._compute(x, labels)
+        if self._clip is not None:
+            clip_grad_norm(self._parameters, self._clip)
+        xp = self.backend.xp
+        ok = xp.isfinite(self._loss + self._slope)
+        if self._sticky:  # after the first bad step nothing changes any more
+            xp.logical_and(ok, self._ok, out=self._ok)
+            ok = self._ok
+        self.optimizer.guard(ok)
+        self.optimizer.apply()
+        if self._kept:
+            bad = xp.logical_not(ok)
+            for buffer, copy in self._kept:
+                xp.copyto(buffer, copy, where=bad)
+
+    # --- recording --------------------------------------------------------------------------------------------------
+
+    def _replay_for(self, x: Array, labels: Array, *parts: Callable[..., None]) -> list[_Recorded] | None:
+        """Return what replays `parts` on this batch, or None where they must run as written."""
+        self.optimizer.gather()
+        key = (x.shape, x.dtype, labels.shape, labels.dtype, self.optimizer.generation)
+        if key == self._key:
+            self._feed(x, labels)
+            return self._replay
+        if self._eager < EAGER_STEPS or self._is_ragged(x):
+            self._eager += 1
+            return None
+        self._replay, self._key = [], None  # gives the old record's memory back
         if self._input is None or self._input[0].shape != x.shape or self._input[1].shape != labels.shape:
-            self._input = _like(backend, x), backend.copy(labels)
+            self._input = _batch_last_copy(self.backend, x), self.backend.copy(labels)
         self._feed(x, labels)
+        first, *rest = parts
         held = self._input
-        self._replay = None  # gives the old record's memory back
-        self._replay = backend.capture(lambda: self._on_device(*held))
+        self._replay = [_Recorded(self.backend, lambda: first(*held)), *(_Recorded(self.backend, p) for p in rest)]
         self._key = key
-        self._replay()
+        return self._replay
+
+    def _replayed(self, record: _Recorded) -> bool:
+        """Replay the first part of a step, or record it; False where it turns out that it cannot be recorded."""
+        try:
+            record()
+        except BackendError as error:
+            if record.exists or self.trainer.capture is True:
+                raise
+            warnings.warn(f"{error}; training goes on step by step", RuntimeWarning, stacklevel=2)
+            self._records = False
+            if self.backend.capture_runs:
+                self.restore_buffers()
+            self.model.forget()
+            self.optimizer.zero_grad()
+            return False
+        return True
+
+    def _is_ragged(self, x: Array) -> bool:
+        """Whether the batch is the recorded ones' but smaller: not worth a record of its own."""
+        return self._input is not None and x.shape[1:] == self._input[0].shape[1:] and len(x) < len(self._input[0])
 
     def _feed(self, x: Array, labels: Array) -> None:
         if self._input is not None:
             self._input[0][...] = x
             self._input[1][...] = labels
 
-    def _on_device(self, x: Array, labels: Array) -> None:
-        """Do a step of which the host need know nothing; this is what gets recorded."""
-        backend, xp, optimizer = self.backend, self.backend.xp, self.optimizer
-        for buffer, copy in self._kept:
-            copy[...] = buffer
-        logits = self.model(x)
-        loss = self.criterion(logits, labels)
-        self.model.backward_parameters(self.criterion.backward())
-        optimizer.collect()
-        row = self._ledger.row  # loss, hits, sum of gradients
-        row[0:1] = loss
-        row[1:2] = count_hits(backend, logits, labels)
-        row[2:3] = 0.0
-        for total in optimizer.gradient_sums():
-            row[2:3] += total
-        if self._clip is not None:
-            clip_grad_norm(self._parameters, self._clip)
-        ok = xp.isfinite(row[0:1] + row[2:3])
-        if self._sticky:  # after the first bad step nothing changes any more
-            xp.logical_and(ok, self._ok, out=self._ok)
-            ok = self._ok
-        optimizer.guard(ok)
-        optimizer.apply()
-        if self._kept:
-            bad = xp.logical_not(ok)
-            for buffer, copy in self._kept:
-                xp.copyto(buffer, copy, where=bad)
-
     # --- when something went wrong ----------------------------------------------------------------------------------
 
     def explanation(self, step: int, loss: float, lr: float) -> str:
         """Say in one line what went wrong in a step; the model is as it was before it."""
-        gradient_is_bad = self._gradient_is_bad if self.immediate else math.isfinite(loss)
-        what = "a gradient is nan or infinite" if gradient_is_bad else f"the loss is {loss}"
+        what = "a gradient is nan or infinite" if math.isfinite(loss) else f"the loss is {loss}"
         batch, self._batch = self._batch, None
-        reason = "" if batch is None else explain(self, *batch, lr)
-        return f"step {step}: {what}; {reason}; the update was not made" if reason else f"step {step}: {what}"
+        reason = explain(self, *batch, lr) if batch is not None else "the batch is gone"
+        return f"step {step}: {what}; {reason}; the update was not made"
 
     def restore_buffers(self) -> None:
         """Set running statistics and dropout keys back to what they were before the step."""
@@ -182,8 +205,7 @@ class Step:
     def run_backward(self, x: Array, labels: Array) -> None:
         """Run a forward and a backward that update nothing but the gradients."""
         self.optimizer.zero_grad()
-        logits = self.model(x)
-        self.criterion(logits, labels)
+        self.criterion(self.model(x), labels)
         self.model.backward_parameters(self.criterion.backward())
 
     def try_size(self, x: Array, labels: Array) -> None:
@@ -197,7 +219,36 @@ class Step:
             self.optimizer.zero_grad()
 
 
-def _like(backend: Backend, x: Array) -> Array:
+class _Recorded:
+    """A part of a step: recorded at its first call, replayed at the others."""
+
+    def __init__(self, backend: Backend, part: Callable[[], None]) -> None:
+        self._backend, self._part = backend, part
+        self._replay: Callable[[], None] | None = None
+
+    @property
+    def exists(self) -> bool:
+        """Whether it has been recorded."""
+        return self._replay is not None
+
+    def __call__(self) -> None:
+        if self._replay is not None:
+            self._replay()
+            return
+        self._replay = self._backend.capture(self._part)
+        if not self._backend.capture_runs:
+            self._replay()
+
+
+def _all_ours(trainer: Trainer) -> bool:
+    """Whether all layers and the loss are the library's own: only of those is it known that a record tells all.
+
+    A layer of the user's own may compute outside of `xp`, count on the host, or choose by values.
+    """
+    return all(type(part).__module__.startswith("xpcnn.") for part in (*trainer.model.modules(), trainer.criterion))
+
+
+def _batch_last_copy(backend: Backend, x: Array) -> Array:
     """Return a copy of `x` in batch-last memory, as the loader's batches are."""
     copy = backend.empty((*x.shape[1:], x.shape[0]), x.dtype).transpose(x.ndim - 1, *range(x.ndim - 1))
     copy[...] = x

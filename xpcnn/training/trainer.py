@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from xpcnn import random
 from xpcnn.backend import Array, backend_of
 from xpcnn.errors import ConfigError, DataError, NonFiniteError, OutOfMemoryError
 from xpcnn.nn import Module, no_grad
@@ -21,7 +22,7 @@ from xpcnn.training.callbacks import Callback, methods
 from xpcnn.training.checkpoint import Checkpointer
 from xpcnn.training.diagnosis import largest_batch, layer_of_traceback
 from xpcnn.training.history import History
-from xpcnn.training.metrics import Ledger, Metrics, RunningAverage, count_hits
+from xpcnn.training.metrics import Ledger, Metrics, RunningAverage, write_hits
 from xpcnn.training.state import capture_state, restore_state
 from xpcnn.training.step import Step
 
@@ -44,7 +45,8 @@ class Trainer:
     callbacks : sequence
         Objects with any of `on_fit_start`, `on_step`, `on_epoch`, `on_fit_end`, each called with the trainer.
     capture : "auto", True or False
-        Whether steps are recorded once and replayed (CUDA graphs); "auto" where the backend can.
+        Whether steps are recorded once and replayed, where the backend can (CUDA graphs). A replay sees new rates and
+        new batches, but no Python: "auto" records where all layers and the loss are the library's own.
     checkpoint : Checkpointer or None
         Where and when the training is saved.
     nonfinite : "stop" or "skip"
@@ -297,7 +299,9 @@ class Trainer:
         model, criterion = self.model, self.criterion
         backend = backend_of(next(iter(model.parameters())).data)
         modes = [(module, module.training) for module in model.modules()]
+        draws = random.get_state()  # a loader draws its order; what training draws must not depend on that
         ledger = Ledger(backend, 2, self.read_every)
+        hits_place = ledger.row[1:2].reshape(())
         loss, hits, count = 0.0, 0.0, 0
         sizes: list[int] = []
 
@@ -314,7 +318,7 @@ class Trainer:
                 for x, labels in data:
                     logits = model(x)
                     ledger.row[0:1] = criterion(logits, labels)
-                    ledger.row[1:2] = count_hits(backend, logits, labels)
+                    write_hits(logits, labels, hits_place)
                     ledger.keep()
                     sizes.append(x.shape[0])
                     count += x.shape[0]
@@ -324,6 +328,7 @@ class Trainer:
         finally:
             for module, training in modes:
                 module.training = training
+            random.set_state(draws)
         if not count:
             raise DataError("data: expected at least one batch, got none")
         return Metrics(loss / count, hits / count, count)

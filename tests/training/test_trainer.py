@@ -1,0 +1,307 @@
+"""The loop: what it computes, what it calls, and that nothing waits for the device."""
+
+import io
+import itertools
+import math
+import re
+
+import numpy as np
+import pytest
+
+import xpcnn
+from tests.fake_device import counters
+from xpcnn import nn, optim
+from xpcnn.backend import use_backend
+from xpcnn.errors import ConfigError, DataError
+from xpcnn.training import Callback, Progress, Trainer
+
+from .common import BATCH, SAMPLES, arrays, assert_same, loader, net, trainer
+
+
+def test_fit_is_the_loop_written_out(backend):
+    mine = trainer()
+    mine.fit(loader(), epochs=2)
+    other = trainer()
+    model, optimizer, criterion, schedule = other.model, other.optimizer, other.criterion, other.schedule
+    train = loader()
+    for _ in range(2):
+        for x, target in train:
+            criterion(model(x), target)
+            model.backward_parameters(criterion.backward())
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule.step()
+    assert_same(arrays(mine.model), arrays(model))
+
+
+def test_history_counts_every_sample_once(backend):
+    mine = trainer()
+    train = loader(shuffle=False)
+    seen = []
+
+    class Watch(nn.CrossEntropyLoss):
+        def __call__(self, logits, target):
+            loss = super().__call__(logits, target)
+            right = backend.to_numpy(logits).argmax(1) == backend.to_numpy(target)
+            seen.append((float(backend.to_numpy(loss)), right))
+            return loss
+
+    mine.criterion = Watch()
+    history = mine.fit(train, epochs=1)
+    sizes = [len(right) for _, right in seen]
+    assert sizes == [BATCH] * (SAMPLES // BATCH) + [SAMPLES % BATCH]
+    assert list(history.steps["loss"]) == pytest.approx([loss for loss, _ in seen])
+    assert list(history.steps["accuracy"]) == pytest.approx([right.mean() for _, right in seen])
+    assert history.epochs["accuracy"] == [np.concatenate([right for _, right in seen]).sum() / SAMPLES]
+    assert history.epochs["loss"][0] == pytest.approx(np.average([loss for loss, _ in seen], weights=sizes))
+    assert history.steps["lr"][0] == 0.05
+    assert history.steps["lr"][3] == pytest.approx(0.05 * 0.7)
+    assert history.epochs["seconds"][0] > 0
+    assert math.isnan(history.epochs["validation_loss"][0])
+    assert history.epochs["images_per_second"][0] == pytest.approx(SAMPLES / history.epochs["seconds"][0])
+
+
+def test_evaluate_by_hand(backend):
+    mine = trainer()
+    mine.fit(loader(), epochs=1)
+    metrics = mine.evaluate(loader(shuffle=False))
+    mine.model.eval()
+    logits, target = [], []
+    with xpcnn.no_grad():
+        for x, t in loader(shuffle=False):
+            logits.append(backend.to_numpy(mine.model(x)).astype("float64"))
+            target.append(backend.to_numpy(t))
+    logits, target = np.concatenate(logits), np.concatenate(target)
+    shifted = logits - logits.max(1, keepdims=True)
+    losses = np.log(np.exp(shifted).sum(1)) - shifted[np.arange(SAMPLES), target]
+    assert metrics.loss == pytest.approx(losses.mean(), rel=1e-5)
+    assert metrics.accuracy == (logits.argmax(1) == target).sum() / SAMPLES
+    assert metrics.count == SAMPLES
+
+
+def test_evaluate_with_a_summed_loss_is_a_mean(backend):
+    mine = trainer()
+    mean = mine.evaluate(loader(shuffle=False))
+    other = Trainer(mine.model, mine.optimizer, nn.CrossEntropyLoss(reduction="sum"))
+    assert other.evaluate(loader(shuffle=False)).loss == pytest.approx(mean.loss, rel=1e-5)
+
+
+def test_one_hot_labels_count_as_their_class(backend):
+    mine = trainer()
+    one_hot = [(x, backend.asarray(np.eye(3, dtype="float32")[backend.to_numpy(t)])) for x, t in loader(shuffle=False)]
+    plain, hot = mine.evaluate(loader(shuffle=False)), mine.evaluate(one_hot)
+    assert hot.accuracy == plain.accuracy
+    assert hot.loss == pytest.approx(plain.loss, rel=1e-6)
+
+
+def test_evaluate_never_sees_training_mode_and_restores_it(backend):
+    mine = trainer()
+    frozen = mine.model[1]
+    modes = []
+
+    class Watch(nn.Module):
+        def forward(self, x):
+            modes.append([module.training for module in mine.model.modules()])
+            return x
+
+        def backward(self, dy):
+            return dy
+
+    mine.model.append(Watch())
+    mine.model.train()
+    frozen.eval()  # as a user may do to keep the statistics
+    before = arrays(mine.model)
+    mine.evaluate(loader())
+    assert not any(itertools.chain(*modes))
+    assert [module.training for module in mine.model.modules()] == [
+        module is not frozen for module in mine.model.modules()
+    ]
+    assert_same(before, arrays(mine.model))
+    assert not any(module._kept for module in mine.model.modules())
+
+
+def test_validation_does_not_change_training(backend):
+    plain = trainer()
+    plain.fit(loader(), epochs=2)
+    validated = trainer()
+    history = validated.fit(loader(), loader(shuffle=False), epochs=2)
+    assert_same(arrays(plain.model), arrays(validated.model))
+    assert history.epochs["validation_accuracy"][-1] == validated.evaluate(loader(shuffle=False)).accuracy
+
+
+def test_the_device_is_read_once_in_so_many_steps():
+    """A step waits for nothing: uploads are the batch and the rates, downloads the table once in `read_every`."""
+    with use_backend("fake") as device:
+        device.__dict__.pop("_demands", None)  # other tests' labels are not ours to read
+        mine = trainer("adam", "none", read_every=4)
+        batches = list(loader())[:-1] * 4  # 20 full batches
+        mine.fit(batches[:4])
+        counters.reset()
+        mine.fit(batches)
+        assert counters.syncs == 0
+        # One table for every 4 steps; the labels' check is read with it.
+        assert counters.downloads <= 2 * len(batches) / 4 + 2
+        assert len(mine.history) == 24
+
+
+def test_reading_more_often_changes_nothing():
+    with use_backend("fake"):
+        often = trainer(read_every=1)
+        often.fit(loader(), epochs=2)
+        seldom = trainer(read_every=50)
+        seldom.fit(loader(), epochs=2)
+        assert_same(arrays(often.model), arrays(seldom.model))
+        assert often.history.steps == seldom.history.steps
+
+
+def test_backends_draw_and_compute_alike():
+    """Same initial values, same batches, same masks; losses differ by rounding alone (float32, 12 steps)."""
+    curves = []
+    for name in ("numpy", "fake"):
+        with use_backend(name):
+            mine = trainer()
+            mine.fit(loader(), epochs=2)
+            curves.append(list(mine.history.steps["loss"]))
+    assert curves[0] == pytest.approx(curves[1], rel=1e-4)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_same_seed_same_bits(threads):
+    before = xpcnn.get_num_threads()
+    xpcnn.set_num_threads(threads)
+    try:
+        runs = [trainer(seed=3), trainer(seed=3), trainer(seed=4)]
+        for run in runs:
+            xpcnn.manual_seed(7)
+            run.fit(loader(), epochs=2)
+    finally:
+        xpcnn.set_num_threads(before)
+    assert_same(arrays(runs[0].model), arrays(runs[1].model))
+    assert any((arrays(runs[0].model)[name] != value).any() for name, value in arrays(runs[2].model).items())
+
+
+def test_moving_the_model_between_two_epochs():
+    stayed = trainer()
+    stayed.fit(loader(seed=1), epochs=1)
+    stayed.fit(loader(seed=2), epochs=1)
+    moved = trainer()
+    moved.fit(loader(seed=1), epochs=1)
+    moved.model.to("fake")
+    with use_backend("fake"):
+        moved.fit(loader(seed=2), epochs=1)
+    for name, value in arrays(stayed.model).items():
+        np.testing.assert_allclose(arrays(moved.model)[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_clip_norm(backend):
+    mine = trainer("sgd", "none", clip_norm=1e-3)
+    before = arrays(mine.model)
+    mine.fit(list(loader())[:1])
+    change = [
+        arrays(mine.model)[name].astype("float64") - value
+        for name, value in before.items()
+        if name in dict(mine.model.named_parameters())
+    ]
+    assert math.sqrt(sum((part**2).sum() for part in change)) == pytest.approx(0.05 * 1e-3, rel=1e-2)
+
+
+def test_callbacks():
+    calls = []
+
+    class Whole(Callback):
+        def on_fit_start(self, trainer):
+            calls.append("start")
+
+        def on_epoch(self, trainer):
+            calls.append(("epoch", trainer.epoch, trainer.step))
+
+        def on_fit_end(self, trainer):
+            calls.append("end")
+
+    class Part:  # any object with any of the methods
+        def on_step(self, trainer):
+            calls.append((trainer.epoch, trainer.batch))
+
+    trainer(callbacks=[Whole(), Part()]).fit(list(loader())[:2], epochs=2)
+    assert calls == ["start", (0, 1), (0, 2), ("epoch", 1, 2), (1, 1), (1, 2), ("epoch", 2, 4), "end"]
+
+
+def test_a_second_fit_goes_on():
+    twice = trainer()
+    train = loader()
+    twice.fit(train, epochs=1)
+    history = twice.fit(train, epochs=1)
+    once = trainer()
+    once.fit(loader(), epochs=2)
+    assert_same(arrays(twice.model), arrays(once.model))
+    assert history.epochs["step"] == [6, 12]
+
+
+class TestProgress:
+    def test_plain_lines(self, backend):
+        file = io.StringIO()
+        mine = trainer(callbacks=[Progress(every=4, file=file)])
+        mine.fit(loader(), loader(), epochs=2)
+        lines = file.getvalue().splitlines()
+        assert len(lines) == 6
+        step = r" +[\d.]+ s  epoch 1/2  batch 4/6  accuracy 0\.\d{4}  loss \d\.\d{4}  lr 0\.035"
+        assert re.fullmatch(step, lines[0])
+        epoch = r"epoch 2/2  loss [\d.]+  accuracy [\d.]+  validation loss [\d.]+  validation accuracy [\d.]+  [\d.]+ s"
+        assert re.match(epoch, lines[-1])
+        mean = sum(mine.history.steps["loss"][:4]) / 4
+        assert f"loss {mean:.4f}" in lines[0]
+
+    def test_bar(self, backend, monkeypatch):
+        class Terminal(io.StringIO):
+            def isatty(self):
+                return True
+
+        monkeypatch.setattr(Progress, "REFRESH", 0.0)
+        file = Terminal()
+        mine = trainer(callbacks=[Progress(file=file)], read_every=2)
+        mine.fit(loader(), epochs=1)
+        text = file.getvalue()
+        assert "6/6" in text
+        assert re.search(r"[\d.]+ images/s, loss [\d.]+, accuracy [\d.]+", text)
+        assert text.splitlines()[-1].startswith("epoch 1/1  loss")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Trainer("net", None, None), "model: expected an nn.Module, got str"),
+        (lambda: Trainer(net(), "sgd", None), "optimizer: expected an optim.Optimizer"),
+        (lambda: trainer(capture="yes"), "capture: expected"),
+        (lambda: trainer(nonfinite="ignore"), "nonfinite: expected"),
+        (lambda: trainer(clip_norm=-1.0), "clip_norm: expected"),
+        (lambda: trainer(read_every=0), "read_every: expected"),
+        (lambda: trainer(checkpoint="runs"), "checkpoint: expected a Checkpointer"),
+        (lambda: trainer().fit(loader(), epochs=-1), "epochs: expected"),
+        (lambda: trainer().fit(loader(), epochs=1.5), "epochs: expected"),
+        (lambda: trainer().fit(loader(), resume=True), "resume: expected a trainer with checkpoint"),
+        (lambda: trainer().save(), "checkpoint: expected a trainer with"),
+    ],
+)
+def test_wrong_arguments(make, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        make()
+    assert "\n" not in str(caught.value)
+
+
+def test_steps_cannot_be_recorded_everywhere():
+    with use_backend("fake"), pytest.raises(ConfigError, match=r'capture: expected "auto" or False on fake'):
+        trainer(capture=True).fit(loader())
+
+
+def test_a_schedule_of_another_optimiser_is_refused():
+    model = net()
+    other = optim.StepLR(optim.SGD(net().parameters(), 0.1), 3)
+    with pytest.raises(ConfigError, match="schedule: expected one made with this trainer's optimizer"):
+        Trainer(model, optim.SGD(model.parameters(), 0.1), nn.CrossEntropyLoss(), schedule=other)
+
+
+def test_no_data():
+    with pytest.raises(DataError, match="train: expected at least one batch"):
+        trainer().fit([])
+    with pytest.raises(DataError, match="data: expected at least one batch"):
+        trainer().evaluate([])
