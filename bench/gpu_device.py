@@ -143,7 +143,9 @@ def relative(got: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> float
     return float(np.sqrt(difference / max(1e-300, sum(float((b.astype(float) ** 2).sum()) for b in expected))))
 
 
-def stage(run: Callable[[Device, argparse.Namespace], dict[str, Any]], description: str, with_kernels: bool = False) -> None:
+def stage(
+    run: Callable[[Device, argparse.Namespace], dict[str, Any]], description: str, with_kernels: bool = False
+) -> None:
     """The command line of a stage: run it, write its results to --out, exit 1 where a check failed."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--rehearse", action="store_true")

@@ -15,7 +15,7 @@ from xpcnn.backend import set_backend
 
 NETS = ("tiny", "lenet5", "deep3", "conv8", "three-layer", "resnet20", "vgg8")
 GRADIENTS, CURVES = 1e-5, 1e-3
-# Curves at a hundredth of each net's rate. At the full rate training magnifies rounding itself: NumPy against NumPy with
+# Curves at a hundredth of each net's rate. At the full rate training magnifies rounding: NumPy against NumPy with
 # another tiling parts by 0.009 (deep3), 0.015 (three-layer) and 0.04 (resnet20) within 100 steps of batch 32.
 RATE = 0.01
 

@@ -154,13 +154,14 @@ def table(reports: list[dict[str, Any]], results: Mapping[str, Any]) -> str:
             if rows:
                 lines += ["", f"## Training steps, {title} ({name})", ""]
                 lines += [
-                    "| step | ours ms | ours eager ms | eager / ours | goal | graph / ours | goal | compiled / ours |"
+                    "| step | ours ms | bare ms | eager ms | eager / ours | goal | graph / ours | goal | compiled / ours |"
                 ]
-                lines += ["|---|---|---|---|---|---|---|---|"]
+                lines += ["|---|---|---|---|---|---|---|---|---|"]
                 for row in rows:
                     seconds, goals = row["seconds"], row["goals"]
                     cells = [
-                        row["name"], number(1e3 * seconds["ours"], 3), number(1e3 * seconds["ours eager"], 3),
+                        row["name"], number(1e3 * seconds["ours"], 3), number(1e3 * seconds["ours bare"], 3),
+                        number(1e3 * seconds["ours eager"], 3),
                         number(row["against eager"]), number(goals["eager"]), number(row.get("against graph")),
                         number(goals["graph"]), number(row.get("against compile")),
                     ]  # fmt: skip

@@ -45,11 +45,15 @@ def tf32(allow: bool, device: Device) -> Any:
 def step_row(device: Device, name: str, batch: int, eager_goal: float, graph_goal: float | None) -> dict[str, Any]:
     workload = w.WORKLOADS[name]
     size = device.scaled(batch, min(batch, 4))
-    eager, captured = Ours(workload, size), Ours(workload, size)
+    bare = Ours(workload, size)
     for _ in range(WARMUP):
-        captured.eager()
-    captured.capture()
-    calls: dict[str, Callable[[], Any]] = {"ours eager": eager.eager, "ours": captured.captured}
+        bare.eager()
+    bare.capture()
+    calls: dict[str, Callable[[], Any]] = {
+        "ours": Ours(workload, size).of_trainer("auto" if device.rehearse else True),
+        "ours eager": Ours(workload, size).of_trainer(False),
+        "ours bare": bare.captured,  # without what the Trainer adds: the check for nan, the count of right answers
+    }
     problems = {}
     for way in ("eager", "eager nhwc", "graph", *(() if device.rehearse else ("compile",))):
         try:

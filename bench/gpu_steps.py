@@ -14,6 +14,9 @@ from peers.xpcnn_peer import optimiser
 import xpcnn
 from xpcnn import models, nn
 from xpcnn.backend import get_backend
+from xpcnn.training import Trainer
+from xpcnn.training.step import Step
+from xpcnn.training.trainer import READ_EVERY
 
 WARMUP = 3  # steps before a recording, so that every kernel is compiled and loaded
 
@@ -57,6 +60,22 @@ class Ours:
         assert self.replay
         self.optimizer.upload()
         self.replay()
+
+    def of_trainer(self, capture: bool | str) -> Callable[[], None]:
+        """Return the step as `Trainer` runs it, with its checks, counts and a look at the results every 50 steps."""
+        step = Step(Trainer(self.model, self.optimizer, self.criterion, capture=capture), self.backend)
+        done = 0
+
+        def call() -> None:
+            nonlocal done
+            step.run(self.x, self.labels)
+            done += 1
+            if step.immediate or done % READ_EVERY == 0:
+                step.read()
+
+        for _ in range(WARMUP + 2):
+            call()
+        return call
 
     def capture(self) -> None:
         """Record the step. It must have run before (`WARMUP` times, say)."""
