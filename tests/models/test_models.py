@@ -99,7 +99,7 @@ def test_options(backend, rng):
     [
         ("lenet", {}, "name: expected one of lenet5, deep3, .*, got 'lenet'"),
         ("conv8", {"classes": 3}, "options: conv8 takes num_classes, got classes"),
-        ("deep3", {"pooling": "min"}, "pooling: expected \"max\" or \"average\", got 'min'"),
+        ("deep3", {"pooling": "min"}, 'pooling: expected "max" or "average", got \'min\''),
     ],
 )
 def test_what_does_not_fit(name, options, message):
@@ -109,7 +109,7 @@ def test_what_does_not_fit(name, options, message):
 
 @pytest.mark.parametrize(("name", "shape"), [("lenet5", (1, 28, 28)), ("deep3", (3, 28, 28)), ("tiny", (1, 32, 32))])
 def test_images_that_do_not_fit(backend, name, shape):
-    with pytest.raises(ShapeError, match="expected .*, got"):
+    with pytest.raises(ShapeError, match=r"expected .*, got"):
         models.create(name)(backend.zeros((2, *shape), "float32"))
 
 

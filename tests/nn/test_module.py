@@ -243,7 +243,7 @@ class TestTo:
             net.backward(net(there.asarray(x)))
 
     def test_what_is_not_there(self, backend):
-        with pytest.raises(BackendError, match="name: expected one of numpy, .*, got 'numby'"):
+        with pytest.raises(BackendError, match=r"name: expected one of numpy, .*, got 'numby'"):
             network().to("numby")
 
     def test_the_backend_of_a_model_is_where_its_arrays_are(self, backend):

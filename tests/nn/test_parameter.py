@@ -39,7 +39,7 @@ def test_takes_other_arrays_of_its_shape(backend):
         parameter.data = backend.zeros((4,), "float32")
     with pytest.raises(ShapeError, match=r"w.grad: expected shape \(3,\), got \(1, 3\)"):
         parameter.grad = backend.zeros((1, 3), "float32")
-    with pytest.raises(DTypeError, match="array: expected an array of .*, got list"):
+    with pytest.raises(DTypeError, match=r"array: expected an array of .*, got list"):
         parameter.data = [1.0, 2.0, 3.0]
 
 

@@ -1,0 +1,215 @@
+import os
+import threading
+
+import numpy as np
+import pytest
+import threadpoolctl
+
+import xpcnn
+from tests.backend.processes import fails, python
+from tests.functional.strategies import values
+from xpcnn import models, nn
+from xpcnn.backend import threads
+from xpcnn.backend.threads import Blas, ThreadPool
+from xpcnn.errors import ConfigError
+from xpcnn.testing import assert_close
+
+
+def blas_threads():
+    info = threadpoolctl.threadpool_info()
+    return [library["num_threads"] for library in info if library["user_api"] == "blas"]
+
+
+@pytest.fixture
+def pool(monkeypatch):
+    """A pool of four threads, however many cores there are."""
+    monkeypatch.setattr(threads, "_usable_cores", lambda: 4)
+    pool = ThreadPool(Blas())
+    pool.size = 4
+    return pool
+
+
+@pytest.fixture
+def numbers():
+    """Set the number of threads back after the test."""
+    before = xpcnn.get_num_threads()
+    yield
+    xpcnn.set_num_threads(before)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 50])
+def test_every_task_is_done_once(pool, count):
+    done = []
+    pool.run(done.append, range(count))
+    assert sorted(done) == list(range(count))
+
+
+def test_several_threads_take_part(pool):
+    meeting = threading.Barrier(4, timeout=30)  # nobody passes alone
+    pool.run(lambda task: meeting.wait(), range(4))
+
+
+@pytest.mark.parametrize("wrong", [0, 1, 7, 9])
+def test_an_error_reaches_the_caller_and_the_pool_lives_on(pool, wrong):
+    def work(task):
+        if task == wrong:
+            raise KeyError(task)
+
+    for _ in range(3):
+        with pytest.raises(KeyError, match=str(wrong)):
+            pool.run(work, range(10))
+    done = []
+    pool.run(done.append, range(10))
+    assert sorted(done) == list(range(10))
+    assert not pool.busy
+
+
+def test_nested_work_is_done(pool):
+    done = []
+    pool.run(lambda outer: pool.run(lambda inner: done.append((outer, inner)), range(5)), range(5))
+    assert sorted(done) == [(outer, inner) for outer in range(5) for inner in range(5)]
+
+
+def test_threads_of_the_user_share_it(pool):
+    done = {number: [] for number in range(5)}
+
+    def use(number):
+        for _ in range(20):
+            pool.run(done[number].append, range(10))
+
+    users = [threading.Thread(target=use, args=(number,)) for number in done]
+    for user in users:
+        user.start()
+    for user in users:
+        user.join()
+    assert all(sorted(tasks) == sorted(list(range(10)) * 20) for tasks in done.values())
+
+
+@pytest.fixture
+def two_blas_threads():
+    """Let BLAS have two threads at the start of the test; return what is seen then."""
+    with threadpoolctl.threadpool_limits(2, "blas"):
+        if set(blas_threads()) != {2}:
+            pytest.skip("NumPy's BLAS does not take two threads")
+        yield blas_threads()
+
+
+def test_blas_is_held_while_it_works_and_set_back(pool, two_blas_threads):
+    before = two_blas_threads
+    seen = []
+    pool.run(lambda task: seen.append(blas_threads()), range(8))
+    assert all(threads == [1] * len(before) for threads in seen)
+    assert blas_threads() == before
+    with pytest.raises(ZeroDivisionError):
+        pool.run(lambda task: 1 // 0, range(8))
+    assert blas_threads() == before
+
+
+def test_holds_nest(two_blas_threads):
+    blas, before = Blas(), two_blas_threads
+    with blas.single():
+        with blas.single():
+            assert set(blas_threads()) <= {1}
+        assert set(blas_threads()) <= {1}
+    assert blas_threads() == before
+
+
+def test_no_array_stays_behind(pool):
+    import gc
+    import weakref
+
+    class Task:
+        pass
+
+    tasks = [Task() for _ in range(8)]
+    gone = [weakref.ref(task) for task in tasks]
+    pool.run(lambda task: None, tasks)
+    del tasks
+    gc.collect()
+    assert [reference() for reference in gone] == [None] * 8
+
+
+def test_a_child_of_a_fork_makes_its_own():
+    if not hasattr(os, "fork"):
+        pytest.skip("the system has no fork")
+    code = """
+import os
+import numpy as np
+from xpcnn import functional as F
+from xpcnn.backend import threads
+threads._usable_cores = lambda: 2
+x = np.random.default_rng(0).normal(size=(64, 8, 28, 28)).astype("float32")
+w = np.ones((8, 8, 3, 3), "float32")
+expected = F.conv2d(x, w)[0]
+child = os.fork()
+same = np.array_equal(F.conv2d(x, w)[0], expected)
+if child == 0:
+    os._exit(0 if same else 3)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), same)
+"""
+    assert python(code, "-W", "ignore") == "0 True"
+
+
+def test_an_idle_pool_lets_the_process_end():
+    assert python("import xpcnn; xpcnn.get_backend().pool.run(print, [1])") == "1"
+
+
+class TestNumber:
+    def test_never_more_than_cores(self, numbers):
+        xpcnn.set_num_threads(10_000)
+        assert xpcnn.get_num_threads() == threads._usable_cores()
+        xpcnn.set_num_threads(1)
+        assert xpcnn.get_num_threads() == 1
+
+    @pytest.mark.parametrize("wrong", [0, -1, 1.5, "2", True, None])
+    def test_what_is_none(self, numbers, wrong):
+        before = xpcnn.get_num_threads()
+        with pytest.raises(ConfigError, match="n: expected a number of threads of 1 or more, got"):
+            xpcnn.set_num_threads(wrong)
+        assert xpcnn.get_num_threads() == before
+
+    def test_environment(self):
+        assert python("import xpcnn; print(xpcnn.get_num_threads())", XPCNN_NUM_THREADS="1") == "1"
+        done = fails("import xpcnn; xpcnn.get_num_threads()", XPCNN_NUM_THREADS="two")
+        assert "XPCNN_NUM_THREADS: expected a number of 1 or more, got 'two'" in done.stderr
+
+    def test_same_number_same_bits(self, numbers, rng, monkeypatch):
+        """For one number of threads a step gives the same bits each time; for another it differs by rounding alone."""
+        monkeypatch.setattr(threads, "_usable_cores", lambda: 4)
+        monkeypatch.setattr("xpcnn.backend.numpy.WORTH_A_THREAD", 1.0)
+        x = values(rng, (32, 3, 32, 32), "float32")
+        results = {}
+        for number in (1, 2, 3, 1, 2, 3):
+            xpcnn.set_num_threads(number)
+            xpcnn.manual_seed(0)
+            net = models.create("vgg8")
+            y = net(x)
+            net.backward(y)
+            arrays = [y, *(parameter.grad for parameter in net.parameters())]
+            if number in results:
+                for first, second in zip(results[number], arrays, strict=True):
+                    assert np.array_equal(first, second)
+            results[number] = arrays
+        for number in (2, 3):
+            for first, second in zip(results[1], results[number], strict=True):
+                assert_close(second, first, tolerance=1e-3)
+
+    def test_networks_in_several_threads_at_once(self, numbers, rng):
+        xs = [values(rng, (64, 1, 28, 28), "float32") for _ in range(3)]
+        nets = [models.create("deep3").eval() for _ in xs]
+        with nn.no_grad():
+            expected = [net(x) for net, x in zip(nets, xs, strict=True)]
+        got = [None] * 3
+
+        def predict(i):
+            with nn.no_grad():
+                for _ in range(5):
+                    got[i] = nets[i](xs[i])
+
+        users = [threading.Thread(target=predict, args=(i,)) for i in range(3)]
+        for user in users:
+            user.start()
+        for user in users:
+            user.join()
+        for mine, theirs in zip(got, expected, strict=True):
+            assert_close(mine, theirs, tolerance=1e-5)
