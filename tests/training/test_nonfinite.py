@@ -92,8 +92,8 @@ def test_the_layer_and_parameter_are_named(place):
     layer.weight.data[...] = 1e38
     name = "1" if place == 0 else "3"
     data = [(x * 0 + 5.0, labels) for x, labels in batches(2)]
+    model[1].bias.data[...] = 30.0
     with pytest.raises(NonFiniteError, match=rf"first in layer '{name}' \(Linear\), parameter '{name}.weight'"):
-        model[1].bias.data[...] = 30.0
         trainer("sgd", "none", model=model).fit(data)
 
 

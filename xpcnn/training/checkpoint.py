@@ -19,7 +19,7 @@ from typing import Any
 
 from xpcnn.errors import ConfigError, DataError
 from xpcnn.training import arrays as array_files
-from xpcnn.training.files import explained, flush, replacing
+from xpcnn.training.files import explained, flush
 from xpcnn.training.lock import FolderLock
 
 FORMAT = "xpcnn checkpoint 1"
@@ -135,8 +135,9 @@ class Checkpointer:
                 numbers = {"format": FORMAT, **state.numbers, "score": score, "arrays_sha256": _sha(content)}
                 text = _sealed(numbers)
                 for name, data in ((ARRAYS, content), (NUMBERS, text.encode())):
-                    with replacing(temporary / name) as path:
-                        path.write_bytes(data)
+                    (temporary / name).write_bytes(data)
+                    flush(temporary / name)
+                flush(temporary)
                 if target.exists():  # the same step again, after a resume that went no further
                     self._drop(target)
                 os.rename(temporary, target)

@@ -75,15 +75,16 @@ def _restore(trainer: Trainer, state: State, train: Any) -> None:
         raise DataError(f"history: expected {counters['step']} steps, got {len(history)}")
     if (numbers.get("schedule") is None) != (trainer.schedule is None):
         raise DataError("schedule: expected one in both the checkpoint and the trainer, or in neither")
-    if not isinstance(numbers.get("optimizer"), Mapping):
-        raise DataError("optimizer: expected its numbers by name")
+    if not isinstance(numbers.get("optimizer"), Mapping) or parts["optimizer"].keys() & numbers["optimizer"].keys():
+        raise DataError("optimizer: expected its arrays and its numbers by name")
+    optimizer = {**parts["optimizer"], **numbers["optimizer"]}
     load_host_state(trainer.model, parts["model"], "model")
     _load_other_buffers(trainer, parts["buffer"])
-    trainer.optimizer.load_state_dict({**parts["optimizer"], **numbers["optimizer"]})
+    trainer.optimizer.load_state_dict(optimizer)
     if trainer.schedule is not None:
         trainer.schedule.load_state_dict(numbers["schedule"])
         # A schedule writes rates; what a user has changed beside it is the optimiser's to say.
-        trainer.optimizer.load_state_dict({**parts["optimizer"], **numbers["optimizer"]})
+        trainer.optimizer.load_state_dict(optimizer)
     if hasattr(train, "load_state_dict"):
         train.load_state_dict(numbers.get("loader"))
     random.set_state(numbers["random"])
