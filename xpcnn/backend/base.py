@@ -150,6 +150,7 @@ class Backend:
         return step
 
     captures: bool = False  # whether `capture` records anything
+    capture_runs: bool = False  # whether recording does the step's work, once
     immediate: bool = False  # whether results are there when a call returns, so that reading one costs nothing
 
     def demand(self, holds: Array, error: Exception) -> None:

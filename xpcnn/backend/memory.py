@@ -17,13 +17,13 @@ SMALLEST = 1 << 18  # bytes; malloc keeps smaller pieces itself
 GRAIN = 1 << 16  # bytes; blocks are whole multiples, so that near sizes share them
 
 
-class _Block:
+class Block:
     """A piece of memory that goes back to its pool when nothing refers to it any more."""
 
-    __slots__ = ("__array_interface__", "_pool", "_store")
+    __slots__ = ("__array_interface__", "_store", "pool")
 
     def __init__(self, pool: BlockPool, store: Any, shape: tuple[int, ...], typestr: str) -> None:
-        self._pool = pool
+        self.pool = pool
         self._store = store
         self.__array_interface__ = {
             "shape": shape,
@@ -34,7 +34,7 @@ class _Block:
 
     def __del__(self) -> None:
         # May run in any thread at any moment: one append is all it does.
-        self._pool.returned.append(self._store)
+        self.pool.returned.append(self._store)
 
 
 class BlockPool:
@@ -45,10 +45,19 @@ class BlockPool:
     spare : float
         Free and used blocks together may hold this many times the most that was ever in use at once; what is over
         goes back to the system.
+    keep : bool
+        Keep all memory for as long as the pool itself, used or not.
+
+    Attributes
+    ----------
+    resting : bool
+        While it is set, nothing that comes back is handed out again.
     """
 
-    def __init__(self, spare: float = 2.0) -> None:
+    def __init__(self, spare: float = 2.0, *, keep: bool = False) -> None:
         self.spare = spare
+        self.resting = False
+        self.kept: list[Any] | None = [] if keep else None
         self._lock = threading.Lock()
         self.returned: list[Any] = []
         self.free: dict[int, list[Any]] = {}
@@ -67,10 +76,10 @@ class BlockPool:
             store = self._take(size)
             self.used_bytes += store.nbytes
             self.peak_bytes = max(self.peak_bytes, self.used_bytes)
-        return np.asarray(_Block(self, store, shape, dtype.str))
+        return np.asarray(Block(self, store, shape, dtype.str))
 
     def _collect(self) -> None:
-        while self.returned:
+        while self.returned and not self.resting:
             store = self.returned.pop()
             self.used_bytes -= store.nbytes
             self.free_bytes += store.nbytes
@@ -88,10 +97,15 @@ class BlockPool:
             self.free_bytes -= store.nbytes
             return store
         self._trim(size)
-        return np.empty(size, np.uint8)
+        store = np.empty(size, np.uint8)
+        if self.kept is not None:
+            self.kept.append(store)
+        return store
 
     def _trim(self, wanted: int) -> None:
         """Give free blocks back to the system, the largest first, before new memory is taken."""
+        if self.kept is not None:
+            return
         allowed = self.spare * self.peak_bytes
         while self.free and self.free_bytes + self.used_bytes + wanted > allowed:
             size = max(self.free)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from xpcnn.backend.base import Backend
-from xpcnn.backend import numpy_windows
+from xpcnn.backend import numpy_tape, numpy_windows
 from xpcnn.backend.memory import BlockPool
 from xpcnn.backend.threads import WORTH_A_THREAD, Blas, ThreadPool
 from xpcnn.errors import DTypeError
@@ -44,6 +44,7 @@ class NumpyBackend(Backend):
         self.pool = ThreadPool(self.blas)
         self.blocks = BlockPool()
         self._local = threading.local()
+        self._recorders = 0
 
     def owns(self, array: Any) -> bool:
         return isinstance(array, np.ndarray)
@@ -55,6 +56,20 @@ class NumpyBackend(Backend):
 
     def to_numpy(self, a: Any) -> np.ndarray[Any, Any]:
         return np.asarray(a)
+
+    def for_array(self, array: Any) -> Backend:  # noqa: ARG002
+        # While a step is recorded, what its thread computes goes to the recorder.
+        return self if not self._recorders else getattr(self._local, "recorder", None) or self
+
+    captures = True
+    capture_runs = True
+
+    def capture(self, step: Callable[[], None]) -> Callable[[], None]:
+        return numpy_tape.RecordedStep(self, step)
+
+    def recording(self, recorder: Any) -> contextlib.AbstractContextManager[None]:
+        """Send this thread's operations to `recorder` for the length of a `with` block."""
+        return numpy_tape.recording(self, recorder)
 
     def synchronize(self) -> None:
         """Nothing to wait for: NumPy returns when the work is done."""

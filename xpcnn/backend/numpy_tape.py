@@ -1,0 +1,197 @@
+"""A training step recorded as a list of NumPy calls over fixed arrays, and replayed without the Python between them.
+
+What a CUDA graph is to a GPU. Layers, checks and views cost some microseconds of Python around every call, under a
+lock that the threads share; a replay is a bare loop. While it records, the step runs on a `RecordingBackend`, whose
+`xp` notes each call with the very arrays that it read and wrote. Memory comes from a pool of its own, in which the
+record uses a block again as soon as the step has dropped it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from xpcnn.backend.memory import Block, BlockPool
+from xpcnn.backend.threads import WORTH_A_THREAD
+from xpcnn.errors import BackendError
+
+if TYPE_CHECKING:
+    from xpcnn.backend.numpy import NumpyBackend
+
+Tape = list[tuple[Callable[..., Any], tuple[Any, ...]]]
+
+# Functions that only make arrays: what they return is as constant as their arguments.
+_MAKERS = frozenset({"arange", "empty", "zeros", "ones", "full", "array", "asarray", "dtype", "result_type"})
+
+
+def play(tape: Tape) -> None:
+    """Call everything on a tape."""
+    for function, arguments in tape:
+        function(*arguments)
+
+
+class RecordedStep:
+    """`step`, which runs once while it is recorded; calling the object replays it.
+
+    Every array that the step reads or writes and that is not its own is used where it lies: write new input there.
+
+    Raises
+    ------
+    BackendError
+        The step holds something that cannot be recorded; the message says what.
+    """
+
+    def __init__(self, backend: NumpyBackend, step: Callable[[], None]) -> None:
+        self._blas = backend.blas
+        self._recorder = recording = recorder(backend)
+        with backend.recording(recording):
+            step()
+        self._tape = recording.tape
+
+    def __call__(self) -> None:
+        self._blas.hold()
+        try:
+            with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+                play(self._tape)
+        finally:
+            self._blas.release()
+
+
+def recorder(backend: NumpyBackend) -> Any:
+    """Return a backend that does what `backend` does and notes it."""
+
+    class RecordingBackend(type(backend)):  # type: ignore[misc]
+        """`NumpyBackend` with a notebook; work that the pool would share out is noted as one tape per thread."""
+
+        def __init__(self) -> None:
+            self.__dict__.update(backend.__dict__)
+            self.blocks = BlockPool(keep=True)
+            self.tape: Tape = []
+            self.xp = _Notebook(self)
+            self.worker: int | None = None
+            self.buffers: dict[Any, Any] = {}
+
+        def for_array(self, array: Any) -> Any:
+            return self
+
+        def scratch(self, slot: str, shape: Sequence[int], dtype: Any) -> Any:
+            # A buffer per thread of the replay; it grows, so tapes hold views of whichever was large enough.
+            key = slot, self.worker
+            size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+            if key not in self.buffers or self.buffers[key].size < size:
+                self.buffers[key] = np.empty(size, np.uint8)
+            return self.buffers[key][:size].view(dtype).reshape(shape)
+
+        def bordered(self, key: Any, shape: Sequence[int], dtype: Any) -> Any:
+            key = key, dtype, self.worker
+            if key not in self.buffers:
+                self.buffers[key] = np.zeros(shape, dtype)
+            return self.buffers[key]
+
+        def parallel(self, function: Callable[[Any], None], tasks: Sequence[Any], work: float = 0.0) -> None:
+            threads = min(self.pool.size, len(tasks))
+            if self.worker is not None or threads < 2 or work < WORTH_A_THREAD / 4:
+                for task in tasks:
+                    function(task)
+                return
+            outer, tapes = self.tape, [[] for _ in range(threads)]
+            self.blocks.resting = True  # tasks run at once in the replay: none may take what another gave back
+            try:
+                for index, task in enumerate(tasks):
+                    self.worker = index % threads
+                    self.tape = tapes[self.worker]
+                    function(task)
+            finally:
+                self.tape, self.worker = outer, None
+                self.blocks.resting = False
+            self.tape.append((self.pool.run, (play, tapes)))
+
+        def demand(self, holds: Any, error: Exception) -> None:
+            super().demand(holds, error)
+            self.tape.append((super().demand, (holds, error)))
+
+        def errstate(self) -> contextlib.AbstractContextManager[Any]:
+            return contextlib.nullcontext()  # the replay is under one as a whole
+
+    return RecordingBackend()
+
+
+class _Notebook:
+    """`numpy`, noting every call that computes."""
+
+    def __init__(self, backend: Any) -> None:
+        self._backend = backend
+
+    def __getattr__(self, name: str) -> Any:
+        function = getattr(np, name)
+        if not callable(function) or isinstance(function, type) or name in _MAKERS:
+            return function
+        noted = partial(self._call, name, function)
+        setattr(self, name, noted)
+        return noted
+
+    def _call(self, name: str, function: Any, *args: Any, **options: Any) -> Any:
+        result = function(*args, **options)
+        if name == "copyto":
+            self._note(partial(function, **options) if options else function, args)
+        elif name == "ascontiguousarray":
+            if not np.may_share_memory(result, args[0]):
+                self._note(np.copyto, (result, args[0]))
+        elif not isinstance(result, np.ndarray):
+            raise BackendError(f"capture: xp.{name} gave a number of the host, which a replay could not change")
+        elif isinstance(function, np.ufunc):
+            given = options.pop("out", None)
+            if len(args) <= function.nin:
+                args = (*args, result if given is None else given)
+            self._note(partial(function, **options) if options else function, args)
+        elif name in ("sum", "max", "min", "prod", "mean"):
+            self._note(partial(function, **{**options, "out": _alias(self._backend.blocks, result)}), args)
+        else:
+            self._note(partial(_refill, function, options), (result, *args))
+        return result
+
+    def _note(self, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        pool = self._backend.blocks
+        self._backend.tape.append((function, tuple(_alias(pool, a) for a in args)))
+
+
+def _refill(function: Callable[..., Any], options: dict[str, Any], result: Any, *args: Any) -> None:
+    np.copyto(result, function(*args, **options))
+
+
+def _alias(pool: BlockPool, a: Any) -> Any:
+    """Return `a`, or the same memory without the claim on it where it lies in a block of the record's own pool.
+
+    The pool may then hand the block out again once the step has dropped it, as it will in every replay.
+    """
+    if not isinstance(a, np.ndarray):
+        return a
+    base: Any = a
+    while isinstance(base, np.ndarray):
+        base = base.base
+    if not isinstance(base, Block) or base.pool is not pool:
+        return a
+    return np.asarray(_Place(a))
+
+
+class _Place:
+    """The address, shape and strides of an array, without the array."""
+
+    def __init__(self, a: Any) -> None:
+        self.__array_interface__ = a.__array_interface__
+
+
+@contextlib.contextmanager
+def recording(backend: NumpyBackend, recorder: Any) -> Iterator[None]:
+    """Let this thread's operations go to `recorder` for the length of a `with` block."""
+    backend._local.recorder = recorder
+    backend._recorders += 1
+    try:
+        yield
+    finally:
+        backend._recorders -= 1
+        backend._local.recorder = None
