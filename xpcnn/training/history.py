@@ -150,6 +150,7 @@ def _number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise DataError(f"history: expected numbers, got {value!r:.40}")
     try:
-        return float(value)
+        float(value)
     except OverflowError:
         raise DataError("history: expected numbers, got an integer beyond the range of a float") from None
+    return value
