@@ -11,7 +11,7 @@ if importlib.util.find_spec("cupy") is None:
 
 @pytest.fixture
 def host_cupy(monkeypatch):
-    """Register the CuPy backend over host memory; assignments to a part of an array, plain copies, run on the host."""
+    """Register the CuPy backend over host memory; plain copies run on the host."""
     import cupy
     import numpy as np
 
@@ -28,4 +28,5 @@ def host_cupy(monkeypatch):
         view(self)[index] = view(value) if isinstance(value, cupy.ndarray) else value
 
     monkeypatch.setattr(cupy.ndarray, "__setitem__", assign)
+    monkeypatch.setattr(cupy, "copyto", lambda target, source: assign(target, ..., source))
     return backend

@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <functional>
+#include <setjmp.h>
 #include <ucontext.h>
 #include <vector>
 
@@ -23,50 +24,63 @@ template <class A> static A min(A a, A b) { return b < a ? b : a; }
 template <class A> static A max(A a, A b) { return a < b ? b : a; }
 static unsigned __umulhi(unsigned a, unsigned b) { return (unsigned)(((unsigned long long)a * b) >> 32); }
 
-static ucontext_t scheduler;
-static std::vector<ucontext_t> fibers;
-static std::vector<std::vector<char>> stacks;
+// A fiber runs one thread of block after block. Switches are jumps: swapcontext would call the system each time.
+struct Fiber { ucontext_t start; jmp_buf place; bool started; std::vector<char> stack; };
+static std::vector<Fiber> fibers;
+static jmp_buf home;
 static unsigned current;
 static bool finished, in_fibers;
 static std::function<void()> body;
 
+static void leave() {
+    if (!_setjmp(fibers[current].place)) _longjmp(home, 1);
+}
+
 static void __syncthreads() {
     if (!in_fibers) { std::fprintf(stderr, "shim: a barrier in a kernel that was run without fibers\n"); std::abort(); }
-    swapcontext(&fibers[current], &scheduler);
+    leave();
 }
 
 static void enter() {
-    body();
-    finished = true;
-    swapcontext(&fibers[current], &scheduler);
+    for (;;) {
+        body();
+        finished = true;
+        leave();
+    }
+}
+
+__attribute__((noinline)) static void resume(unsigned t) {
+    current = t;
+    threadIdx.x = t;
+    finished = false;
+    if (_setjmp(home)) return;
+    if (fibers[t].started) _longjmp(fibers[t].place, 1);
+    fibers[t].started = true;
+    setcontext(&fibers[t].start);
 }
 
 // Every thread of one block up to its next barrier, then the next thread; false where some end and others wait.
 static bool run_block_of_fibers(unsigned threads) {
-    in_fibers = true;
-    fibers.resize(threads);
-    stacks.resize(threads);
-    for (unsigned t = 0; t < threads; ++t) {
-        stacks[t].resize(1 << 15);
-        getcontext(&fibers[t]);
-        fibers[t].uc_stack.ss_sp = stacks[t].data();
-        fibers[t].uc_stack.ss_size = stacks[t].size();
-        fibers[t].uc_link = &scheduler;
-        makecontext(&fibers[t], enter, 0);
+    if (fibers.empty()) {
+        fibers.resize(threads);
+        for (Fiber& fiber : fibers) {
+            fiber.stack.resize(1 << 15);
+            getcontext(&fiber.start);
+            fiber.start.uc_stack.ss_sp = fiber.stack.data();
+            fiber.start.uc_stack.ss_size = fiber.stack.size();
+            makecontext(&fiber.start, enter, 0);
+        }
     }
-    for (unsigned round = blockIdx.x;; ++round) {
-        unsigned ended = 0;
+    in_fibers = true;
+    unsigned ended = 0;
+    for (unsigned round = blockIdx.x; !ended; ++round)
         for (unsigned i = 0; i < threads; ++i) {
-            unsigned t = round % 2 ? threads - 1 - i : i;  // either way, so that a missing barrier shows
-            current = t;
-            threadIdx.x = t;
-            finished = false;
-            swapcontext(&scheduler, &fibers[t]);
+            resume(round % 2 ? threads - 1 - i : i);  // either way, so that a missing barrier shows
             ended += finished;
         }
-        if (ended == threads) { in_fibers = false; return true; }
-        if (ended) return false;
-    }
+    in_fibers = false;
+    if (ended < threads) fibers.clear();
+    return ended == threads;
 }
 
 static bool run_grid(const int* grid, unsigned threads, bool with_barriers) {

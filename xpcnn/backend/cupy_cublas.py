@@ -8,6 +8,7 @@ rows or columns are dense goes in as it lies, by its leading dimension.
 from __future__ import annotations
 
 import ctypes
+import importlib
 import sys
 import threading
 from typing import Any, NamedTuple
@@ -132,8 +133,7 @@ class Cublas:
         """Return the library that CuPy itself uses; None where it cannot be loaded."""
         if self._library is None and not self._is_missing:
             try:
-                import cupy_backends.cuda.libs.cublas  # noqa: F401  # loads the library from wherever CuPy finds it
-
+                importlib.import_module("cupy_backends.cuda.libs.cublas")  # loads the library from where CuPy finds it
                 major = self._cupy.cuda.runtime.runtimeGetVersion() // 1000
                 windows = sys.platform == "win32"
                 self._library = ctypes.CDLL(f"cublas64_{major}.dll" if windows else f"libcublas.so.{major}")

@@ -109,7 +109,7 @@ def relu_backward_from(backend: Any, dy: Array, y: Array, out: Array) -> Any:
 
 def segments(backend: Any, rows: int, columns: int) -> int:
     """Return into how many blocks to cut a row, so that all rows fill the device twice over."""
-    return max(1, min(-(-2 * backend.multiprocessors // rows), columns // (4 * BLOCK), 64))
+    return int(max(1, min(-(-2 * backend.multiprocessors // rows), columns // (4 * BLOCK), 64)))
 
 
 def row_sums(backend: Any, a: Array, b: Array | None) -> Any:

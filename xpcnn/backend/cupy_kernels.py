@@ -53,5 +53,5 @@ class Kernels:
 
 def convert(args: tuple[Any, ...], dtype: np.dtype[Any]) -> tuple[Any, ...]:
     """Give Python numbers the size that the kernel's parameters have; None is a null pointer."""
-    kinds = {int: np.int32, float: dtype.type}
+    kinds: dict[type, Any] = {int: np.int32, float: dtype.type}
     return tuple(kinds[type(arg)](arg) if type(arg) in kinds else arg for arg in args)
