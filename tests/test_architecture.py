@@ -18,7 +18,7 @@ RANK = {part: rank for rank, part in enumerate(ORDER)}
 TO_THE_RIGHT = {("training/history.py", "xpcnn.plot")}
 
 HOST_SIDE = ("random.py", "functional/reference.py")  # these files, and the parts below, may use NumPy
-HOST_PARTS = ("backend", "datasets", "plot", "testing")
+HOST_PARTS = ("backend", "datasets", "plot", "testing", "cli")
 GPU_MODULES = {"cupy", "cupyx", "cupy_backends", "nvmath", "cuda"}
 CUPY_FILES = ("backend/cupy",)  # the names of files that import CuPy begin so
 
