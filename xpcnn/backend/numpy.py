@@ -37,7 +37,7 @@ class NumpyBackend(Backend):
     winograd_channels = 64
     # What a core's own cache holds beside the weights and the output of a tile.
     column_bytes = 8 << 20
-    slab_bytes = 1 << 20
+    slab_bytes = 1 << 21
 
     def __init__(self) -> None:
         self.blas = Blas()

@@ -26,6 +26,8 @@ Tape = list[tuple[Callable[..., Any], tuple[Any, ...]]]
 
 # Functions that only make arrays: what they return is as constant as their arguments.
 _MAKERS = frozenset({"arange", "empty", "zeros", "ones", "full", "array", "asarray", "dtype", "result_type"})
+# Their third positional argument is deprecated; for the others it is the quickest way to say where results go.
+_NEED_KEYWORD = (np.maximum, np.minimum)
 
 
 def play(tape: Tape) -> None:
@@ -144,9 +146,12 @@ class _Notebook:
         elif not isinstance(result, np.ndarray):
             raise BackendError(f"capture: xp.{name} gave a number of the host, which a replay could not change")
         elif isinstance(function, np.ufunc):
-            given = options.pop("out", None)
-            if len(args) <= function.nin:
-                args = (*args, result if given is None else given)
+            options.pop("out", None)
+            args = args[: function.nin]
+            if function in _NEED_KEYWORD:
+                options["out"] = _alias(self._backend.blocks, result)
+            else:
+                args = (*args, result)
             self._note(partial(function, **options) if options else function, args)
         elif name in ("sum", "max", "min", "prod", "mean"):
             self._note(partial(function, **{**options, "out": _alias(self._backend.blocks, result)}), args)

@@ -144,7 +144,8 @@ def _slabs(backend: Backend, shapes: list[Shape], itemsize: int) -> list[slice]:
     total = max(_size(shape) for shape in shapes) * itemsize
     if backend.slab_bytes is None or total <= backend.slab_bytes or channels == 1:
         return [slice(0, channels)]
-    count = min(channels, -(-total // backend.slab_bytes))
+    threads = backend.get_num_threads()
+    count = min(channels, -(-total // (backend.slab_bytes * threads)) * threads)  # as many for each thread
     edges = [channels * i // count for i in range(count + 1)]
     return [slice(*edge) for edge in zip(edges[:-1], edges[1:], strict=True)]
 

@@ -217,12 +217,13 @@ class Tiles:
         return self.backend.contiguous(weight).reshape(self.groups, weight.shape[0] // self.groups, -1)
 
     def weight_gradient(self, total: Array) -> Array:
-        """Return the gradient of the weight matrix as (F, C/G, KH, KW)."""
+        """Return the gradient (G, K, F/G) of the transposed weight matrix as (F, C/G, KH, KW)."""
         kh, kw = self.over.kernel
         if self.stacked:
-            total = total.reshape(-1, kh, self.channels, kw).transpose(0, 2, 1, 3)  # (F, C/G, KH, KW)
-            return self.backend.contiguous(total)
-        return total.reshape(-1, self.channels, kh, kw)
+            order = total.reshape(self.groups, kh, self.channels, kw, -1).transpose(0, 4, 2, 1, 3)
+        else:
+            order = total.reshape(self.groups, self.channels, kh, kw, -1).transpose(0, 4, 1, 2, 3)
+        return self.backend.contiguous(order).reshape(-1, self.channels, kh, kw)  # (F, C/G, KH, KW)
 
     def lower(self, rows: range) -> Array:
         """Return the columns of a tile; good until this thread lowers the next."""
@@ -273,9 +274,10 @@ def _weight_tasks(
         grad = tiles.result(dy, rows)
         f = weight.shape[0] // groups
         lead = (groups, len(rows)) if tiles.stacked else (groups,)
-        share = backend.scratch("shares", (*lead, f, cols.shape[-2]), x.dtype)
-        tiles.multiply(grad, cols.swapaxes(-1, -2), share)
-        shares[index] = backend.xp.sum(share, axis=1) if tiles.stacked else backend.copy(share)  # (G, F/G, K)
+        # X dY^T, the transpose of the formula: OpenBLAS is up to 1.7 times faster at many rows and few columns.
+        share = backend.scratch("shares", (*lead, cols.shape[-2], f), x.dtype)
+        tiles.multiply(cols, grad.swapaxes(-1, -2), share)
+        shares[index] = backend.xp.sum(share, axis=1) if tiles.stacked else backend.copy(share)  # (G, K, F/G)
 
     def collect() -> Array:
         total = shares[0]
