@@ -48,11 +48,11 @@ def filters(weight: Any, path: PathLike) -> Path:
     tiles = 0.5 + 0.5 * values / np.maximum(largest, 1e-12)
     if channels == 3:
         tiles = tiles[:_MOST].transpose(0, 2, 3, 1)  # (F, KH, KW, 3)
-        columns = min(8, len(tiles))
+        columns = 8
     else:
-        columns = min(8, count) if channels == 1 else min(channels, 16)
+        columns = 8 if channels == 1 else min(channels, 16)
         tiles = tiles[:, :columns].reshape(-1, *values.shape[2:])[:_MOST] if channels > 1 else tiles[:_MOST, 0]
-    heading = f"{count} filters of {channels}x{values.shape[2]}x{values.shape[3]}"
+    heading = f"{count} filter{'s' * (count > 1)} of {channels}x{values.shape[2]}x{values.shape[3]}"
     return _sheets([(heading, tiles, columns)], path)
 
 

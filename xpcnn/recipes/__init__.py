@@ -3,7 +3,7 @@
 from xpcnn.recipes.evaluation import Evaluation, evaluate, probabilities
 from xpcnn.recipes.folder import is_run
 from xpcnn.recipes.recipe import Recipe, Splits
-from xpcnn.recipes.run import DEFAULT, Run, load, load_model, run
+from xpcnn.recipes.runs import DEFAULT, Run, load, load_model, run
 from xpcnn.recipes.table import find, names
 
 __all__ = [

@@ -13,7 +13,7 @@ from xpcnn.optim.optimizer import Group
 from xpcnn.recipes.recipe import Recipe, on_test
 
 NETWORK = "conv 6@5x5, BN, pool; conv 16@5x5, BN, pool; conv 120@5x5, BN; 84, dropout; 10"
-PEAK = 0.4  # rate of lenet5-fast
+PEAK = 0.3  # rate of lenet5-fast
 PREPARE = Compose(Pad(2), Normalize(0.1307, 0.3081))  # 28x28 to 32x32
 
 
@@ -37,11 +37,11 @@ def _momentum(model: Module) -> Optimizer:
 
 
 def _nesterov(model: Module) -> Optimizer:
-    return SGD(_groups(model, weight_decay=1e-3), PEAK, momentum=0.9, nesterov=True)
+    return SGD(_groups(model, weight_decay=5e-4), PEAK, momentum=0.9, nesterov=True)
 
 
 def _one_cycle(optimizer: Optimizer, steps: int) -> OneCycleLR:
-    return OneCycleLR(optimizer, PEAK, steps, pct_start=0.3, cycle_momentum=False)
+    return OneCycleLR(optimizer, PEAK, steps, pct_start=0.2, cycle_momentum=False)
 
 
 LENET5 = Recipe(
@@ -66,7 +66,7 @@ LENET5_FAST = Recipe(
     split=on_test,
     optimizer=_nesterov,
     schedule=_one_cycle,
-    batch_size=128,
+    batch_size=96,
     epochs=1,
     accuracy=0.988,
     relative_time=1.0,

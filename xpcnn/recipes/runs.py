@@ -237,10 +237,10 @@ def _run(recipe: Recipe, settings: Settings, folder: Path | None, resume: bool, 
     if folder is not None and not goes_on:
         folders.write(folder, settings, {"state": "training", **about})
     trainer.fit(train, validation, epochs=settings.epochs, resume=resume)
-    if trainer.last is None or trainer.last_loader is not test:
-        trainer.evaluate(test)
-    assert trainer.last is not None  # noqa: S101  (set by the line above)
-    done = Run(recipe, settings, kind, model, trainer.history, test_set, trainer.last, folder)
+    last = trainer.last
+    if last is None or trainer.last_loader is not test:
+        last = trainer.evaluate(test)
+    done = Run(recipe, settings, kind, model, trainer.history, test_set, last, folder)
     if folder is not None:
         save_parameters(model, folder / folders.MODEL)
         trainer.history.save(folder / folders.HISTORY)
