@@ -41,7 +41,9 @@ def test_killed_at_random_moments():
 
 SOAK = """
 import sys
-from tests.training.common import loader, trainer
+from array import array
+from tests.training.common import BATCH, images, labels, trainer
+from xpcnn.data import DataLoader
 from xpcnn.training import Checkpointer
 
 def resident():
@@ -49,13 +51,13 @@ def resident():
         return int(file.read().split()[1])
 
 class Watch:
-    sizes = []
+    sizes = array("q")
     def on_step(self, trainer):
         self.sizes.append(resident())
 
 steps = int(sys.argv[1])
 mine = trainer("adam", "inverse", callbacks=[Watch()], checkpoint=Checkpointer(sys.argv[2], every_steps=997))
-mine.fit(loader(), epochs=-(-steps // 6))
+mine.fit(DataLoader(images(100 * BATCH), labels(100 * BATCH), BATCH), epochs=steps // 100)
 tenth = len(Watch.sizes) // 10
 second, last = Watch.sizes[tenth:2 * tenth], Watch.sizes[-tenth:]
 print(len(Watch.sizes), sum(last) / sum(second))

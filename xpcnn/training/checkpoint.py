@@ -156,6 +156,7 @@ class Checkpointer:
         for step in steps:
             if step not in self._scores:
                 self._scores[step] = self._score(step)
+        self._scores = {step: self._scores[step] for step in steps}
         best = max(steps, key=lambda step: (self._scores[step], -step))
         for step in steps[: -self.keep]:
             if step != best or self._scores[step] == -math.inf:

@@ -27,8 +27,9 @@ def capture_state(trainer: Trainer, train: Any = None) -> State:
     arrays |= {f"buffer.{name}": value for name, value in _other_buffers(trainer).items()}
     arrays |= {f"optimizer.{name}": value for name, value in optimizer.items() if hasattr(value, "shape")}
     with use_backend("numpy") as host:
-        for name, column in trainer.history.steps.items():
-            arrays[f"history.{name}"] = host.asarray(list(column), "float64")
+        for table in ("steps", "epochs"):
+            for name, column in getattr(trainer.history, table).items():
+                arrays[f"history.{table}.{name}"] = host.xp.array(column, "float64")
     numbers = {name: getattr(trainer, name) for name in COUNTERS}
     totals = [trainer.average.total, trainer.average.weight, trainer.hits.total, trainer.hits.weight, trainer.seconds]
     return State(
@@ -40,7 +41,6 @@ def capture_state(trainer: Trainer, train: Any = None) -> State:
             "schedule": trainer.schedule.state_dict() if trainer.schedule is not None else None,
             "random": random.get_state(),
             "loader": train.state_dict() if hasattr(train, "state_dict") else None,
-            "epochs": trainer.history.epochs,
             "backend": trainer.model.backend.name,
             "xpcnn": __version__,
         },
@@ -70,7 +70,7 @@ def _restore(trainer: Trainer, state: State, train: Any) -> None:
     totals = numbers.get("totals")
     if not isinstance(totals, list) or len(totals) != 5 or not all(_is_number(value) for value in totals):
         raise DataError("totals: expected five numbers")
-    history = History.from_dict({"steps": _columns(parts["history"]), "epochs": numbers.get("epochs")})
+    history = _history(parts["history"])
     if len(history) != counters["step"]:
         raise DataError(f"history: expected {counters['step']} steps, got {len(history)}")
     if (numbers.get("schedule") is None) != (trainer.schedule is None):
@@ -104,13 +104,16 @@ def _split(arrays: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return parts
 
 
-def _columns(arrays: Mapping[str, Any]) -> dict[str, Any]:
-    columns = {}
+def _history(arrays: Mapping[str, Any]) -> History:
+    tables: dict[str, dict[str, Any]] = {"steps": {}, "epochs": {}}
     for name, value in arrays.items():
-        if value.ndim != 1 or str(value.dtype) != "float64":
-            raise DataError(f"history.{name}: expected float64 numbers in a row, got {value.dtype} {value.shape}")
-        columns[name] = array("d", value.tobytes())
-    return columns
+        table, _, column = name.partition(".")
+        if table not in tables or value.ndim != 1 or str(value.dtype) != "float64":
+            raise DataError(f"history.{name}: expected a column of float64, got {value.dtype} {value.shape}")
+        tables[table][column] = array("d", value.tobytes())
+    history = History.from_dict(tables)
+    history.epochs["step"] = [int(step) for step in history.epochs["step"]]
+    return history
 
 
 def _other_buffers(trainer: Trainer) -> dict[str, Any]:

@@ -82,7 +82,7 @@ class Step:
         replay = self._replay_for(x, labels, self._compute, optimizer.apply) if self._records else None
         if replay is None or not self._replayed(replay[0]):
             self._compute(x, labels)
-        loss, hits, slope = self._ledger.row.tolist()
+        loss, hits, slope = self.backend.to_numpy(self._ledger.row).tolist()
         good = math.isfinite(loss + slope)
         self._rows.append((loss, hits, not good))
         if good:
