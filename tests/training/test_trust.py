@@ -42,9 +42,10 @@ def test_killed_at_random_moments():
 SOAK = """
 import sys
 from array import array
-from tests.training.common import BATCH, images, labels, trainer
+from xpcnn import models, nn, optim
 from xpcnn.data import DataLoader
-from xpcnn.training import Checkpointer
+from xpcnn.datasets import load_mnist
+from xpcnn.training import Checkpointer, Trainer
 
 def resident():
     with open("/proc/self/statm") as file:
@@ -56,8 +57,12 @@ class Watch:
         self.sizes.append(resident())
 
 steps = int(sys.argv[1])
-mine = trainer("adam", "inverse", callbacks=[Watch()], checkpoint=Checkpointer(sys.argv[2], every_steps=997))
-mine.fit(DataLoader(images(100 * BATCH), labels(100 * BATCH), BATCH), epochs=steps // 100)
+train, _ = load_mnist()
+model = models.create("conv8")
+optimizer = optim.Adam(model.parameters(), 1e-4)
+mine = Trainer(model, optimizer, nn.CrossEntropyLoss(), schedule=optim.InverseTimeLR(optimizer, 1e-6),
+               callbacks=[Watch()], checkpoint=Checkpointer(sys.argv[2], every_steps=997))
+mine.fit(DataLoader(train.images[:2000], train.labels[:2000], 2), epochs=steps // 1000)
 tenth = len(Watch.sizes) // 10
 second, last = Watch.sizes[tenth:2 * tenth], Watch.sizes[-tenth:]
 print(len(Watch.sizes), sum(last) / sum(second))
