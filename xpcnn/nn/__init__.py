@@ -9,6 +9,7 @@ from xpcnn.nn.linear import Linear
 from xpcnn.nn.loss import CrossEntropyLoss, MSELoss
 from xpcnn.nn.module import Module, no_grad
 from xpcnn.nn.normalization import BatchNorm1d, BatchNorm2d
+from xpcnn.nn.objective import loss_and_gradients
 from xpcnn.nn.parameter import Parameter
 from xpcnn.nn.pooling import AvgPool2d, GlobalAvgPool2d, MaxPool2d
 from xpcnn.nn.residual import Residual
@@ -37,5 +38,6 @@ __all__ = [
     "Softmax",
     "Tanh",
     "init",
+    "loss_and_gradients",
     "no_grad",
 ]
