@@ -154,7 +154,7 @@ def table(reports: list[dict[str, Any]], results: Mapping[str, Any]) -> str:
             if rows:
                 lines += ["", f"## Training steps, {title} ({name})", ""]
                 lines += [
-                    "| step | ours ms | bare ms | eager ms | eager / ours | goal | graph / ours | goal | compiled / ours |"
+                    "| step | ours ms | bare ms | own eager ms | eager / ours | goal | graph / ours | goal | compiled |"
                 ]
                 lines += ["|---|---|---|---|---|---|---|---|---|"]
                 for row in rows:

@@ -12,7 +12,7 @@ from tests.fake_device import FakeArray
 from xpcnn.backend.cupy_fused import FUSED, row_sums
 from xpcnn.functional import columns, convolution, loss, normalization, pooling
 from xpcnn.functional.activation import relu_backward_from, relu_forward
-from xpcnn.functional.dropout import apply_mask, dropout_forward
+from xpcnn.functional.dropout import GOLDEN, apply_mask, dropout_forward, mix
 from xpcnn.functional.windows import windows
 from xpcnn.optim import adagrad, adam, rmsprop, sgd
 
@@ -205,7 +205,18 @@ def test_dropout(size, p, key, dtype, seed):
     np.testing.assert_array_equal(again._host, expected._host)
 
 
-@given(st.integers(1, 600), st.integers(1, 12), DTYPES, SEEDS, st.floats(0.1, 50))
+def test_dropout_at_the_threshold():
+    """A hash that is the threshold itself is kept, by both."""
+    key, x = device(np.array([5], np.uint32)), device(np.ones((1, 1), np.float32))
+    first = mix(portable, device(np.array([5 * GOLDEN & 0xFFFFFFFF], np.uint32)))
+    p = int(mix(portable, first)._host[0]) / 2**32  # element 0: mix(0 ^ mix(key * GOLDEN))
+    for share, is_kept in ((p, True), (p + 2**-32, False)):
+        kept = FUSED["dropout_forward"](shim, x, share, key, 0, shim.empty(x.shape, x.dtype))
+        same(kept, dropout_forward.portable(portable, x, share, key, 0, shim.empty(x.shape, x.dtype)))
+        assert kept._host.item() is is_kept
+
+
+@given(st.integers(1, 600), st.integers(1, 12), DTYPES, SEEDS, st.sampled_from([0.1, 3.0, 1000.0]))
 def test_softmax_cross_entropy(samples, classes, dtype, seed, spread):
     rng = np.random.default_rng(seed)
     logits = (rng.standard_normal((classes, samples)) * spread).astype(dtype)
