@@ -280,6 +280,22 @@ def test_a_folder_with_checkpoints_is_not_begun_anew(tmp_path):
         other.fit(loader())
 
 
+def test_a_checkpoint_gets_its_name_when_it_is_whole(tmp_path, monkeypatch):
+    rename, whole = os.rename, []
+
+    def watch(source, target):
+        if not source.name.startswith("step-"):
+            assert not target.exists()
+            assert {file.name for file in source.iterdir()} == {ARRAYS, NUMBERS}
+            read_checkpoint(source)
+            whole.append(target.name)
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", watch)
+    write_one(tmp_path)
+    assert whole == ["step-0000000006"]
+
+
 def test_two_trainings_in_one_folder(tmp_path):
     with FolderLock(tmp_path):
         mine = trainer(checkpoint=Checkpointer(tmp_path))

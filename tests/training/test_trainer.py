@@ -124,7 +124,7 @@ def test_validation_does_not_change_training(backend):
     plain = trainer()
     plain.fit(loader(), epochs=2)
     validated = trainer()
-    history = validated.fit(loader(), loader(shuffle=False), epochs=2)
+    history = validated.fit(loader(), loader(), epochs=2)
     assert_same(arrays(plain.model), arrays(validated.model))
     assert history.epochs["validation_accuracy"][-1] == validated.evaluate(loader(shuffle=False)).accuracy
 
@@ -191,6 +191,22 @@ def test_moving_the_model_between_two_epochs():
         moved.fit(loader(seed=2), epochs=1)
     for name, value in arrays(stayed.model).items():
         np.testing.assert_allclose(arrays(moved.model)[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_clipped_steps_are_the_loop_written_out(backend):
+    mine = trainer("momentum", "none", clip_norm=0.1)
+    mine.fit(loader(), epochs=2)
+    other = trainer("momentum", "none")
+    model, optimizer, criterion = other.model, other.optimizer, other.criterion
+    train = loader()
+    for _ in range(2):
+        for x, target in train:
+            criterion(model(x), target)
+            model.backward_parameters(criterion.backward())
+            optim.clip_grad_norm(model.parameters(), 0.1)
+            optimizer.step()
+            optimizer.zero_grad()
+    assert_same(arrays(mine.model), arrays(model))
 
 
 def test_clip_norm(backend):
