@@ -14,7 +14,7 @@ def warm_up() -> None:
     """Begin to import matplotlib in a thread; whether that worked is seen when something is drawn."""
 
     def load() -> None:
-        with contextlib.suppress(ImportError):
+        with contextlib.suppress(Exception):
             import matplotlib.backends.backend_agg
             import matplotlib.figure  # noqa: F401
 

@@ -51,6 +51,7 @@ def history(history: History, path: PathLike, *, title: str = "") -> Path:
 def _draw_loss(axes: Any, loss: np.ndarray) -> None:
     steps = np.arange(1, len(loss) + 1)
     thin = slice(None, None, -(-len(loss) // _POINTS))
+    loss = np.where(np.isfinite(loss), loss, np.nan)
     axes.plot(steps[thin], loss[thin], ".", color=FAINT, markersize=2.5, label="each step")
     mean_steps, mean = _running_mean(loss)
     if len(mean) > 1:
@@ -59,8 +60,8 @@ def _draw_loss(axes: Any, loss: np.ndarray) -> None:
     positive = loss[np.isfinite(loss) & (loss > 0)]
     if len(positive) and positive.max() > 30 * np.median(positive):
         low, high = max(positive.min(), positive.max() * 1e-5) / 1.3, positive.max() * 1.5
+        axes.set_ylim(low, high)  # before the scale, which would look for limits of its own
         axes.set_yscale("log")
-        axes.set_ylim(low, high)
         # Plain numbers at the powers of ten: matplotlib's own ticks and powers take half the time of the picture.
         axes.minorticks_off()
         ticks = [10.0**k for k in range(-12, 13) if low <= 10.0**k <= high]

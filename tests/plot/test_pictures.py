@@ -1,0 +1,208 @@
+"""Pictures are whole PNGs that show what they were given, and nothing else of the user's changes."""
+
+import math
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from xpcnn import models, plot
+from xpcnn.errors import ConfigError, DataError, DTypeError, ShapeError
+from xpcnn.plot.figure import mosaic
+from xpcnn.training import History
+
+Image = pytest.importorskip("PIL.Image")
+pytest.importorskip("matplotlib")
+
+
+def a_history(steps=60, epochs=2, validation=0.97):
+    history = History()
+    for i in range(steps):
+        history.add_step(2.3 / (1 + i), 1 - 0.9 / (1 + i), 0.1)
+        if (i + 1) % (steps // epochs) == 0:
+            history.add_epoch(step=i + 1, loss=0.1, accuracy=0.9, validation_accuracy=validation, validation_loss=0.1)
+    return history
+
+
+def pixels(path):
+    with Image.open(path) as image:
+        image.load()
+        return np.asarray(image.convert("RGB"))
+
+
+def said(rng, labels, wrong=()):
+    shares = rng.random((len(labels), 10)) * 0.01
+    shares[np.arange(len(labels)), labels] = 0.9
+    for i in wrong:
+        shares[i] = np.roll(shares[i], 1)
+    return shares / shares.sum(axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+@pytest.mark.parametrize("validation", [0.97, 0.6, math.nan])
+def test_history_of_any_length(tmp_path, epochs, validation):
+    path = plot.history(a_history(epochs=epochs, validation=validation), tmp_path / "a.png", title="a title")
+    assert pixels(path).shape == (385, 900, 3)
+    assert len(np.unique(pixels(path).reshape(-1, 3), axis=0)) > 20
+
+
+def test_history_of_one_step_and_of_a_loss_that_is_not_finite(tmp_path):
+    history = History()
+    history.add_step(2.3, 0.1, 0.1)
+    pixels(plot.history(history, tmp_path / "a.png"))
+    for loss in (math.nan, math.inf, 1000.0, 0.001, 0.0):
+        history.add_step(loss, 0.1, 0.1)
+    pixels(plot.history(history, tmp_path / "b.png"))
+
+
+def test_history_draws_itself(tmp_path):
+    a_history().plot(tmp_path / "a.png")
+    assert pixels(tmp_path / "a.png").any()
+
+
+def test_an_empty_history_is_an_error(tmp_path):
+    with pytest.raises(DataError, match="at least one step, got none"):
+        plot.history(History(), tmp_path / "a.png")
+    assert not list(tmp_path.iterdir())
+
+
+def test_predictions_show_mistakes_first(tmp_path, rng):
+    """The wrong digit is the only grey one: it must be in the upper half."""
+    labels = rng.integers(0, 10, 40)
+    images = np.zeros((40, 28, 28), np.uint8)
+    images[13] = 128
+    path = plot.predictions(images, labels, said(rng, labels, wrong=[13]), tmp_path / "a.png")
+    picture = pixels(path)
+    dark = np.flatnonzero((picture == 0).all(axis=(2)).sum(axis=1) > 50)  # rows with black tiles: the right digits
+    assert (picture[85:170, 20:110] == 128).all()
+    assert dark.min() > 140
+
+
+@pytest.mark.parametrize("wrong", [[], range(40)], ids=["all right", "all wrong"])
+@pytest.mark.parametrize("shape", [(28, 28), (1, 28, 28), (3, 32, 32), (32, 32, 3)])
+def test_predictions_of_any_images(tmp_path, rng, shape, wrong):
+    labels = rng.integers(0, 10, 40)
+    pixels(plot.predictions(rng.random((40, *shape)), labels, said(rng, labels, wrong), tmp_path / "a.png"))
+
+
+def test_predictions_that_do_not_fit(tmp_path, rng):
+    labels = rng.integers(0, 10, 5)
+    shares = said(rng, labels)
+    with pytest.raises(ShapeError, match="one row for each"):
+        plot.predictions(np.zeros((4, 28, 28)), labels, shares, tmp_path / "a.png")
+    with pytest.raises(ShapeError, match=r"images: expected \(N, H, W\)"):
+        plot.predictions(np.zeros((5, 784)), labels, shares, tmp_path / "a.png")
+    with pytest.raises(DTypeError, match="labels: expected numbers"):
+        plot.predictions(np.zeros((5, 28, 28)), np.array(list("abcde")), shares, tmp_path / "a.png")
+    with pytest.raises(ShapeError, match="classes: expected 10 names"):
+        plot.predictions(np.zeros((5, 28, 28)), labels, shares, tmp_path / "a.png", classes=["cat", "dog"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_confusion_colours_the_mistakes(tmp_path):
+    labels = np.repeat([0, 1, 2], 50)
+    predicted = labels.copy()
+    predicted[:20] = 2  # of row 0, column 2
+    picture = pixels(plot.confusion_matrix(labels, predicted, tmp_path / "a.png")).astype(int)
+    assert picture.shape[0] == picture.shape[1]
+    red_over_blue = picture[..., 0] - picture[..., 2]
+    row, column = np.unravel_index(np.argmax(red_over_blue), red_over_blue.shape)
+    size = picture.shape[0]
+    assert row < size / 2  # the first row of the matrix
+    assert column > size / 2  # its last column
+
+
+def test_confusion_takes_scores_and_one_hot_rows(tmp_path, rng):
+    labels = rng.integers(0, 10, 30)
+    shares = said(rng, labels, wrong=[3])
+    first = plot.confusion_matrix(labels, shares, tmp_path / "a.png")
+    second = plot.confusion_matrix(np.eye(10)[labels], shares.argmax(axis=1), tmp_path / "b.png")
+    assert np.array_equal(pixels(first), pixels(second))
+
+
+def test_confusion_that_does_not_fit(tmp_path):
+    with pytest.raises(ShapeError, match="one for each label"):
+        plot.confusion_matrix([1, 2], [1], tmp_path / "a.png")
+    with pytest.raises(DataError, match="class indices of 0 or more"):
+        plot.confusion_matrix([1, -2], [1, 1], tmp_path / "a.png")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["lenet5", "tiny", "conv8", "three-layer", "deep3"])
+def test_filters_and_maps_of_every_network(tmp_path, backend, rng, name):
+    net = models.create(name)
+    shape = {"lenet5": (1, 32, 32), "three-layer": (3, 32, 32)}.get(name, (1, 28, 28))
+    image = backend.asarray(rng.random((1, *shape)).astype("float32"))
+    net.train()
+    before = {key: backend.to_numpy(value).copy() for key, value in net.state_dict().items()}
+    pixels(plot.filters(net, tmp_path / "filters.png"))
+    pixels(plot.feature_maps(net, image, tmp_path / "maps.png"))
+    assert all(module.training for module in net.modules())
+    for key, value in net.state_dict().items():
+        assert np.array_equal(backend.to_numpy(value), before[key])
+
+
+def test_maps_are_those_of_the_network(tmp_path, rng, monkeypatch):
+    """What is drawn is every pooling layer's output, computed here layer by layer."""
+    from xpcnn.plot import features
+
+    net = models.create("lenet5").eval()
+    image = rng.random((1, 1, 32, 32)).astype("float32")
+    drawn = []
+    monkeypatch.setattr(features, "_sheets", lambda sheets, path: drawn.extend(sheets))
+    plot.feature_maps(net, image[0], tmp_path / "a.png")
+    x, expected = image, []
+    for layer in net:
+        x = layer(x)
+        if type(layer).__name__ == "MaxPool2d":
+            maps = x[0].copy()
+            low, high = maps.min(axis=(1, 2), keepdims=True), maps.max(axis=(1, 2), keepdims=True)
+            expected.append((maps - low) / np.maximum(high - low, 1e-12))
+    net.forget()
+    assert len(drawn) == 3
+    for (_, tiles, _), want in zip(drawn[1:], expected, strict=True):
+        np.testing.assert_allclose(tiles, want, atol=1e-5)
+
+
+def test_filters_of_weights(tmp_path, rng):
+    for shape in ((5, 1, 3, 3), (8, 3, 7, 7), (4, 6, 5, 5), (200, 1, 3, 3)):
+        pixels(plot.filters(rng.standard_normal(shape), tmp_path / "a.png"))
+    with pytest.raises(ShapeError, match=r"expected \(F, C, KH, KW\)"):
+        plot.filters(rng.standard_normal((3, 3)), tmp_path / "b.png")
+
+
+def test_mosaic_puts_each_tile_in_its_place(rng):
+    tiles = rng.random((5, 2, 3))
+    sheet = mosaic(tiles, columns=3, gap=1, fill=9.0)
+    assert sheet.shape == (5, 11)
+    assert np.array_equal(sheet[3:5, 4:7], tiles[4])
+    assert (sheet[2] == 9).all()
+
+
+def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(DataError, match="expected to write it"):
+        plot.history(a_history(), tmp_path / "missing" / "a.png")
+    with pytest.raises(DataError, match="expected to write it"):
+        plot.history(a_history(), tmp_path / "folder")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_without_matplotlib_one_line_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ConfigError, match=r'pip install "xpcnn\[cli\]"$'):
+        plot.history(a_history(), tmp_path / "a.png")
+    assert not list(tmp_path.iterdir())
+
+
+def test_pyplot_is_not_touched(tmp_path):
+    code = (
+        "import sys, numpy as np; from xpcnn import plot; "
+        "plot.confusion_matrix([0, 1], [1, 1], sys.argv[1]); "
+        "assert 'matplotlib.pyplot' not in sys.modules"
+    )
+    environment = {**os.environ, "MPLBACKEND": "tkagg"}
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.png")], env=environment, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
