@@ -77,10 +77,9 @@ def prefetch(backend: CupyBackend, batches: Iterable[Sequence[Any]]) -> Iterator
     waiting: tuple[tuple[Array, ...], Any] | None = None
     try:
         for index, batch in enumerate(batches):
-            coming = _start(backend, batch, slots[index % 2], copying)
-            if waiting is not None:
-                yield _finish(cupy, *waiting)
-            waiting = coming
+            ready, waiting = waiting, _start(backend, batch, slots[index % 2], copying)
+            if ready is not None:
+                yield _finish(cupy, *ready)
         if waiting is not None:
             last, waiting = waiting, None
             yield _finish(cupy, *last)
