@@ -8,6 +8,7 @@ import threadpoolctl
 import xpcnn
 from tests.backend.processes import fails, python
 from tests.functional.strategies import values
+from tests.nn.layers import in_float64
 from xpcnn import models, nn
 from xpcnn.backend import threads
 from xpcnn.backend.threads import Blas, ThreadPool
@@ -173,16 +174,19 @@ class TestNumber:
         done = fails("import xpcnn; xpcnn.get_num_threads()", XPCNN_NUM_THREADS="two")
         assert "XPCNN_NUM_THREADS: expected a number of 1 or more, got 'two'" in done.stderr
 
-    def test_same_number_same_bits(self, numbers, rng, monkeypatch):
+    @pytest.mark.parametrize("dtype", ["float32", "float64"])
+    def test_same_number_same_bits(self, numbers, rng, monkeypatch, dtype):
         """For one number of threads a step gives the same bits each time; for another it differs by rounding alone."""
         monkeypatch.setattr(threads, "_usable_cores", lambda: 4)
         monkeypatch.setattr("xpcnn.backend.numpy.WORTH_A_THREAD", 1.0)
-        x = values(rng, (32, 3, 32, 32), "float32")
+        x = values(rng, (16, 3, 32, 32), dtype)
         results = {}
         for number in (1, 2, 3, 1, 2, 3):
             xpcnn.set_num_threads(number)
             xpcnn.manual_seed(0)
             net = models.create("vgg8")
+            if dtype == "float64":
+                in_float64(net)
             y = net(x)
             net.backward(y)
             arrays = [y, *(parameter.grad for parameter in net.parameters())]
@@ -190,9 +194,9 @@ class TestNumber:
                 for first, second in zip(results[number], arrays, strict=True):
                     assert np.array_equal(first, second)
             results[number] = arrays
-        for number in (2, 3):
+        for number in (2, 3) if dtype == "float64" else ():  # in float32 a ReLU at its kink may turn
             for first, second in zip(results[1], results[number], strict=True):
-                assert_close(second, first, tolerance=1e-3)
+                assert_close(second, first, tolerance=1e-10)
 
     def test_networks_in_several_threads_at_once(self, numbers, rng):
         xs = [values(rng, (64, 1, 28, 28), "float32") for _ in range(3)]
