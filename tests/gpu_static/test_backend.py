@@ -163,16 +163,19 @@ def test_what_is_no_array(runtime):
 
 
 class Queue:
-    """A stream whose work waits until somebody needs it: what was not ordered runs as late as it may."""
+    """A stream whose work waits until somebody needs it, or runs at once: what was not ordered may do either."""
 
-    def __init__(self):
-        self.work = []
+    def __init__(self, is_early=False):
+        self.work, self.is_early = [], is_early
 
     def wait_event(self, event):
-        self.work.append(event.run)
+        self.add(event.run)
 
     def add(self, task):
-        self.work.append(task)
+        if self.is_early:
+            task()
+        else:
+            self.work.append(task)
 
     def run(self, upto=None):
         while self.work and (upto is None or upto > 0):
@@ -181,9 +184,9 @@ class Queue:
 
 
 class FakeCupy:
-    """As much of CuPy as `prefetch` uses, with every copy as late as its events allow."""
+    """As much of CuPy as `prefetch` uses, with every copy as late, or as early, as its events allow."""
 
-    def __init__(self):
+    def __init__(self, is_early):
         outer = self
         self.current = Queue()
         self.copies = 0
@@ -222,7 +225,7 @@ class FakeCupy:
 
         self.ndarray = Array
         self.cuda = SimpleNamespace(
-            Stream=lambda non_blocking: Queue(),
+            Stream=lambda non_blocking: Queue(is_early),
             Event=Event,
             get_current_stream=lambda: self.current,
             alloc_pinned_memory=lambda size: PinnedMemory(size),
@@ -235,12 +238,15 @@ class PinnedMemory(bytearray):
         self.mem = SimpleNamespace(size=size)
 
 
-def prefetching():
-    fake = FakeCupy()
-    backend = SimpleNamespace(
-        xp=fake, lanes=[], activate=lambda: None, empty=lambda shape, dtype: fake.ndarray(np.full(shape, 77, dtype))
-    )
-    return fake, backend
+def prefetching(is_early=False):
+    fake = FakeCupy(is_early)
+
+    def empty(shape, dtype):
+        array = fake.ndarray(np.full(shape, 77, dtype))
+        fake.current.add(lambda: array.host.fill(55))  # whoever had this memory before still writes to it
+        return array
+
+    return fake, SimpleNamespace(xp=fake, lanes=[], activate=lambda: None, empty=empty)
 
 
 def test_prefetch_gives_every_batch_as_it_was():
@@ -261,9 +267,10 @@ def test_prefetch_gives_every_batch_as_it_was():
     assert len(backend.lanes) == 1  # pinned memory is used again
 
 
-def test_prefetch_to_a_host_that_runs_ahead():
-    """No pinned memory is written again before its copy is done, however far behind the device is."""
-    fake, backend = prefetching()
+@pytest.mark.parametrize("is_early", [False, True])
+def test_prefetch_to_a_host_that_runs_ahead(is_early):
+    """No memory, pinned or of the device, is written before its last use is over, whichever stream is behind."""
+    fake, backend = prefetching(is_early)
     got = [x for (x,) in cupy_transfer.prefetch(backend, [(np.full(4, number),) for number in range(9)])]
     fake.current.run()
     assert [set(x.host.tolist()) for x in got] == [{number} for number in range(9)]
