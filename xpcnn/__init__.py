@@ -35,7 +35,22 @@ __all__ = [
 ]
 
 _SUBPACKAGES = frozenset(
-    "backend cli data datasets errors functional models nn optim plot random recipes testing training".split()
+    {
+        "backend",
+        "cli",
+        "data",
+        "datasets",
+        "errors",
+        "functional",
+        "models",
+        "nn",
+        "optim",
+        "plot",
+        "random",
+        "recipes",
+        "testing",
+        "training",
+    }
 )
 _LATER = {"no_grad": "xpcnn.nn", "info": "xpcnn.information"}
 

@@ -55,7 +55,7 @@ class Backend:
 
     # --- which instance -------------------------------------------------------------------------------------------
 
-    def for_array(self, array: Array) -> Backend:  # noqa: ARG002
+    def for_array(self, array: Array) -> Backend:
         """Return the backend of the array's own device; there is one device by default."""
         return self
 
@@ -72,7 +72,7 @@ class Backend:
         """Return a C-contiguous array of zeros that belongs to the caller."""
         return self.xp.zeros(shape, dtype=dtype)
 
-    def scratch(self, slot: str, shape: Sequence[int], dtype: Any) -> Array:  # noqa: ARG002
+    def scratch(self, slot: str, shape: Sequence[int], dtype: Any) -> Array:
         """Return an uninitialised work array, good until this thread asks for the same slot again."""
         return self.xp.empty(shape, dtype=dtype)
 
@@ -86,7 +86,7 @@ class Backend:
         self.xp.copyto(out, a)
         return out
 
-    def bordered(self, key: Any, shape: Sequence[int], dtype: Any) -> Array:  # noqa: ARG002
+    def bordered(self, key: Any, shape: Sequence[int], dtype: Any) -> Array:
         """Return a work array that was zero when it was made; whoever uses a key writes the same part each time."""
         return self.xp.zeros(shape, dtype=dtype)
 
@@ -99,7 +99,7 @@ class Backend:
     def set_num_threads(self, n: int) -> None:
         """Set how many host threads share the work; a backend without host threads has nothing to set."""
 
-    def parallel(self, function: Callable[[Any], None], tasks: Sequence[Any], work: float = 0.0) -> None:  # noqa: ARG002
+    def parallel(self, function: Callable[[Any], None], tasks: Sequence[Any], work: float = 0.0) -> None:
         """Call `function(task)` for every task, on all threads where that pays.
 
         `work` is the whole cost in elementary operations; small work stays in the calling thread.

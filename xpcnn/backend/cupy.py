@@ -200,7 +200,7 @@ class CupyBackend(Backend):
         except MemoryError as error:
             raise self._out_of_memory(error) from error
 
-    def scratch(self, slot: str, shape: Sequence[int], dtype: Any) -> Array:  # noqa: ARG002
+    def scratch(self, slot: str, shape: Sequence[int], dtype: Any) -> Array:
         return self.empty(shape, dtype)  # the pool is what keeps blocks from step to step
 
     def device_bytes_free(self) -> int | None:

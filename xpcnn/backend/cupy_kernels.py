@@ -16,10 +16,23 @@ INDEX_LIMIT = (1 << 31) - (1 << 16)  # kernels count in 32 bits, and step past t
 GEOMETRY = np.dtype(
     [
         (name, np.int32)
-        for name in (
-            "channels height width batch kernel_h kernel_w stride_h stride_w dilation_h dilation_w top left "
-            "first_row rows out_w"
-        ).split()
+        for name in [
+            "channels",
+            "height",
+            "width",
+            "batch",
+            "kernel_h",
+            "kernel_w",
+            "stride_h",
+            "stride_w",
+            "dilation_h",
+            "dilation_w",
+            "top",
+            "left",
+            "first_row",
+            "rows",
+            "out_w",
+        ]
     ]
 )
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from xpcnn.backend.base import Backend
 from xpcnn.backend import numpy_tape, numpy_windows
+from xpcnn.backend.base import Backend
 from xpcnn.backend.memory import BlockPool
 from xpcnn.backend.threads import WORTH_A_THREAD, Blas, ThreadPool
 from xpcnn.errors import DTypeError
@@ -57,7 +57,7 @@ class NumpyBackend(Backend):
     def to_numpy(self, a: Any) -> np.ndarray[Any, Any]:
         return np.asarray(a)
 
-    def for_array(self, array: Any) -> Backend:  # noqa: ARG002
+    def for_array(self, array: Any) -> Backend:
         # While a step is recorded, what its thread computes goes to the recorder.
         return self if not self._recorders else getattr(self._local, "recorder", None) or self
 
@@ -81,15 +81,16 @@ class NumpyBackend(Backend):
         size = np.dtype(dtype).itemsize
         for extent in shape:
             size *= extent
-        store = getattr(self._local, slot, None)
+        store: np.ndarray[Any, Any] | None = getattr(self._local, slot, None)
         if store is None or store.size < size:
             store = np.empty(size, np.uint8)
             setattr(self._local, slot, store)
-        return store[:size].view(dtype).reshape(shape)
+        work: np.ndarray[Any, Any] = store[:size].view(dtype).reshape(shape)
+        return work
 
     def bordered(self, key: Any, shape: Sequence[int], dtype: Any) -> np.ndarray[Any, Any]:
         kept = self._local.__dict__.setdefault("bordered", {})
-        array = kept.get((key, dtype))
+        array: np.ndarray[Any, Any] | None = kept.get((key, dtype))
         if array is None:
             if len(kept) >= BORDERED_KEPT:
                 kept.clear()
@@ -179,13 +180,12 @@ class NumpyBackend(Backend):
         }
 
     def hints(self) -> list[str]:
-        lines = []
-        for name in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"):
-            if name in os.environ:
-                lines.append(
-                    f"{name}={os.environ[name]} holds OpenBLAS to a choice of its own: `unset {name}` "
-                    "lets it take the fastest kernel of this processor"
-                )
+        lines = [
+            f"{name}={os.environ[name]} holds OpenBLAS to a choice of its own: `unset {name}` "
+            "lets it take the fastest kernel of this processor"
+            for name in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
+            if name in os.environ
+        ]
         flags = _processor_flags()
         for library in self.blas.libraries:
             architecture = library.info().get("architecture", "")

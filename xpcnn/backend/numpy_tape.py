@@ -100,7 +100,8 @@ def recorder(backend: NumpyBackend) -> Any:
                 for task in tasks:
                     function(task)
                 return
-            outer, tapes = self.tape, [[] for _ in range(threads)]
+            outer = self.tape
+            tapes: list[Tape] = [[] for _ in range(threads)]
             self.blocks.resting = True  # tasks run at once in the replay: none may take what another gave back
             try:
                 for index, task in enumerate(tasks):

@@ -42,7 +42,8 @@ def fill_columns(backend: Any, x: Array, over: Any, rows: range, cols: Array) ->
     needed = (len(rows) - 1) * h.stride + h.extent
     image = padded_rows(backend, x, over, rows.start * h.stride - h.before, needed)
     c, y, z, n = image.strides
-    backend.xp.copyto(cols, strided(image, cols.shape, (c, y * h.dilation, z * w.dilation, y * h.stride, z * w.stride, n)))
+    taps = strided(image, cols.shape, (c, y * h.dilation, z * w.dilation, y * h.stride, z * w.stride, n))
+    backend.xp.copyto(cols, taps)
 
 
 def lower_rows(backend: Any, x: Array, over: Any, rows: range, lowered: Array) -> None:

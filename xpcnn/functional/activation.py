@@ -140,7 +140,7 @@ def tanh(x: Array) -> tuple[Array, ChainCache]:
 
 
 def gelu(x: Array) -> tuple[Array, ChainCache]:
-    """Return x times the normal distribution function of x (exact, by erf), for (N, C, H, W) or (N, D), and the cache."""
+    """Return x times the normal distribution function of x (exact), for (N, C, H, W) or (N, D), and the cache."""
     return run((GELUOp(),), x)
 
 

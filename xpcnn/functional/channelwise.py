@@ -13,6 +13,7 @@ from typing import Any, ClassVar, NamedTuple
 from xpcnn.backend import Array, Backend, backend_of
 from xpcnn.errors import DTypeError, ShapeError
 from xpcnn.functional.layout import batch_first, batch_last, check_backend, check_floating, check_like
+from xpcnn.functional.spans import spans
 
 Shape = tuple[int, ...]
 
@@ -146,8 +147,7 @@ def _slabs(backend: Backend, shapes: list[Shape], itemsize: int) -> list[slice]:
         return [slice(0, channels)]
     threads = backend.get_num_threads()
     count = min(channels, -(-total // (backend.slab_bytes * threads)) * threads)  # as many for each thread
-    edges = [channels * i // count for i in range(count + 1)]
-    return [slice(*edge) for edge in zip(edges[:-1], edges[1:], strict=True)]
+    return [slice(part.start, part.stop) for part in spans(channels, count)]
 
 
 def _size(shape: Shape) -> int:

@@ -21,6 +21,7 @@ from xpcnn.functional import winograd
 from xpcnn.functional.columns import add_columns, fill_columns, lower_rows, rows_needed
 from xpcnn.functional.layout import batch_first, batch_last, check_floating, check_like, check_ndim
 from xpcnn.functional.primitive import primitive
+from xpcnn.functional.spans import spans
 from xpcnn.functional.windows import Axis, Padding, Size, Windows, integer, windows
 
 Task = Callable[[], None]
@@ -207,7 +208,7 @@ class Tiles:
         self.rows = min(self.rows, -(-h.out // threads))
 
     def __iter__(self) -> Iterator[range]:
-        return iter(_ranges(self.over.h.out, self.rows))
+        return iter(spans(self.over.h.out, -(-self.over.h.out // self.rows)))
 
     def weight_matrix(self, weight: Array) -> Array:
         """Return the weights (F, C/G, KH, KW) as (G, F/G, K) in the order of the columns' rows."""
@@ -302,7 +303,8 @@ def _input_tasks(backend: Backend, dy: Array, weight: Array, over: Windows, grou
             flipped = weight.reshape(groups, f // groups, c, kh, kw)[..., ::-1, ::-1].transpose(0, 2, 1, 3, 4)
             flipped = backend.contiguous(flipped).reshape(groups * c, f // groups, kh, kw)  # (C, F/G, KH, KW)
             return _forward_tasks(backend, dy, flipped, None, turned, groups, dx)
-    if backend.stacks_rows and over.h.kernel > 1 and over.h.stride == over.h.dilation == 1 and over.h.size < 2 * over.h.out:
+    h = over.h
+    if backend.stacks_rows and h.kernel > 1 and h.stride == h.dilation == 1 and h.size < 2 * h.out:
         return _spread_tasks(backend, dy, weight, over, groups, dx)
     return _scatter_tasks(backend, dy, weight, over, groups, dx)
 
@@ -342,21 +344,15 @@ def _spread_tasks(backend: Backend, dy: Array, weight: Array, over: Windows, gro
         stack = backend.overlapping_rows(flat, len(rows), 1, kh)  # (G, R, KH*F/G, OW*N)
         product = backend.scratch("columns", (groups, len(rows), c * kw, w.out * n), dy.dtype)
         backend.matmul(matrix, stack, out=product)
-        spread = product.reshape(groups, len(rows), c, kw, w.out, n).transpose(0, 2, 3, 1, 4, 5)  # (G, C/G, KW, R, OW, N)
+        spread = product.reshape(groups, len(rows), c, kw, w.out, n)
+        spread = spread.transpose(0, 2, 3, 1, 4, 5)  # (G, C/G, KW, R, OW, N)
         place = target[:, :, rows.start : rows.stop]
         backend.xp.copyto(place, 0)
         for j, (there, pixels) in enumerate(taps):
             pixel = place[:, :, :, pixels]
             backend.xp.add(pixel, spread[:, :, j, :, there], out=pixel)
 
-    return [lambda rows=rows: tile(rows) for rows in _ranges(h.size, step)]  # type: ignore[misc]
-
-
-def _ranges(size: int, step: int) -> list[range]:
-    """Cut `size` into ranges of nearly equal length, `step` at most."""
-    count = -(-size // step)
-    edges = [size * i // count for i in range(count + 1)]
-    return [range(*edge) for edge in zip(edges[:-1], edges[1:], strict=True)]
+    return [lambda rows=rows: tile(rows) for rows in spans(h.size, -(-h.size // step))]  # type: ignore[misc]
 
 
 def _scatter_tasks(backend: Backend, dy: Array, weight: Array, over: Windows, groups: int, dx: Array) -> list[Task]:
@@ -364,11 +360,11 @@ def _scatter_tasks(backend: Backend, dy: Array, weight: Array, over: Windows, gr
     f, c, kh, kw = weight.shape
     n, out = dy.shape[3], over.h.out
     per_group = min(c, -(-backend.get_num_threads() // groups))
-    edges = [c * i // per_group for i in range(per_group + 1)]
     row_bytes = -(-c // per_group) * kh * kw * over.w.out * n * dy.dtype.itemsize
     step = max(1, min(out, backend.column_bytes // max(1, row_bytes)))
 
-    def block(group: int, first: int, last: int) -> None:
+    def block(group: int, channels: range) -> None:
+        first, last = channels.start, channels.stop
         filters = slice(group * (f // groups), (group + 1) * (f // groups))
         matrix = backend.contiguous(weight[filters, first:last]).reshape(f // groups, -1).T  # (C_block*KH*KW, F/G)
         target = dx[group * c + first : group * c + last]
@@ -381,5 +377,4 @@ def _scatter_tasks(backend: Backend, dy: Array, weight: Array, over: Windows, gr
             backend.matmul(matrix, grad, out=cols.reshape(matrix.shape[0], -1))
             add_columns(backend, cols, over, rows, target)
 
-    spans = list(zip(edges[:-1], edges[1:], strict=True))
-    return [lambda g=g, s=s: block(g, *s) for g in range(groups) for s in spans]  # type: ignore[misc]
+    return [lambda g=g, part=part: block(g, part) for g in range(groups) for part in spans(c, per_group)]  # type: ignore[misc]

@@ -66,6 +66,10 @@ def cross_entropy(
         target = backend.xp.add(backend.xp.multiply(target, 1.0 - label_smoothing), label_smoothing / k)
     scale = 1.0 / n if reduction == "mean" else 1.0
     loss, dlogits = softmax_cross_entropy(backend, batch_last(backend, logits), target, scale)
+    if labels.ndim == 2:  # targets of a sum w other than 1 give w softmax - t
+        xp = backend.xp
+        softmax = xp.add(dlogits, xp.multiply(target, scale))
+        xp.add(dlogits, xp.multiply(softmax, xp.subtract(xp.sum(target, axis=0), 1.0)), out=dlogits)
     return loss, dlogits.T
 
 

@@ -69,7 +69,7 @@ def max_pool_backward_from(backend: Backend, dy: Array, won: Any, over: Windows,
 
 
 class MaxPoolOp(ChannelOp):
-    """y = maximum over a window; dx goes to the first tap that holds it (LeCun et al. 1998; Zhou and Chellappa 1988)."""
+    """y = maximum over a window; dx goes to the first tap that holds it (Zhou and Chellappa 1988)."""
 
     passes = 4
 

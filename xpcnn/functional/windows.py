@@ -112,7 +112,7 @@ def _axis(name: str, size: int, kernel: int, stride: int, dilation: int, padding
     if room < 0:
         raise ShapeError(
             f"kernel_size: expected a window of at most the padded {name} {size + before + after}, "
-            f"got {(kernel - 1) * dilation + 1} (kernel {kernel}, dilation {dilation}); pad more or use a smaller kernel"
+            f"got {(kernel - 1) * dilation + 1} (kernel {kernel}, dilation {dilation}); pad more or take a smaller one"
         )
     out = room // stride + 1
     if ceil and room % stride and out * stride < size + before:

@@ -9,8 +9,8 @@ A tile of 6x6 pixels d gives 4x4 outputs. With B, G and A of Lavin and Gray (arX
     Y = (A^T (x) A^T) M      16 rows, 4x4 outputs each
 
 The adjoints give both gradients from M' = (A (x) A) dY: dU_i = M'_i V_i^T and dV_i = U_i^T M'_i. The price is a
-rounding error of some 2e-6 relative in float32, ten times that of the direct product; `xpcnn.functional.winograd.enabled`
-set to False keeps every convolution direct.
+rounding error of some 2e-6 relative in float32, ten times that of the direct product;
+`xpcnn.functional.winograd.enabled` set to False keeps every convolution direct.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any
 
 from xpcnn.backend import Array, Backend
 from xpcnn.functional.columns import fill_columns
+from xpcnn.functional.spans import spans
 from xpcnn.functional.windows import Axis, Windows
 
 Task = Callable[[], None]
@@ -28,7 +29,7 @@ Task = Callable[[], None]
 enabled = True
 TILE, WINDOW = 4, 6
 
-_B_T = [
+_B_T: list[list[float]] = [
     [4, 0, -5, 0, 1, 0],
     [0, -4, -4, 1, 1, 0],
     [0, 4, -4, -1, 1, 0],
@@ -36,7 +37,7 @@ _B_T = [
     [0, 2, -1, -2, 1, 0],
     [0, 4, 0, -5, 0, 1],
 ]
-_G = [
+_G: list[list[float]] = [
     [1 / 4, 0, 0],
     [-1 / 6, -1 / 6, -1 / 6],
     [-1 / 6, 1 / 6, -1 / 6],
@@ -44,7 +45,7 @@ _G = [
     [1 / 24, -1 / 12, 1 / 6],
     [0, 0, 1],
 ]
-_A_T = [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]]
+_A_T: list[list[float]] = [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]]
 
 
 def suits(backend: Backend, weight: Array, over: Windows, groups: int) -> bool:
@@ -64,10 +65,11 @@ def suits(backend: Backend, weight: Array, over: Windows, groups: int) -> bool:
 @lru_cache(maxsize=16)
 def _matrices(backend: Backend, dtype: Any) -> tuple[Array, Array, Array]:
     """Return B^T (x) B^T (36, 36), G (x) G (36, 9) and A^T (x) A^T (16, 36) on the backend."""
-    return tuple(  # type: ignore[return-value]
-        backend.asarray([[a * b for a in row for b in other] for row in m for other in m], dtype)
-        for m in (_B_T, _G, _A_T)
-    )
+
+    def squared(m: list[list[float]]) -> Array:
+        return backend.asarray([[a * b for a in row for b in other] for row in m for other in m], dtype)
+
+    return squared(_B_T), squared(_G), squared(_A_T)
 
 
 class _Plan:
@@ -81,9 +83,7 @@ class _Plan:
         # V and M of a task together should stay near the cache, but a product wants some hundreds of columns.
         rows = max(1, backend.column_bytes // row_bytes)
         rows = min(rows, -(-self.high // backend.get_num_threads()))
-        count = -(-self.high // rows)
-        edges = [self.high * i // count for i in range(count + 1)]
-        self.steps = [range(*edge) for edge in zip(edges[:-1], edges[1:], strict=True)]
+        self.steps = spans(self.high, -(-self.high // rows))
         self.inputs = Windows(*(_tiles(axis.size, WINDOW, axis.before, axis.out) for axis in (over.h, over.w)))
         self.outputs = Windows(*(_tiles(axis.out, TILE, 0, axis.out) for axis in (over.h, over.w)))
 
@@ -129,9 +129,7 @@ def _filters(backend: Backend, weight: Array) -> Array:
     return backend.matmul(g, taps).reshape(WINDOW * WINDOW, f, c)
 
 
-def forward_tasks(
-    backend: Backend, x: Array, weight: Array, bias: Array | None, over: Windows, y: Array
-) -> list[Task]:
+def forward_tasks(backend: Backend, x: Array, weight: Array, bias: Array | None, over: Windows, y: Array) -> list[Task]:
     """Return the tasks that fill y (F, OH, OW, N) from x (C, H, W, N)."""
     f, c = weight.shape[:2]
     plan = _Plan(backend, over, c, f, x.shape[3], x.dtype)

@@ -20,7 +20,7 @@ class ChannelLayer(Module):
         raise NotImplementedError
 
     def prepare_backward(self, op: Any) -> None:
-        """Get ready for the backward of an operation of `channel_op`; layers with parameters make room for gradients."""
+        """Get ready for the backward of an operation of `channel_op`, such as by making room for gradients."""
 
     def finish_backward(self, op: Any) -> None:
         """Take the gradients that the backward of an operation has left."""

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from xpcnn import random
+from xpcnn.backend import get_backend
 from xpcnn.errors import ShapeError
 
 Initializer = Callable[[tuple[int, ...]], Any]
@@ -49,7 +50,7 @@ def normal(shape: tuple[int, ...], std: float = 0.01, mean: float = 0.0) -> Any:
 
 def zeros(shape: tuple[int, ...]) -> Any:
     """Return zeros."""
-    return random.generator().standard_normal(shape) * 0.0
+    return get_backend().zeros(shape, "float32")
 
 
 def _uniform(shape: tuple[int, ...], bound: float) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from xpcnn.backend import Array, backend_of
 from xpcnn.errors import ShapeError
 from xpcnn.functional.layout import batch_first, batch_last
+from xpcnn.functional.spans import spans
 from xpcnn.nn.module import Module
 
 
@@ -43,15 +44,10 @@ def _add(a: Array, b: Array) -> Array:
     backend = backend_of(a, b)
     a, b = batch_last(backend, a), batch_last(backend, b)
     out = backend.empty(a.shape, a.dtype)
-    edges = _halves(a.shape[0], backend.get_num_threads())
 
-    def add(part: slice) -> None:
-        backend.xp.add(a[part], b[part], out=out[part])
+    def add(part: range) -> None:
+        channels = slice(part.start, part.stop)
+        backend.xp.add(a[channels], b[channels], out=out[channels])
 
-    backend.parallel(add, edges, 3.0 * a.size)
+    backend.parallel(add, spans(a.shape[0], backend.get_num_threads()), 3.0 * a.size)
     return batch_first(out)
-
-
-def _halves(size: int, parts: int) -> list[slice]:
-    edges = [size * i // parts for i in range(parts + 1)]
-    return [slice(*edge) for edge in zip(edges[:-1], edges[1:], strict=True)]
