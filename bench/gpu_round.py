@@ -66,7 +66,7 @@ STAGES = {
     "suite-functional": suite("functional", rehearsal="functional/test_linear.py"),
     "parity": Stage("NumPy, CuPy eager and CuPy captured: gradients and loss curves", ("bench/gpu_parity.py",)),
     "suite-nn": suite("nn", "models", "optim", "data", rehearsal="optim"),
-    "suite-rest": suite("training", "recipes", "cli", "testing", rehearsal="testing"),
+    "suite-rest": suite("backend", "training", "recipes", "cli", "mistakes", "testing", "plot", rehearsal="testing"),
     "steps": Stage("training steps beside PyTorch", ("bench/gpu_speed.py", "--only", "steps", "exact"), ("torch",)),
     "train": Stage("xpcnn train as a whole process", ("bench/gpu_train.py", "--only", "time")),
     "convolutions": Stage("convolutions beside cuDNN", ("bench/gpu_speed.py", "--only", "convolutions"), ("torch",)),

@@ -16,12 +16,19 @@ from gpu_device import Device, check, stage
 from harness import ROOT
 
 TOTAL_GOAL, LIMIT = 3.0, 240.0
+SLACK = 0.01  # of accuracy: one seed beside the mean of five
 
 
 def recipes() -> list[str]:
     from xpcnn import recipes as own
 
     return list(own.names())
+
+
+def expected(recipe: str) -> float:
+    from xpcnn import recipes as own
+
+    return float(own.find(recipe).accuracy)
 
 
 def train(device: Device, recipe: str, cache: Path, *options: str) -> dict[str, Any]:
@@ -70,6 +77,15 @@ def run(device: Device, arguments: argparse.Namespace) -> dict[str, Any]:
         if "convergence" in arguments.only or not arguments.only:
             some = names[: device.scaled(len(names), 0)]
             rows += [{"turn": "recipe", **train(device, name, cache)} for name in some]
+    checks += [
+        check(
+            f"{row['recipe']}: test accuracy below the recipe's",
+            expected(row["recipe"]) - (row["accuracy"] or 0),
+            SLACK,
+        )
+        for row in rows
+        if row["turn"] == "recipe"
+    ]
     checks += [check(f"{row['turn']} {row['recipe']}: exit status", row["status"], 0) for row in rows]
     return {"checks": checks, "rows": rows}
 
