@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable
 from xpcnn.backend import Array, Backend
 from xpcnn.functional.primitive import primitive
 from xpcnn.nn import Parameter
-from xpcnn.optim.optimizer import Group, Number, Optimizer, check_range
+from xpcnn.optim.groups import Group, Number, check_range
+from xpcnn.optim.optimizer import Optimizer
 
 
 class Adagrad(Optimizer):

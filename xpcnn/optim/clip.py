@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from xpcnn.backend import Array, backend_of
 from xpcnn.errors import ConfigError
 from xpcnn.nn import Parameter
-from xpcnn.optim.optimizer import check_range
+from xpcnn.optim.groups import check_range
 
 
 def clip_grad_norm(parameters: Iterable[Parameter], max_norm: float) -> Array:

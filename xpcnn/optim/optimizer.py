@@ -5,7 +5,6 @@ A subclass names its options, its state arrays and its hyperparameters, and give
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
@@ -14,9 +13,7 @@ from xpcnn.backend import Array, backend_of
 from xpcnn.errors import ConfigError, DataError, StateError
 from xpcnn.nn import Parameter
 from xpcnn.optim.flat import Flat
-
-Number = float | int | bool
-Group = dict[str, Any]
+from xpcnn.optim.groups import Group, Number, check_range, make_groups, put, read_array, read_number
 
 
 class Optimizer:
@@ -43,7 +40,7 @@ class Optimizer:
     """
 
     def __init__(self, parameters: Iterable[Parameter] | Iterable[Group], defaults: Group) -> None:
-        self.param_groups = _groups(parameters, defaults)
+        self.param_groups = make_groups(parameters, defaults)
         for group in self.param_groups:
             self._check(group)
         self.generation = 0
@@ -189,7 +186,7 @@ class Optimizer:
         memories = [dict(memory) for memory in self._memory]
         known = self._numbers()
         for key, value in known.items():
-            _put(groups if key.startswith("group.") else memories, key, _number(state, key, value))
+            put(groups if key.startswith("group.") else memories, key, read_number(state, key, value))
         order = self._order()
         arrays: dict[tuple[int, str], Any] = {}
         for group in groups:
@@ -200,7 +197,7 @@ class Optimizer:
             for parameter in group["params"]:
                 for name in self._state(group):  # the options decide which arrays there are
                     key = f"state.{order[id(parameter)]}.{name}"
-                    arrays[id(parameter), name] = _array(state, key, parameter)
+                    arrays[id(parameter), name] = read_array(state, key, parameter)
                     known[key] = 0
         unknown = [key for key in state if key not in known]
         if unknown:
@@ -276,70 +273,3 @@ class _Plan:
 
 def _nothing(*arrays: Array) -> None:
     raise StateError("apply: call upload() before it")
-
-
-def _groups(parameters: Iterable[Parameter] | Iterable[Group], defaults: Group) -> list[Group]:
-    entries: list[Any] = [parameters] if isinstance(parameters, Parameter) else list(parameters)
-    if not entries:
-        raise ConfigError("parameters: expected at least one Parameter, got none; pass model.parameters()")
-    if not any(isinstance(entry, Mapping) for entry in entries):
-        entries = [{"params": entries}]
-    groups: list[Group] = []
-    seen: set[int] = set()
-    for entry in entries:
-        if not isinstance(entry, Mapping) or "params" not in entry:
-            raise ConfigError(f'parameters: expected groups such as {{"params": [...], "lr": 0.1}}, got {entry!r:.80}')
-        unknown = set(entry) - set(defaults) - {"params"}
-        if unknown:
-            raise ConfigError(
-                f"parameters: expected group options among {sorted(defaults)}, got {sorted(unknown)[0]!r}"
-            )
-        members = [entry["params"]] if isinstance(entry["params"], Parameter) else list(entry["params"])
-        for parameter in members:
-            if not isinstance(parameter, Parameter):
-                raise ConfigError(f"parameters: expected instances of nn.Parameter, got {type(parameter).__name__}")
-            if id(parameter) in seen:
-                raise ConfigError(f"parameters: expected each parameter once, got {parameter.name!r} twice")
-            seen.add(id(parameter))
-        groups.append({**defaults, **entry, "params": members})
-    return groups
-
-
-def _put(records: list[dict[str, Any]], key: str, value: Number) -> None:
-    _, i, name, *place = key.split(".")
-    record = records[int(i)]
-    if place:
-        parts = list(record[name])
-        parts[int(place[0])] = value
-        record[name] = tuple(parts)
-    else:
-        record[name] = value
-
-
-def _number(state: Mapping[str, Any], key: str, like: Number) -> Number:
-    value = state.get(key)
-    if isinstance(like, bool) != isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise DataError(f"optimiser state: expected a {type(like).__name__} named {key!r}, got {value!r:.80}")
-    return value
-
-
-def _array(state: Mapping[str, Any], key: str, parameter: Parameter) -> Any:
-    value = state.get(key)
-    shape, dtype = tuple(parameter.data.shape), parameter.data.dtype
-    if getattr(value, "shape", None) != shape or getattr(value, "dtype", None) != dtype:
-        got = "none" if value is None else f"{getattr(value, 'dtype', type(value))} {getattr(value, 'shape', '')}"
-        raise DataError(f"optimiser state: expected {key!r} as {dtype} {shape}, got {got}")
-    return value
-
-
-def check_range(name: str, value: Any, low: float, below: float = math.inf) -> None:
-    """Raise ConfigError unless `low <= value < below`."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value < below:
-        limit = f"{low:g} or more" if below == math.inf else f"from {low:g} to below {below:g}"
-        raise ConfigError(f"{name}: expected a number, {limit}, got {value!r}")
-
-
-def check_flag(name: str, value: Any) -> None:
-    """Raise ConfigError unless `value` is True or False."""
-    if not isinstance(value, bool):
-        raise ConfigError(f"{name}: expected True or False, got {value!r}")

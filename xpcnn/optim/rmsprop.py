@@ -8,7 +8,8 @@ from typing import Any
 from xpcnn.backend import Array, Backend
 from xpcnn.functional.primitive import primitive
 from xpcnn.nn import Parameter
-from xpcnn.optim.optimizer import Group, Number, Optimizer, check_flag, check_range
+from xpcnn.optim.groups import Group, Number, check_flag, check_range
+from xpcnn.optim.optimizer import Optimizer
 
 
 class RMSprop(Optimizer):

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from xpcnn.errors import ConfigError, DataError
-from xpcnn.optim.optimizer import Optimizer, check_flag, check_range
+from xpcnn.optim.groups import check_flag, check_range
+from xpcnn.optim.optimizer import Optimizer
 
 
 class Schedule:

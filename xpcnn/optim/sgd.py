@@ -9,7 +9,8 @@ from xpcnn.backend import Array, Backend
 from xpcnn.errors import ConfigError
 from xpcnn.functional.primitive import primitive
 from xpcnn.nn import Parameter
-from xpcnn.optim.optimizer import Group, Number, Optimizer, check_flag, check_range
+from xpcnn.optim.groups import Group, Number, check_flag, check_range
+from xpcnn.optim.optimizer import Optimizer
 
 
 class SGD(Optimizer):

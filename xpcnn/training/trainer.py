@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-from xpcnn import random
 from xpcnn.backend import Array, backend_of
 from xpcnn.errors import ConfigError, DataError, NonFiniteError, OutOfMemoryError
-from xpcnn.nn import Module, no_grad
+from xpcnn.nn import Module
 from xpcnn.optim import Optimizer, Schedule
 from xpcnn.training.callbacks import Callback, methods
 from xpcnn.training.checkpoint import Checkpointer
 from xpcnn.training.diagnosis import largest_batch, layer_of_traceback
+from xpcnn.training.evaluation import evaluate
 from xpcnn.training.history import History
-from xpcnn.training.metrics import Ledger, Metrics, RunningAverage, write_hits
+from xpcnn.training.interrupt import interruptible
+from xpcnn.training.metrics import Metrics, RunningAverage
 from xpcnn.training.state import capture_state, restore_state
 from xpcnn.training.step import Step
 
@@ -60,6 +57,8 @@ class Trainer:
         Steps so far, whole epochs so far, batches so far in the present epoch.
     history : History
         Of all steps that have been read from the device.
+    interrupted : bool
+        Set it to end the training after the present step, as Ctrl-C does.
     skipped : int
         Updates left out because of nan or inf.
 
@@ -115,7 +114,7 @@ class Trainer:
         self._on_step: list[Callable[[Any], None]] = []
         self._sums = getattr(criterion, "reduction", "mean") == "sum"
         self._resumed = False
-        self._interrupted = False
+        self.interrupted = False
 
     # --- training -------------------------------------------------------------------------------------------------
 
@@ -188,14 +187,14 @@ class Trainer:
         for call in on_start:
             call(self)
         try:
-            with backend.errstate(), self._interruptible():
+            with backend.errstate(), interruptible(self):
                 while self.epoch < self.epochs:
                     self._run_epoch(step, train)
                     metrics = self.evaluate(validation) if validation is not None else None
                     self._end_epoch(train, metrics)
                     for call in on_epoch:
                         call(self)
-                    if self._interrupted:
+                    if self.interrupted:
                         self._stop(train)
         finally:
             self._resumed = False
@@ -227,7 +226,7 @@ class Trainer:
             if checkpoint is not None and self.batch != self.batches_per_epoch and checkpoint.due(self.step):
                 self.seconds = time.perf_counter() - started
                 self.save(train)
-            if self._interrupted:
+            if self.interrupted:
                 self.seconds = time.perf_counter() - started
                 self._stop(train)
         self.read()
@@ -296,42 +295,7 @@ class Trainer:
         DataError
             `data` has no batch.
         """
-        model, criterion = self.model, self.criterion
-        backend = backend_of(next(iter(model.parameters())).data)
-        modes = [(module, module.training) for module in model.modules()]
-        draws = random.get_state()  # a loader draws its order; what training draws must not depend on that
-        ledger = Ledger(backend, 2, self.read_every)
-        hits_place = ledger.row[1:2].reshape(())
-        loss, hits, count = 0.0, 0.0, 0
-        sizes: list[int] = []
-
-        def read() -> None:
-            nonlocal loss, hits
-            for (value, right), size in zip(ledger.read(), sizes, strict=True):
-                loss += value if self._sums else value * size
-                hits += right
-            sizes.clear()
-
-        try:
-            model.eval()
-            with no_grad(), backend.errstate():
-                for x, labels in data:
-                    logits = model(x)
-                    ledger.row[0:1] = criterion(logits, labels)
-                    write_hits(logits, labels, hits_place)
-                    ledger.keep()
-                    sizes.append(x.shape[0])
-                    count += x.shape[0]
-                    if ledger.full:
-                        read()
-            read()
-        finally:
-            for module, training in modes:
-                module.training = training
-            random.set_state(draws)
-        if not count:
-            raise DataError("data: expected at least one batch, got none")
-        return Metrics(loss / count, hits / count, count)
+        return evaluate(self.model, self.criterion, data, self.read_every)
 
     # --- saving -----------------------------------------------------------------------------------------------------
 
@@ -351,25 +315,6 @@ class Trainer:
         return self.checkpoint.write(capture_state(self, train), score)
 
     # --- what may go wrong --------------------------------------------------------------------------------------------
-
-    @contextmanager
-    def _interruptible(self) -> Iterator[None]:
-        """Let Ctrl-C finish the step; a second one breaks off at once."""
-        self._interrupted = False
-        usual = signal.getsignal(signal.SIGINT)
-        if threading.current_thread() is not threading.main_thread() or usual is not signal.default_int_handler:
-            yield
-            return
-
-        def note(signum: int, frame: FrameType | None) -> None:
-            self._interrupted = True
-            signal.signal(signal.SIGINT, usual)
-
-        signal.signal(signal.SIGINT, note)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, usual)
 
     def _stop(self, train: Any) -> None:
         where = f"stopped after step {self.step} (epoch {self.epoch + 1}, batch {self.batch})"

@@ -1,0 +1,84 @@
+"""Parameter groups and their options: read from what a user gave, or from a saved state, and checked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from xpcnn.errors import ConfigError, DataError
+from xpcnn.nn import Parameter
+
+Number = float | int | bool
+Group = dict[str, Any]
+
+
+def make_groups(parameters: Iterable[Parameter] | Iterable[Group], defaults: Group) -> list[Group]:
+    """Return groups with all options filled in, of parameters or of groups as a user gives them."""
+    entries: list[Any] = [parameters] if isinstance(parameters, Parameter) else list(parameters)
+    if not entries:
+        raise ConfigError("parameters: expected at least one Parameter, got none; pass model.parameters()")
+    if not any(isinstance(entry, Mapping) for entry in entries):
+        entries = [{"params": entries}]
+    groups: list[Group] = []
+    seen: set[int] = set()
+    for entry in entries:
+        if not isinstance(entry, Mapping) or "params" not in entry:
+            raise ConfigError(f'parameters: expected groups such as {{"params": [...], "lr": 0.1}}, got {entry!r:.80}')
+        unknown = set(entry) - set(defaults) - {"params"}
+        if unknown:
+            raise ConfigError(
+                f"parameters: expected group options among {sorted(defaults)}, got {sorted(unknown)[0]!r}"
+            )
+        members = [entry["params"]] if isinstance(entry["params"], Parameter) else list(entry["params"])
+        for parameter in members:
+            if not isinstance(parameter, Parameter):
+                raise ConfigError(f"parameters: expected instances of nn.Parameter, got {type(parameter).__name__}")
+            if id(parameter) in seen:
+                raise ConfigError(f"parameters: expected each parameter once, got {parameter.name!r} twice")
+            seen.add(id(parameter))
+        groups.append({**defaults, **entry, "params": members})
+    return groups
+
+
+def put(records: list[dict[str, Any]], key: str, value: Number) -> None:
+    """Set the option or counter that `state_dict` calls `key`."""
+    _, i, name, *place = key.split(".")
+    record = records[int(i)]
+    if place:
+        parts = list(record[name])
+        parts[int(place[0])] = value
+        record[name] = tuple(parts)
+    else:
+        record[name] = value
+
+
+def read_number(state: Mapping[str, Any], key: str, like: Number) -> Number:
+    """Return a number of a state, of the kind of `like`."""
+    value = state.get(key)
+    if isinstance(like, bool) != isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise DataError(f"optimiser state: expected a {type(like).__name__} named {key!r}, got {value!r:.80}")
+    return value
+
+
+def read_array(state: Mapping[str, Any], key: str, parameter: Parameter) -> Any:
+    """Return an array of a state that belongs to `parameter`."""
+    value = state.get(key)
+    shape, dtype = tuple(parameter.data.shape), parameter.data.dtype
+    if getattr(value, "shape", None) != shape or getattr(value, "dtype", None) != dtype:
+        got = "none" if value is None else f"{getattr(value, 'dtype', type(value))} {getattr(value, 'shape', '')}"
+        raise DataError(f"optimiser state: expected {key!r} as {dtype} {shape}, got {got}")
+    return value
+
+
+def check_range(name: str, value: Any, low: float, below: float = math.inf) -> None:
+    """Raise ConfigError unless `low <= value < below`."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value < below:
+        limit = f"{low:g} or more" if below == math.inf else f"from {low:g} to below {below:g}"
+        raise ConfigError(f"{name}: expected a number, {limit}, got {value!r}")
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Raise ConfigError unless `value` is True or False."""
+    if not isinstance(value, bool):
+        raise ConfigError(f"{name}: expected True or False, got {value!r}")

@@ -1,0 +1,68 @@
+"""Evaluation: loss and accuracy over a data set, without a trace in the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from xpcnn import random
+from xpcnn.backend import Array, backend_of
+from xpcnn.errors import DataError
+from xpcnn.nn import Module, no_grad
+from xpcnn.training.metrics import Ledger, Metrics, write_hits
+
+
+def evaluate(model: Module, criterion: Any, data: Iterable[tuple[Array, Array]], read_every: int = 50) -> Metrics:
+    """Return loss and accuracy over all samples of `data`, each counted once, in eval mode and without gradients.
+
+    Parameters
+    ----------
+    model : Module
+        Every layer's mode is afterwards what it was before.
+    criterion : loss object
+    data : iterable of (x, labels)
+        Batches on the model's backend, of any sizes.
+    read_every : int
+        Batches between two looks at what the device has done.
+
+    Raises
+    ------
+    DataError
+        `data` has no batch.
+    """
+    sums = getattr(criterion, "reduction", "mean") == "sum"
+    backend = backend_of(next(iter(model.parameters())).data)
+    modes = [(module, module.training) for module in model.modules()]
+    draws = random.get_state()  # a loader draws its order; what training draws must not depend on that
+    ledger = Ledger(backend, 2, read_every)
+    hits_place = ledger.row[1:2].reshape(())
+    loss, hits, count = 0.0, 0.0, 0
+    sizes: list[int] = []
+
+    def read() -> None:
+        nonlocal loss, hits
+        for (value, right), size in zip(ledger.read(), sizes, strict=True):
+            loss += value if sums else value * size
+            hits += right
+        sizes.clear()
+
+    try:
+        model.eval()
+        with no_grad(), backend.errstate():
+            for x, labels in data:
+                logits = model(x)
+                ledger.row[0:1] = criterion(logits, labels)
+                write_hits(logits, labels, hits_place)
+                ledger.keep()
+                sizes.append(x.shape[0])
+                count += x.shape[0]
+                if ledger.full:
+                    read()
+        read()
+    finally:
+        for module, training in modes:
+            module.training = training
+        random.set_state(draws)
+    if not count:
+        raise DataError("data: expected at least one batch, got none")
+    return Metrics(loss / count, hits / count, count)
