@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 import xpcnn.random
-from xpcnn.backend import register_backend, use_backend
+from xpcnn.backend import get_backend, register_backend, use_backend
 from xpcnn.errors import BackendError
 
 from .fake_device import FakeBackend, counters
@@ -55,5 +55,8 @@ def rng():
 
 @pytest.fixture(autouse=True)
 def _seeded():
-    """Start every test from the same state of the library's generator."""
+    """Start every test from the same state of the library's generator and with the same backend, and say who did not."""
     xpcnn.random.manual_seed(0)
+    before = get_backend()
+    yield
+    assert get_backend() is before, "the test left another backend active"
