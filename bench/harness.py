@@ -23,6 +23,7 @@ RESULTS = HERE / "results"
 
 PATH = re.compile(r"(?:/[\w.+@-]+){2,}")  # results are published: no folder of this machine in an error's text
 LEAST_WATCHED = 0.2  # seconds of all cores: below, the clock of /proc, a hundredth of a second, says too little
+DISTURBED = 0.1  # share of the machine above which other programs make a figure doubtful
 HUGE = str(1 << 30)
 KEPT_VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "SYSTEMROOT", "BENCH_TRACEBACK")
 

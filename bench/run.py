@@ -24,11 +24,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import costs
 import harness
+import report
 import workloads as w
 from environments import default_folder
-from harness import PEERS, Noise, Patience, PeerError, Worker, median, milliseconds
+from harness import DISTURBED, PEERS, Noise, Patience, PeerError, Worker, median
 
-DISTURBED = 0.1  # a turn during which other programs took more of the machine than this is repeated
 NEAR = 1.3  # the same program drifts by this much between rounds on a shared machine: a nearer ratio needs more rounds
 
 
@@ -212,70 +212,6 @@ def measure(
     return row
 
 
-def warnings(row: dict[str, Any]) -> list[str]:
-    """What would make the row's figures doubtful."""
-    found = []
-    counts = {name: p["parameters"] for name, p in row["peers"].items()}
-    if len(set(counts.values())) > 1:
-        found.append(f"the peers differ in their number of parameters: {counts}")
-    found += [
-        f"{name} ended with loss {p['loss']}"
-        for name, p in row["peers"].items()
-        if p["loss"] is not None and not math.isfinite(p["loss"])
-    ]
-    if row["noise"]["sleeping_peers"] > 0.03:
-        found.append(f"peers that should sleep took {row['noise']['sleeping_peers']:.0%} of the machine")
-    if row["noise"]["others"] > DISTURBED:
-        found.append(f"other programs took up to {row['noise']['others']:.0%} of the machine in a turn")
-    return [f"{row['workload']}: {text}" for text in found]
-
-
-def cells(row: dict[str, Any], others: list[str]) -> list[str]:
-    """A line of the table."""
-    peers, found = row["peers"], row["ratios"]
-    ours = peers.get("xpcnn", {}).get("median_seconds")
-
-    def ratio(name: str) -> str:
-        r = found.get(name)
-        return f"{r['median']:.2f}" if r else "-"
-
-    torch = peers.get("torch")
-    spread = f"{found['torch']['least']:.2f}-{found['torch']['most']:.2f}" if "torch" in found else "-"
-    goals = {"torch": row["goal"], **row["other_goals"]}
-    reached = [found[name]["median"] >= goal for name, goal in goals.items() if name in found]
-    sure = row["noise"]["others"] <= DISTURBED
-    met = "-" if "torch" not in found else ("yes" if all(reached) else "no") + ("" if sure else "?")
-    line = [
-        row["workload"],
-        milliseconds(ours) if ours else "-",
-        milliseconds(torch["median_seconds"]) if torch else "-",
-        torch["variant"] if torch else "-",
-        ratio("torch"),
-        spread,
-        f"{row['goal']:.1f}",
-        met,
-    ]
-    line += [f"{milliseconds(peers[n]['median_seconds']) if n in peers else '-'} ({ratio(n)})" for n in others]
-    floor = row.get("floor_seconds")
-    if floor:
-        bound = "products" if floor["products"] >= floor["memory"] else "memory"
-        line += [f"{milliseconds(floor['floor'])} {bound}", f"{floor['floor'] / ours:.0%}" if ours else "-"]
-    return line
-
-
-def summary(row: dict[str, Any]) -> str:
-    """A line while the run goes on."""
-    times = (f"{name} {milliseconds(p['median_seconds'])} ms [{p['variant']}]" for name, p in row["peers"].items())
-    against = row["ratios"].get("torch")
-    ratio = f"; torch / xpcnn {against['median']:.2f} ({against['least']:.2f}-{against['most']:.2f})" if against else ""
-    return f"{row['workload']}: {', '.join(times)}{ratio}"
-
-
-def heading(others: list[str], with_floor: bool) -> list[str]:
-    first = ["workload", "xpcnn ms", "torch ms", "torch's way", "ratio", "range", "goal", "met"]
-    return first + [f"{name} ms (ratio)" for name in others] + (["floor ms", "floor/ours"] if with_floor else [])
-
-
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("workloads", nargs="*", help="names or shell patterns; all without")
@@ -320,16 +256,15 @@ def main() -> int:
             rows.append(row)
             if output:  # after every row, so that an interrupted run leaves what it has
                 harness.write(output, {**start_facts, "peers": about, "rows": rows})
-            print(summary(row), flush=True)
+            print(report.summary(row), flush=True)
             for name, reason in row["skipped"].items():
                 print(f"  {name} skipped: {reason}", flush=True)
-            for text in warnings(row):
+            for text in report.warnings(row):
                 print(f"  warning: {text}", flush=True)
     finally:
         if rates is not None:
             rates.close()
-    others = [name for name in names if any(name in row["peers"] for row in rows) and name not in ("xpcnn", "torch")]
-    print("\n" + harness.table([heading(others, rates is not None), *(cells(row, others) for row in rows)]))
+    print("\n" + report.whole(rows))
     if output:
         print(f"\nwritten: bench/results/{output}")
     return 0
