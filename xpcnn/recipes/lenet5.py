@@ -6,10 +6,11 @@ running statistics begin at 0 and 1 rather than at the first batch; the last, sm
 
 from __future__ import annotations
 
+from typing import Any
+
 from xpcnn.data import Compose, Normalize, Pad
 from xpcnn.nn import Module
 from xpcnn.optim import SGD, OneCycleLR, Optimizer, StepLR
-from xpcnn.optim.optimizer import Group
 from xpcnn.recipes.recipe import Recipe, on_test
 
 NETWORK = "conv 6@5x5, BN, pool; conv 16@5x5, BN, pool; conv 120@5x5, BN; 84, dropout; 10"
@@ -17,7 +18,7 @@ PEAK = 0.3  # rate of lenet5-fast
 PREPARE = Compose(Pad(2), Normalize(0.1307, 0.3081))  # 28x28 to 32x32
 
 
-def _groups(model: Module, **decay: float) -> list[Group]:
+def _groups(model: Module, **decay: float) -> list[dict[str, Any]]:
     """Return the parameters in two groups: those that decay, and those of batch norm, which do not."""
     norms = {
         id(parameter)

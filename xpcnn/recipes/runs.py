@@ -239,7 +239,7 @@ def _run(recipe: Recipe, settings: Settings, folder: Path | None, resume: bool, 
     trainer.fit(train, validation, epochs=settings.epochs, resume=resume)
     last = trainer.last
     if last is None or trainer.last_loader is not test:
-        last = trainer.evaluate(test)
+        last = evaluate(model, test)
     done = Run(recipe, settings, kind, model, trainer.history, test_set, last, folder)
     if folder is not None:
         save_parameters(model, folder / folders.MODEL)

@@ -7,11 +7,12 @@ L2 decay of 0.001, added to the gradient of the weights and not of the biases, i
 
 from __future__ import annotations
 
+from typing import Any
+
 from xpcnn.data import Compose, Normalize, Pad, Repeat
 from xpcnn.datasets import Dataset
 from xpcnn.nn import Module
 from xpcnn.optim import Adam, Optimizer
-from xpcnn.optim.optimizer import Group
 from xpcnn.recipes.recipe import Recipe, Splits
 
 REG = 1e-3
@@ -24,7 +25,7 @@ def _held_out(train: Dataset, test: Dataset) -> Splits:
 
 
 def _adam(model: Module) -> Optimizer:
-    groups: list[Group] = [
+    groups: list[dict[str, Any]] = [
         {"params": [p for p in model.parameters() if len(p.shape) > 1], "weight_decay": REG},
         {"params": [p for p in model.parameters() if len(p.shape) == 1]},
     ]
