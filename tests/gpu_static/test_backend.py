@@ -371,6 +371,7 @@ def capturing(problem=None):
         synchronize=lambda: log.append("wait"),
         cublas=SimpleNamespace(handle=lambda: log.append("handle")),
         guard=contextlib.nullcontext,
+        capture_stream=None,
     )
     return backend, log
 
@@ -387,6 +388,9 @@ def test_capture_records_and_replays():
     step()
     assert log == ["launch", "launch"]
     assert step.pool_bytes == 512
+    stream = backend.capture_stream
+    cupy_capture.CapturedStep(backend, lambda: None)
+    assert backend.capture_stream is stream
 
 
 @pytest.mark.parametrize("where", ["step", "end"])

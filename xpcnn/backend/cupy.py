@@ -127,6 +127,7 @@ class CupyBackend(Backend):
         self.column_bytes = max(1 << 26, min(1 << 31, self.total_bytes // 16))
         self.captures = self.is_cuda
         self._tf32 = False
+        self.capture_stream: Any = None
         self.lanes: list[Any] = []  # copy streams and pinned memory that `prefetch` does not use just now
         self.cublas: Cublas | None = None
         self.kernels = Kernels(cupy)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,10 @@ class CapturedStep:
         # others once Python drops it, and each replay would write over them.
         self._pool = cuda.MemoryPool()
         backend.synchronize()
-        stream = cuda.Stream(non_blocking=True)
+        gc.collect()  # what it would free while recording could call CUDA
+        if backend.capture_stream is None:  # one for all, as each has a cuBLAS handle and its workspace
+            backend.capture_stream = cuda.Stream(non_blocking=True)
+        stream = backend.capture_stream
         with backend.guard(), stream, _out_of_pool(cuda, self._pool):
             if backend.cublas is not None:
                 with _out_of_pool(cuda, backend.xp.get_default_memory_pool()):
@@ -50,7 +54,6 @@ class CapturedStep:
                 self._graph: Any = stream.end_capture()
             except Exception as error:
                 raise BackendError(f"capture: the step cannot be recorded: {_reason(error)}") from error
-        self._stream = stream
 
     def __call__(self) -> None:
         """Replay the step, in order with what the current stream was given before and after."""
