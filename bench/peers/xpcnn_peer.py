@@ -26,8 +26,11 @@ def versions() -> dict[str, str]:
 
 
 def variants(workload: w.Workload, threads: list[int]) -> list[str]:
-    """One: what a user gets without choosing. Threads are left at the library's own default."""
-    return ["default"]
+    """Training as the Trainer does it, recorded and replayed, and as a loop of one's own writes it out.
+
+    Threads are left at the library's own default.
+    """
+    return ["trainer", "written out"] if workload.kind == "train" else ["default"]
 
 
 def batch_last(array: np.ndarray) -> np.ndarray:
@@ -38,7 +41,9 @@ def batch_last(array: np.ndarray) -> np.ndarray:
 def build(workload: w.Workload, variant: str) -> Step:
     xpcnn.set_backend("numpy")
     xpcnn.manual_seed(0)
-    return {"train": _train, "inference": _inference, "conv": _conv, "pool": _pool}[workload.kind](workload)
+    if workload.kind == "train":
+        return _train(workload, by_trainer=variant == "trainer")
+    return {"inference": _inference, "conv": _conv, "pool": _pool}[workload.kind](workload)
 
 
 def optimiser(spec: w.Optimiser, model: Any) -> Any:
@@ -54,7 +59,7 @@ def optimiser(spec: w.Optimiser, model: Any) -> Any:
     return xpcnn.optim.SGD(groups, spec.lr, momentum=spec.momentum)
 
 
-def _train(workload: w.Workload) -> Step:
+def _train(workload: w.Workload, by_trainer: bool) -> Step:
     net = w.NETS[workload.net]
     model = xpcnn.models.create(workload.net)
     model.train()
@@ -76,7 +81,11 @@ def _train(workload: w.Workload) -> Step:
         optimizer.step()
         last[:] = [loss]
 
-    return Step(call, loss=lambda: float(last[0]), parameters=sum(p.data.size for p in model.parameters()))
+    size = sum(p.data.size for p in model.parameters())
+    if not by_trainer:
+        return Step(call, loss=lambda: float(last[0]), parameters=size)
+    trainer = xpcnn.training.Trainer(model, optimizer, criterion)
+    return Step(lambda: trainer.train_batch(*next(data)), loss=lambda: trainer.history.steps["loss"][-1], parameters=size)
 
 
 def _inference(workload: w.Workload) -> Step:

@@ -321,3 +321,16 @@ def test_no_data():
         trainer().fit([])
     with pytest.raises(DataError, match="data: expected at least one batch"):
         trainer().evaluate([])
+
+
+def test_train_batch_does_the_steps_of_fit(backend):
+    by_fit, by_hand = trainer(), trainer()
+    by_fit.fit(loader(), epochs=2)
+    batches = loader()
+    for _ in range(2):
+        for x, target in batches:
+            by_hand.train_batch(x, target)
+            by_hand.schedule.step()
+    by_hand.read()
+    assert_same(arrays(by_fit.model), arrays(by_hand.model))
+    assert list(by_hand.history.steps["loss"]) == list(by_fit.history.steps["loss"])

@@ -204,21 +204,10 @@ class Trainer:
 
     def _run_epoch(self, step: Step, train: Any) -> None:
         schedule, on_step, checkpoint = self.schedule, self._on_step, self.checkpoint
-        group = self.optimizer.param_groups[0]
-        run, immediate = step.run, step.immediate
         self.model.train()
         started = time.perf_counter() - self.seconds
         for x, labels in self._batches(train):
-            lr = group["lr"]
-            try:
-                run(x, labels)
-            except MemoryError as error:
-                raise self._out_of_memory(step, error, x, labels) from error
-            self.step += 1
-            self.batch += 1
-            self._pending.append((x.shape[0], lr))
-            if immediate or self.batch % self.read_every == 0:
-                self.read()
+            self._do(step, x, labels)
             if schedule is not None:
                 schedule.step()
             for call in on_step:
@@ -233,6 +222,41 @@ class Trainer:
         self.seconds = time.perf_counter() - started
         if self.batch == 0:
             raise DataError("train: expected at least one batch, got none")
+
+    def _do(self, step: Step, x: Array, labels: Array) -> None:
+        lr = self.optimizer.param_groups[0]["lr"]
+        try:
+            step.run(x, labels)
+        except MemoryError as error:
+            raise self._out_of_memory(step, error, x, labels) from error
+        self.step += 1
+        self.batch += 1
+        self._pending.append((x.shape[0], lr))
+        if step.immediate or self.batch % self.read_every == 0:
+            self.read()
+
+    def train_batch(self, x: Array, labels: Array) -> None:
+        """Do one step on one batch, recorded and replayed as `fit` does: for a loop of one's own.
+
+        Sets training mode at the first call; the schedule and the callbacks are the loop's own business. The step's
+        loss is in `history` when it returns, or after `read()` where a device must not be waited for.
+
+        Parameters
+        ----------
+        x : array (N, C, H, W) or (N, D)
+            On the model's backend.
+        labels : array (N,) or (N, K)
+
+        Raises
+        ------
+        NonFiniteError
+            As for `fit`.
+        """
+        if self._step is None:
+            self.model.train()
+            self._step = Step(self, backend_of(next(iter(self.model.parameters())).data))
+        with self._step.backend.errstate():
+            self._do(self._step, x, labels)
 
     def _batches(self, train: Any) -> Iterator[tuple[Array, Array]]:
         if self.batch and not hasattr(train, "load_state_dict"):
