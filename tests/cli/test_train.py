@@ -1,0 +1,146 @@
+"""`xpcnn train`: one line of result, a run folder with its pictures, and a way to go on."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from xpcnn.cli import main
+from xpcnn.training import Trainer
+
+Image = pytest.importorskip("PIL.Image")
+pytest.importorskip("matplotlib")
+
+FILES = {
+    "model.safetensors",
+    "run.json",
+    "history.csv",
+    "history.json",
+    "curves.png",
+    "predictions.png",
+    "confusion.png",
+    "filters.png",
+    "features.png",
+    "checkpoints",
+}
+RESULT = re.compile(r"^test accuracy: [01]\.\d{4}\n$")
+
+
+def test_one_line_of_result_and_a_whole_folder(digits, tmp_path, capsys):
+    out = tmp_path / "new" / "run"
+    assert main(["train", "lenet5", "--data", digits, "--out", str(out), "--seed", "3"]) == 0
+    printed = capsys.readouterr()
+    assert RESULT.match(printed.out)
+    assert {path.name for path in out.iterdir()} == FILES
+    for name in FILES:
+        if name.endswith(".png"):
+            with Image.open(out / name) as picture:
+                picture.load()
+                assert min(picture.size) > 100
+    content = json.loads((out / "run.json").read_text())
+    assert content["settings"]["seed"] == 3
+    assert f"{content['test']['accuracy']:.4f}" in printed.out
+    assert "61,990 parameters, backend numpy" in printed.err
+    assert re.search(r"epoch 1/1  batch 3/3  accuracy 0\.\d{4}  loss \d\.\d{4}  lr 0\.1\n", printed.err)
+    assert f"run folder: {out}" in printed.err
+
+
+def test_the_default_folder_names_recipe_and_time(digits, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):  # also within one second
+        assert main(["train", "conv8", "--data", digits, "--epochs", "1"]) == 0
+    found = sorted(path.name for path in (tmp_path / "runs").iterdir())
+    assert len(found) == 2
+    assert all(re.fullmatch(r"conv8-\d{8}-\d{6}(-2)?", name) for name in found)
+    assert capsys.readouterr().out.count("test accuracy: ") == 2
+
+
+def test_the_default_recipe_is_lenet5(digits, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "--data", digits]) == 0
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert json.loads((folder / "run.json").read_text())["settings"]["recipe"] == "lenet5"
+
+
+def test_options_reach_the_run(digits, tmp_path):
+    options = ["--epochs", "2", "--batch-size", "50", "--seed", "9", "--as-written", "--backend", "numpy"]
+    assert main(["train", "deep3", "--data", digits, "--out", str(tmp_path / "run"), *options]) == 0
+    content = json.loads((tmp_path / "run" / "run.json").read_text())
+    settings = {"recipe": "deep3", "data": digits, "epochs": 2, "batch_size": 50, "seed": 9, "as_written": True}
+    assert content["settings"] == settings
+    assert len(content["epochs"]) == 2
+
+
+def test_without_matplotlib_it_trains_all_the_same(digits, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert main(["train", "--data", digits, "--out", str(tmp_path / "run")]) == 0
+    printed = capsys.readouterr()
+    assert RESULT.match(printed.out)
+    assert 'pip install "xpcnn[cli]"' in printed.err
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {name for name in FILES if ".png" not in name}
+
+
+def test_the_backend_is_used(digits, tmp_path):
+    assert main(["train", "--data", digits, "--out", str(tmp_path / "run"), "--backend", "fake"]) == 0
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["machine"]["backend"] == "fake"
+    assert main(["evaluate", str(tmp_path / "run"), "--backend", "numpy"]) == 0
+
+
+def test_ctrl_c_says_how_to_go_on(digits, tmp_path, monkeypatch, capsys):
+    out = str(tmp_path / "a run")
+    step = Trainer.read
+
+    def press(trainer):
+        step(trainer)
+        if trainer.step == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Trainer, "read", press)
+    assert main(["train", "--data", digits, "--epochs", "3", "--out", out]) == 130
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.splitlines()[-1] == f"xpcnn train: interrupted; go on with: xpcnn train --resume --out '{out}'"
+    monkeypatch.setattr(Trainer, "read", step)
+    assert main(["train", "--resume", "--out", out]) == 0
+    printed = capsys.readouterr()
+    assert RESULT.match(printed.out)
+    assert re.search(r"going on from step [1-8]$", printed.err, re.MULTILINE)
+
+
+def test_a_real_process_interrupted_in_the_middle_goes_on(digits, tmp_path):
+    """Ctrl-C from outside, whatever the process is doing; then the same numbers as a run that was left alone."""
+    command = [sys.executable, "-m", "xpcnn", "train", "lenet5", "--data", digits, "--epochs", "25", "--seed", "1"]
+    out = tmp_path / "run"
+    process = subprocess.Popen([*command, "--out", str(out)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not list(out.glob("checkpoints/step-*")):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    printed, errors = process.communicate(timeout=60)
+    assert (process.returncode, printed) == (130, ""), errors
+    assert f"xpcnn train --resume --out {out}" in errors
+    assert "Traceback" not in errors
+    resume = [sys.executable, "-m", "xpcnn", "train", "--resume", "--out", str(out)]
+    resumed = subprocess.run(resume, capture_output=True, text=True)
+    whole = subprocess.run([*command, "--out", str(tmp_path / "whole")], capture_output=True, text=True)
+    assert (resumed.returncode, whole.returncode) == (0, 0), resumed.stderr
+    assert resumed.stdout == whole.stdout
+    assert (out / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
+
+
+def test_a_loss_that_explodes_is_one_line_and_status_1(digits, tmp_path, monkeypatch, capsys):
+    from dataclasses import replace
+
+    from xpcnn.optim import SGD
+    from xpcnn.recipes import table
+
+    wild = replace(table.RECIPES["conv8"], optimizer=lambda model: SGD(model.parameters(), 1e30))
+    monkeypatch.setitem(table.RECIPES, "conv8", wild)
+    assert main(["train", "conv8", "--data", digits, "--out", str(tmp_path / "run")]) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("xpcnn train: step ")
+    assert "nan or infinite" in last or "the loss is" in last
