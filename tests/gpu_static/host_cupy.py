@@ -16,7 +16,7 @@ import numpy as np
 
 from xpcnn.backend.cupy import CupyBackend
 from xpcnn.backend.cupy_cublas import COMPUTE_32F, COMPUTE_32F_FAST_TF32, COMPUTE_64F, Cublas
-from xpcnn.backend.cupy_fused import FUSED
+from xpcnn.backend.cupy_updates import FUSED
 
 from .shim import CpuKernels, guarded
 

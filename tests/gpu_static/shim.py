@@ -14,8 +14,9 @@ import numpy as np
 
 from tests.fake_device import FakeArray
 from tests.fake_device.backend import FakeBackend
-from xpcnn.backend.cupy_fused import FUSED, row_sums
+from xpcnn.backend.cupy_fused import row_sums
 from xpcnn.backend.cupy_kernels import BLOCK, TYPES, convert, source
+from xpcnn.backend.cupy_updates import FUSED
 
 HERE = Path(__file__).parent
 SIGNATURE = re.compile(r'extern "C" __global__ void (\w+)\(([^)]*)\)\s*\{(.*?)\n\}', re.S)

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.fake_device import FakeArray
-from xpcnn.backend.cupy_fused import FUSED, row_sums
+from xpcnn.backend.cupy_fused import row_sums
+from xpcnn.backend.cupy_updates import FUSED
 from xpcnn.functional import columns, convolution, loss, normalization, pooling
 from xpcnn.functional.activation import relu_backward_from, relu_forward
 from xpcnn.functional.dropout import GOLDEN, apply_mask, dropout_forward, mix

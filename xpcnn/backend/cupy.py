@@ -109,8 +109,8 @@ class CupyBackend(Backend):
         import cupy
 
         from xpcnn.backend.cupy_cublas import Cublas
-        from xpcnn.backend.cupy_fused import FUSED
         from xpcnn.backend.cupy_kernels import Kernels
+        from xpcnn.backend.cupy_updates import FUSED
 
         self.name = _name(device)
         self.xp = cupy
