@@ -90,6 +90,11 @@ def test_gradcheck_lists_every_parameter(capsys):
     assert "all gradients are right" in text
 
 
+@pytest.mark.parametrize("name", recipes.names())
+def test_gradcheck_of_every_recipe(name, capsys):
+    assert "all gradients are right" in printed(capsys, "gradcheck", name)
+
+
 def test_gradcheck_on_another_backend(capsys):
     assert "all gradients are right" in printed(capsys, "gradcheck", "conv8", "--backend", "fake")
 
