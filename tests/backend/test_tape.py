@@ -1,0 +1,140 @@
+"""A step recorded on NumPy and replayed does what the step itself does, bit by bit, whatever the data."""
+
+import numpy as np
+import pytest
+
+import xpcnn
+from xpcnn import models, nn, optim
+from xpcnn.backend.memory import BlockPool
+from xpcnn.errors import BackendError, DataError
+
+SHAPES = {
+    "lenet5": (1, 32, 32),
+    "deep3": (1, 28, 28),
+    "tiny": (1, 28, 28),
+    "conv8": (1, 28, 28),
+    "three-layer": (3, 32, 32),
+    "resnet20": (3, 32, 32),
+    "vgg8": (3, 32, 32),
+}
+
+
+class Training:
+    """A net, its optimiser, and one batch in fixed memory."""
+
+    def __init__(self, model, shape, batch=6):
+        self.model, self.criterion = model, nn.CrossEntropyLoss()
+        self.optimizer = optim.SGD(model.parameters(), 0.01, momentum=0.9)
+        self.x = np.empty((*shape, batch), "float32").transpose(3, 0, 1, 2)
+        self.labels = np.empty(batch, int)
+        self.losses = []
+        self.loss = np.empty((), "float32")
+
+    def feed(self, seed):
+        rng = np.random.default_rng(seed)
+        self.x[...] = rng.standard_normal(self.x.shape)
+        self.labels[...] = rng.integers(0, 10, self.labels.shape)
+        self.optimizer.gather()
+        self.optimizer.upload()
+
+    def step(self):
+        loss = self.criterion(self.model(self.x), self.labels)
+        xpcnn.backend.backend_of(loss).xp.copyto(self.loss, loss)
+        self.model.backward_parameters(self.criterion.backward())
+        self.optimizer.collect()
+        self.optimizer.apply()
+        self.optimizer.zero_grad()
+
+    def state(self):
+        arrays = dict(self.model.named_buffers()) | {n: p.data for n, p in self.model.named_parameters()}
+        return {name: array.copy() for name, array in arrays.items()} | {"loss": self.loss.copy()}
+
+
+def assert_replays_exactly(make, shape, steps=3):
+    written, recorded = (Training(make(), shape) for _ in range(2))
+    for training in (written, recorded):
+        training.feed(0)
+        training.step()
+    recorded.feed(1)
+    replay = xpcnn.get_backend().capture(recorded.step)  # does the work of a step
+    written.feed(1)
+    written.step()
+    for seed in range(2, 2 + steps):
+        written.feed(seed)
+        written.step()
+        recorded.feed(seed)
+        replay()
+        for name, value in written.state().items():
+            np.testing.assert_array_equal(value, recorded.state()[name], err_msg=f"{name} after batch {seed}")
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_a_replay_is_the_step(name):
+    def make():
+        xpcnn.manual_seed(0)
+        return models.create(name)
+
+    assert_replays_exactly(make, SHAPES[name])
+
+
+@pytest.mark.parametrize("layer", [nn.LeakyReLU, nn.Sigmoid, nn.Tanh, nn.GELU, lambda: nn.AvgPool2d(3, 2, 1)])
+def test_every_other_layer_replays(layer):
+    def make():
+        xpcnn.manual_seed(0)
+        conv = nn.Conv2d(2, 4, 3, stride=2, groups=2, padding=((1, 0), (2, 1)))
+        return nn.Sequential(conv, layer(), nn.GlobalAvgPool2d(), nn.Flatten(), nn.Linear(4, 10))
+
+    assert_replays_exactly(make, (2, 9, 8))
+
+
+def test_a_replay_shares_work_out_to_threads_without_changing_it():
+    threads = xpcnn.get_num_threads()
+
+    def make():
+        xpcnn.manual_seed(0)
+        return nn.Sequential(
+            nn.Conv2d(8, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU(), nn.Flatten(), nn.Linear(64 * 24 * 24, 10)
+        )
+
+    try:
+        xpcnn.set_num_threads(2)
+        assert_replays_exactly(make, (8, 24, 24))
+    finally:
+        xpcnn.set_num_threads(threads)
+
+
+def test_a_replay_checks_labels_as_the_step_does():
+    xpcnn.manual_seed(0)
+    training = Training(models.create("conv8"), SHAPES["conv8"])
+    training.feed(0)
+    replay = xpcnn.get_backend().capture(training.step)
+    training.labels[2] = 10
+    with pytest.raises(DataError, match="labels: expected classes from 0 to 9"):
+        replay()
+
+
+def test_a_number_of_the_host_cannot_be_recorded():
+    x = np.ones(3, "float32")
+    backend = xpcnn.get_backend()
+
+    def step():
+        xp = xpcnn.backend.backend_of(x).xp
+        x[...] = xp.sum(x)
+
+    with pytest.raises(BackendError, match=r"capture: xp\.sum gave a number of the host"):
+        backend.capture(step)
+    assert xpcnn.backend.backend_of(x) is backend, "the recorder must be gone after an error"
+
+
+def test_a_record_uses_a_block_again_once_the_step_has_dropped_it():
+    backend = xpcnn.get_backend()
+    x = np.ones(1 << 18, "float32")
+
+    def step():
+        owner = xpcnn.backend.backend_of(x)
+        for _ in range(20):
+            owner.xp.add(x, 1.0, out=owner.empty(x.shape, x.dtype))
+
+    pool = backend.capture(step)._recorder.blocks
+    assert isinstance(pool, BlockPool)
+    assert len(pool.kept) == 1
