@@ -55,7 +55,7 @@ def rng():
 
 @pytest.fixture(autouse=True)
 def _seeded():
-    """Start every test from the same state of the library's generator and with the same backend, and say who did not."""
+    """Start every test from the same state of the library's generator; leave no other backend active after it."""
     xpcnn.random.manual_seed(0)
     before = get_backend()
     yield

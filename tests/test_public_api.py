@@ -114,7 +114,7 @@ API = {
         to_categorical(labels, num_classes)
     """,
     "xpcnn.data": """
-        DataLoader(images, labels, batch_size, *, shuffle=True, replacement=False, seed=None, drop_last=False, transform=None)
+        DataLoader(images, labels, batch_size, *, shuffle=True, replacement=False, seed=None, drop_last=False)
         Normalize(mean, std)
         Pad(padding)
     """,

@@ -1,0 +1,216 @@
+"""Every check of the project, each in a virtual environment of its own: `nox`, or `nox -s NAME`; `nox -l` lists them.
+
+A plain `nox` is lint, types, the tests on NumPy and on the strict fake device with every Python found here, a short
+training run, and the built wheel. It needs no GPU. What is passed after `--` goes to the tool of the session.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2024.10.9"
+nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.reuse_existing_virtualenvs = True
+nox.options.error_on_missing_interpreters = False
+
+ROOT = Path(__file__).resolve().parent
+PROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
+BASE = PROJECT["project"]["dependencies"]
+VERSIONS = ("3.11", "3.12", "3.13", "3.14")
+GPU_IS_REQUIRED = os.environ.get("XPCNN_REQUIRE_GPU") == "1"
+
+
+def starts(path: str | os.PathLike[str], version: str) -> bool:
+    """Whether an interpreter is there and of that version; a manager's stand-in may be neither."""
+    try:
+        code = "import sys, venv; print('%d.%d' % sys.version_info[:2])"
+        done = subprocess.run([path, "-c", code], capture_output=True, text=True, timeout=60)
+    except OSError:
+        return False
+    return done.returncode == 0 and done.stdout.strip() == version
+
+
+def find(version: str) -> str | None:
+    """Return the path of a Python of this version: this one, on the PATH, or where pyenv and uv keep theirs."""
+    name = f"python{version}"
+    home = Path.home()
+    candidates: list[str | Path] = [sys.executable]
+    candidates += [Path(folder) / name for folder in os.get_exec_path() if Path(folder) != ROOT / ".nox" / "pythons"]
+    for folder in (
+        Path(os.environ.get("PYENV_ROOT", home / ".pyenv")) / "versions",
+        Path(os.environ.get("UV_PYTHON_INSTALL_DIR", home / ".local" / "share" / "uv" / "python")),
+    ):
+        candidates += sorted(folder.glob(f"*{version}*/bin/{name}"), reverse=True)
+    return next((str(path) for path in candidates if starts(path, version)), None)
+
+
+FOUND = {version: path for version in VERSIONS if (path := find(version))}
+MISSING = [version for version in VERSIONS if version not in FOUND]
+# nox looks for pythonX.Y on the PATH: put first what `find` found, under that name.
+_links = ROOT / ".nox" / "pythons"
+if os.name == "posix":
+    _links.mkdir(parents=True, exist_ok=True)
+    for _version, _path in FOUND.items():
+        link = _links / f"python{_version}"
+        link.unlink(missing_ok=True)
+        link.symlink_to(_path)
+    os.environ["PATH"] = os.pathsep.join([str(_links), os.environ["PATH"]])
+
+OLDEST, NEWEST = (
+    min(FOUND, key=VERSIONS.index),
+    max(FOUND, key=VERSIONS.index),
+)  # NumPy's hints are read as the oldest Python reads them
+CPU = nox.param("numpy,fake", id="cpu")
+CUPY = nox.param("cupy", id="cupy")
+nox.options.sessions = [
+    "lint",
+    "types",
+    *[f"tests-{version}(cpu)" for version in FOUND],
+    "convergence(numpy)",
+    "wheel",
+]
+
+
+def extra(*names: str) -> list[str]:
+    return [line for name in names for line in PROJECT["project"]["optional-dependencies"][name]]
+
+
+def group(*names: str) -> list[str]:
+    return nox.project.dependency_groups(PROJECT, *names)
+
+
+def cuda_driver() -> int:
+    """Return the CUDA version of the driver where a device answers, such as 12080; 0 where none does."""
+    try:
+        library = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+    except OSError:
+        return 0
+    count, version = ctypes.c_int(), ctypes.c_int()
+    if library.cuInit(0) or library.cuDeviceGetCount(ctypes.byref(count)) or not count.value:
+        return 0
+    library.cuDriverGetVersion(ctypes.byref(version))
+    return version.value
+
+
+def install_for(session: nox.Session, backends: str) -> None:
+    """Install what the tests need, and CuPy where it is asked for and a device answers."""
+    cupy: list[str] = []
+    if "cupy" in backends:
+        driver = cuda_driver()
+        if not driver:
+            message = "cupy: not run, no CUDA device answers here (nvidia-smi should list one)"
+            if GPU_IS_REQUIRED:
+                session.error(f"{message}, and XPCNN_REQUIRE_GPU=1 asks for it")
+            session.skip(message)
+        cupy = extra("cuda13" if driver >= 13000 else "cuda12")
+    session.install(*BASE, *extra("cli"), *group("test"), *cupy)
+
+
+def pytest(session: nox.Session, *arguments: str, **environment: str) -> None:
+    session.run("python", "-m", "pytest", *arguments, *session.posargs, env=environment)
+
+
+@nox.session(python=list(FOUND))
+@nox.parametrize("backends", [CPU, CUPY])
+def tests(session: nox.Session, backends: str) -> None:
+    """The suite, on each Python and backend."""
+    if MISSING:
+        session.log(f"not found here, so not tested: Python {', '.join(MISSING)}")
+    install_for(session, backends)
+    pytest(session, "-q", XPCNN_TEST_BACKENDS=backends)
+
+
+@nox.session(python=NEWEST)
+@nox.parametrize("backend", ["numpy", "fake", "cupy"], ids=["numpy", "fake", "cupy"])
+def convergence(session: nox.Session, backend: str) -> None:
+    """Training on MNIST to an accuracy."""
+    install_for(session, backend)
+    pytest(session, "-q", "-m", "convergence", "tests/convergence", XPCNN_TEST_BACKENDS=backend)
+
+
+@nox.session(python=NEWEST)
+def trust(session: nox.Session) -> None:
+    """What takes long: thousands of damaged files per reader, kills, long runs."""
+    install_for(session, "numpy,fake")
+    pytest(session, "-q", XPCNN_TRUST="1")
+
+
+@nox.session(python=NEWEST)
+def parity(session: nox.Session) -> None:
+    """PyTorch as the oracle of every operation, layer, loss, optimiser and schedule."""
+    session.install(*BASE, *group("test", "parity"))
+    pytest(session, "-q", "-m", "parity", "tests/parity")
+
+
+@nox.session(python=NEWEST)
+def gpu_static(session: nox.Session) -> None:
+    """What can be checked of the GPU code without a GPU: CuPy's wheel, the CUDA compiler, kernels run on the CPU."""
+    if sys.platform != "linux":
+        session.skip("gpu_static: CuPy's wheel for CUDA and g++ are there on Linux alone")
+    if not shutil.which("g++"):
+        session.error("gpu_static: needs g++ (Debian and Ubuntu: apt-get install g++)")
+    session.install(*BASE, *extra("cli"), *group("test", "gpu_static"))
+    pytest(session, "-q", "-m", "gpu_static", "tests/gpu_static")
+
+
+@nox.session(python=NEWEST)
+def lint(session: nox.Session) -> None:
+    """Ruff: rules and format."""
+    session.install(*group("lint"))
+    session.run("ruff", "check", *session.posargs)
+    session.run("ruff", "format", "--check")
+
+
+@nox.session(python=OLDEST)
+def types(session: nox.Session) -> None:
+    """Mypy, strict, over the package."""
+    session.install(*BASE, *group("types"))
+    session.run("mypy", *session.posargs)
+
+
+@nox.session(python=NEWEST)
+def wheel(session: nox.Session) -> None:
+    """Build sdist and wheel, install the wheel with the source out of sight, and test what is installed."""
+    session.install("build")
+    outside = Path(session.create_tmp()).resolve()
+    for old in outside.iterdir():
+        shutil.rmtree(old)
+    session.run("python", "-m", "build", "--outdir", str(outside / "dist"), str(ROOT), silent=True)
+    (built,) = (outside / "dist").glob("*.whl")
+    session.install("--force-reinstall", "--no-deps", str(built))
+    session.install(*BASE, *extra("cli"), *group("test"))
+    shutil.copytree(ROOT / "tests", outside / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", outside)
+    shutil.copy(ROOT / "README.md", outside)
+    session.chdir(outside)
+    code = "import pathlib, xpcnn; print(pathlib.Path(xpcnn.__file__).parent)"
+    package = Path(str(session.run("python", "-W", "error", "-c", code, silent=True)).strip())
+    if ROOT in package.parents and ".nox" not in package.parts:
+        session.error(f"wheel: the test would use the source in {package}")
+    session.run("python", "-W", "error", "-c", "from xpcnn.datasets import load_mnist; print(*load_mnist(), sep='\\n')")
+    session.run("xpcnn", "info")
+    session.run("xpcnn", "recipes")
+    subset = ["tests/datasets/test_mnist.py", "tests/nn", "tests/backend/test_import.py", "tests/test_public_api.py"]
+    session.run("python", "-m", "pytest", "-q", *subset, env={"XPCNN_TEST_BACKENDS": "numpy"})
+
+
+@nox.session(python=NEWEST)
+def bench(session: nox.Session) -> None:
+    """Library beside loops and backend beside backend, then beside its peers (`python bench/environments.py` first)."""
+    session.install(*BASE, *extra("cli"), *group("test", "bench"))
+    session.run("python", "-m", "pytest", "-q", "bench")
+    session.run("python", "bench/run.py", *session.posargs)
+
+
+@nox.session(python=NEWEST)
+def seeds(session: nox.Session) -> None:
+    """The five source systems as recipes, at their full length: accuracy and time of each."""
+    session.install(*BASE, *extra("cli"))
+    session.run("python", "bench/seeds.py", *session.posargs)
