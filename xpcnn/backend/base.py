@@ -30,7 +30,7 @@ class Backend:
     xp: Any
     fused: Mapping[str, Callable[..., Any]] = {}
 
-    # What a convolution should prefer here; `functional/convolution.py` explains both.
+    # What a convolution should prefer here; `functional/tiles.py` and `winograd.py` explain both.
     stacks_rows: bool = False
     winograd_channels: ClassVar[int | None] = None
     # Columns that one piece of a convolution may hold at a time, and the working set of one slab of channels.

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from xpcnn.backend import Array, backend_of
 from xpcnn.errors import DTypeError, ShapeError
-from xpcnn.functional.convolution import add_bias, channel_sums
+from xpcnn.functional.bias import add_bias, channel_sums
 from xpcnn.functional.layout import batch_last, check_floating, check_like, check_ndim
 
 
