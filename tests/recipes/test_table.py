@@ -134,7 +134,7 @@ def test_tiny_draws_pairs_and_its_rate_falls_with_time():
 
 
 def test_initial_values():
-    """He normal where the document's leave a net at chance; the document's own elsewhere, and with as_written."""
+    """He where the document's leave a net at chance; the document's own elsewhere, and with as_written."""
 
     def spread(name, layer, as_written=False):
         return float(np.std(set_up(name, as_written)[1][layer].weight.data))
@@ -142,10 +142,16 @@ def test_initial_values():
     assert spread("lenet5", 8) == pytest.approx(math.sqrt(2 / (16 * 25)), rel=0.05)
     assert spread("deep3", 3) == pytest.approx(math.sqrt(2 / (32 * 9)), rel=0.05)
     assert spread("tiny", 4) == pytest.approx(math.sqrt(2 / 169), rel=0.05)
+    assert all(set_up_tiny(seed)[0].weight.data.sum() >= 0 for seed in range(20))
     assert spread("tiny", 4, as_written=True) == pytest.approx(0.01, rel=0.05)
     assert spread("conv8", 0) == pytest.approx(1 / 9, rel=0.3)
     assert spread("conv8", 3) == pytest.approx(1 / 1352, rel=0.05)
     assert spread("three-layer", 4) == pytest.approx(1e-3, rel=0.05)
+
+
+def set_up_tiny(seed):
+    manual_seed(seed)
+    return recipes.find("tiny").create_model()
 
 
 def test_as_written_changes_values_and_rates_alone():

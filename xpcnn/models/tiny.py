@@ -8,14 +8,25 @@ from typing import Any
 from xpcnn.nn import Conv2d, Flatten, Linear, MaxPool2d, ReLU, Sequential, init
 
 
+def _live(shape: tuple[int, ...]) -> Any:
+    """Draw a He uniform filter that ink makes answer.
+
+    The net has one filter. Where its sum is far below 0, ReLU makes nothing of any digit, and it never learns: so one
+    of thirty nets did.
+    """
+    weight = init.he_uniform(shape)
+    return -weight if weight.sum() < 0 else weight
+
+
 def tiny(*, num_classes: int = 10, weight_scale: float | None = None, dtype: Any = "float32") -> Sequential:
     """Return the network for images (N, 1, 28, 28); 11,540 parameters by default.
 
-    conv 1@3x3, ReLU, pool 2; 64, ReLU; classes. Weights are He normal, or N(0, weight_scale^2) where that is given.
+    conv 1@3x3, ReLU, pool 2; 64, ReLU; classes. Weights are He uniform, the filter with a sum of 0 or more; or
+    N(0, weight_scale^2) where that is given.
     """
-    draw = init.he_normal if weight_scale is None else partial(init.normal, std=weight_scale)
+    draw = init.he_uniform if weight_scale is None else partial(init.normal, std=weight_scale)
     return Sequential(
-        Conv2d(1, 1, 3, weight_init=draw, dtype=dtype),  # (N, 1, 26, 26)
+        Conv2d(1, 1, 3, weight_init=_live if weight_scale is None else draw, dtype=dtype),  # (N, 1, 26, 26)
         ReLU(),
         MaxPool2d(2),  # (N, 1, 13, 13)
         Flatten(),

@@ -1,6 +1,7 @@
 """The two-image notebook: one filter, batches of two images drawn with replacement, 2,000 steps.
 
-Corrected: weights are He normal and the loss is summed over the two images. As written (weights N(0, 0.01^2), loss
+Corrected: weights are He uniform, those of the one filter with a sum of 0 or more (ReLU makes nothing of a filter far
+below it), and the loss is summed over the two images. As written (weights N(0, 0.01^2), loss
 averaged) the net stays at chance for most seeds: `as_written` trains that one. float32 throughout, where the document
 casts to float64 inside the loop.
 """
