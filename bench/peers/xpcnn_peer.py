@@ -85,7 +85,8 @@ def _train(workload: w.Workload, by_trainer: bool) -> Step:
     if not by_trainer:
         return Step(call, loss=lambda: float(last[0]), parameters=size)
     trainer = xpcnn.training.Trainer(model, optimizer, criterion)
-    return Step(lambda: trainer.train_batch(*next(data)), loss=lambda: trainer.history.steps["loss"][-1], parameters=size)
+    history = trainer.history.steps
+    return Step(lambda: trainer.train_batch(*next(data)), loss=lambda: history["loss"][-1], parameters=size)
 
 
 def _inference(workload: w.Workload) -> Step:
