@@ -80,6 +80,17 @@ def test_predictions_show_mistakes_first(tmp_path, rng):
     assert dark.min() > 140
 
 
+def test_the_surest_mistake_comes_first(tmp_path):
+    labels = np.array([1, 2, 3])
+    images = np.stack([np.full((28, 28), grey, np.uint8) for grey in (40, 80, 120)])
+    shares = np.zeros((3, 10))
+    shares[:, 0] = 0.5, 0.9, 0.7
+    shares[:, 9] = 1 - shares[:, 0] - 0.01
+    shares[1, 9], shares[2, 9] = 0.0, 0.2
+    picture = pixels(plot.predictions(images, labels, shares, tmp_path / "a.png"))
+    assert [int(picture[130, 60 + 106 * tile, 0]) for tile in range(3)] == [80, 120, 40]
+
+
 @pytest.mark.parametrize("wrong", [[], range(40)], ids=["all right", "all wrong"])
 @pytest.mark.parametrize("shape", [(28, 28), (1, 28, 28), (3, 32, 32), (32, 32, 3)])
 def test_predictions_of_any_images(tmp_path, rng, shape, wrong):
