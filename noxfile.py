@@ -1,8 +1,8 @@
 """Every check of the project, each in a virtual environment of its own: `nox`, or `nox -s NAME`; `nox -l` lists them.
 
 A plain `nox` is lint, types, the tests on NumPy and on the strict fake device with the newest Python found here, a
-short training run, and a thousand tests of the built wheel with the oldest. It needs no GPU; on two cores it takes a few
-minutes. `nox -s tests` takes every Python. What is passed after `--` goes to the tool of the session.
+short training run, and a thousand tests of the built wheel with the oldest; `nox -s tests` takes every Python. It needs
+no GPU, and some minutes on two cores. What is passed after `--` goes to the tool of the session.
 """
 
 from __future__ import annotations

@@ -199,7 +199,7 @@ class TestNumber:
                 assert_close(second, first, tolerance=1e-10)
 
     def test_networks_in_several_threads_at_once(self, numbers, rng):
-        xs = [values(rng, (64, 1, 28, 28), "float32") for _ in range(3)]
+        xs = [values(rng, (32, 1, 28, 28), "float32") for _ in range(3)]
         nets = [models.create("deep3").eval() for _ in xs]
         with nn.no_grad():
             expected = [net(x) for net, x in zip(nets, xs, strict=True)]
@@ -207,7 +207,7 @@ class TestNumber:
 
         def predict(i):
             with nn.no_grad():
-                for _ in range(5):
+                for _ in range(3):
                     got[i] = nets[i](xs[i])
 
         users = [threading.Thread(target=predict, args=(i,)) for i in range(3)]

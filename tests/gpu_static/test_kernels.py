@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from tests.fake_device import FakeArray
 from xpcnn.backend.cupy_fused import row_sums
 from xpcnn.backend.cupy_updates import FUSED
-from xpcnn.functional import columns, convolution, loss, normalization, pooling
+from xpcnn.functional import columns, loss, normalization, pooling
 from xpcnn.functional.activation import relu_backward_from, relu_forward
+from xpcnn.functional.bias import add_bias
 from xpcnn.functional.dropout import GOLDEN, apply_mask, dropout_forward, mix
 from xpcnn.functional.windows import windows
 from xpcnn.optim import adagrad, adam, rmsprop, sgd
@@ -139,7 +140,7 @@ def test_add_bias(f, h, w, n, dtype, seed, data):
     rng = np.random.default_rng(seed)
     y, bias = (rng.standard_normal(shape).astype(dtype) for shape in ((f, h, w, n), (f,)))
     first = data.draw(st.integers(0, h - 1))
-    got, expected = both(convolution.add_bias, lambda: (device(y)[:, first:h], device(bias)))
+    got, expected = both(add_bias, lambda: (device(y)[:, first:h], device(bias)))
     same(got[0], expected[0])
 
 
