@@ -16,6 +16,8 @@ ALIGNMENT = 64  # bytes: a cache line, and the width of AVX-512
 # Elements that one thread updates at a time, so that all passes but the first find them in cache. Measured on two
 # cores of an EPYC (Zen 5), 1.7 million elements: Adam 3.7 ms with 2**17, 4.5 with 2**14, 4.5 in one piece.
 CHUNK = 1 << 17
+# Squares of gradients below this change no step by an eps of 1e-8, and no parameter this small changes a sum.
+NEGLIGIBLE = 1e-30
 
 Update = Callable[..., None]
 
@@ -124,6 +126,14 @@ class Flat:
         xp = self.backend.xp
         self.applied[...] = xp.where(ok, self.hyper, identity)
         xp.copyto(self.grad, self._zero, where=xp.logical_not(ok))
+
+    def flush_denormals(self) -> None:
+        """Set what is all but zero to zero, in the data and the state; the gaps between parameters stay zero."""
+        xp = self.backend.for_array(self.data).xp
+        for array in (self.data, *self.state.values()):
+            for start in range(0, self.size, CHUNK):
+                part = array[start : start + CHUNK]
+                xp.multiply(part, xp.greater(xp.absolute(part), NEGLIGIBLE), out=part)
 
     def apply(self, update: Update, work: float) -> None:
         """Run `update` over the buffer; `work` is its cost per element."""

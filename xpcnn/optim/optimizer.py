@@ -138,6 +138,18 @@ class Optimizer:
             for flat in plan.flats:
                 flat.apply(plan.update, 10.0)
 
+    def flush_denormals(self) -> None:
+        """Set parameters and state below 1e-30 to zero, where the host computes in float32.
+
+        What no gradient reaches decays for ever: weights behind a ReLU that is never on, and the averages of their
+        gradients. Below 1.2e-38 a processor takes many times as long for each product: after 2,000 steps the
+        three-layer network's took five times as long. A trainer calls this now and then; a loop of one's own may.
+        """
+        for plan in self._plans:
+            for flat in plan.flats:
+                if flat.backend.immediate and flat.dtype.itemsize == 4:
+                    flat.flush_denormals()
+
     # --- numbers that are not finite --------------------------------------------------------------------------------
 
     def gradient_sums(self) -> list[Array]:

@@ -24,6 +24,7 @@ from xpcnn.training.state import capture_state, restore_state
 from xpcnn.training.step import Step
 
 READ_EVERY = 50  # steps between two looks at what the device has done; a look waits for it
+FLUSH_EVERY = 64  # steps; within so many, a momentum of 0.9 falls by a thousand, from 1e-30 to no denormal
 
 
 class Trainer:
@@ -208,6 +209,8 @@ class Trainer:
         started = time.perf_counter() - self.seconds
         for x, labels in self._batches(train):
             self._do(step, x, labels)
+            if self.step % FLUSH_EVERY == 0:
+                self.optimizer.flush_denormals()
             if schedule is not None:
                 schedule.step()
             for call in on_step:
