@@ -209,8 +209,6 @@ class Trainer:
         started = time.perf_counter() - self.seconds
         for x, labels in self._batches(train):
             self._do(step, x, labels)
-            if self.step % FLUSH_EVERY == 0:
-                self.optimizer.flush_denormals()
             if schedule is not None:
                 schedule.step()
             for call in on_step:
@@ -237,6 +235,8 @@ class Trainer:
         self._pending.append((x.shape[0], lr))
         if step.immediate or self.batch % self.read_every == 0:
             self.read()
+        if self.step % FLUSH_EVERY == 0:
+            self.optimizer.flush_denormals()
 
     def train_batch(self, x: Array, labels: Array) -> None:
         """Do one step on one batch, recorded and replayed as `fit` does: for a loop of one's own.
