@@ -124,6 +124,19 @@ def test_deep3_rate(as_written, rate, momentum):
     assert schedule is None
 
 
+def test_three_layer_decays_its_weights_on_cifar10_alone():
+    recipe = recipes.find("three-layer")
+    model = recipe.create_model()
+    decays = {}
+    for kind in ("mnist", "cifar10"):
+        optimizer = recipe.for_data(kind).optimizer(model)
+        assert optimizer.lr == 1e-3
+        decays[kind] = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        assert decays["mnist"][id(parameter)] == 0.0
+        assert decays["cifar10"][id(parameter)] == (1e-3 if name.endswith("weight") else 0.0), name
+
+
 def test_tiny_draws_pairs_and_its_rate_falls_with_time():
     recipe, _, optimizer, schedule, loader, _ = set_up("tiny")
     assert loader.replacement

@@ -54,6 +54,8 @@ class Recipe:
         Steps between two plain lines.
     as_written : mapping
         What `as_written=True` puts in the place of these attributes.
+    on : mapping of str to mapping
+        What a kind of data puts in their place.
     accuracy, relative_time : float
         The mean test accuracy of five seeds, and the time of the whole training with `lenet5`'s as 1, as
         `python -m bench.seeds` measures them.
@@ -76,10 +78,15 @@ class Recipe:
     one_hot: bool = False
     log_every: int = 50
     as_written: Mapping[str, Any] = field(default_factory=dict)
+    on: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def written(self) -> Recipe:
         """Return the recipe with the document's own initial values and rates."""
         return replace(self, **self.as_written)
+
+    def for_data(self, kind: str) -> Recipe:
+        """Return the recipe as it is for a kind of data."""
+        return replace(self, **self.on.get(kind, {}))
 
     def create_model(self) -> Module:
         """Return a new network on the active backend."""

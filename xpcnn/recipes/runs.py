@@ -217,6 +217,7 @@ def _run(recipe: Recipe, settings: Settings, folder: Path | None, resume: bool, 
     if folder is not None and not goes_on:
         folders.check_free(folder)
     kind, train_set, test_set = sources.load(settings.data, recipe.transforms, recipe.name)
+    recipe = recipe.for_data(kind)
     train_set, validation_set, test_set = recipe.split(train_set, test_set)
     random.manual_seed(settings.seed)
     model = recipe.create_model()
