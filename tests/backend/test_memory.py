@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from xpcnn.backend import get_backend, use_backend
 from xpcnn.backend.memory import SMALLEST, BlockPool
 
 BIG = (4, SMALLEST)  # uint8
@@ -117,3 +118,14 @@ def test_threads_share_it():
     for thread in threads:
         thread.join()
     assert errors == []
+
+
+@pytest.mark.parametrize("shape", [(3,), (64, 64, 65), (1 << 20,)])
+def test_what_the_library_makes_begins_with_a_cache_line(shape):
+    with use_backend("numpy"):
+        backend = get_backend()
+        arrays = [backend.zeros(shape, np.float32), backend.scratch("test", shape, np.float32)]
+        if np.prod(shape) * 4 >= SMALLEST:
+            arrays.append(backend.empty(shape, np.float32))
+    assert [array.ctypes.data % 64 for array in arrays] == [0] * len(arrays)
+    assert not arrays[0].any()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -10,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from xpcnn.backend import numpy_tape, numpy_windows
+from xpcnn.backend import numpy_tape, numpy_windows, products
 from xpcnn.backend.base import Backend
-from xpcnn.backend.memory import BlockPool
+from xpcnn.backend.memory import BlockPool, aligned
 from xpcnn.backend.threads import WORTH_A_THREAD, Blas, ThreadPool
 from xpcnn.errors import DTypeError
 
@@ -34,9 +35,9 @@ class NumpyBackend(Backend):
     stacks_rows = True
     # From this many input and output channels on, Winograd's fewer multiplications outweigh its extra copies
     # (measured: `python bench/run.py conv-64x14`; see `functional/winograd.py`).
-    winograd_channels = 64
+    winograd_channels = 32
     # What a core's own cache holds beside the weights and the output of a tile.
-    column_bytes = 8 << 20
+    column_bytes = 4 << 20
     slab_bytes = 1 << 21
 
     def __init__(self) -> None:
@@ -77,13 +78,19 @@ class NumpyBackend(Backend):
     def empty(self, shape: Sequence[int], dtype: Any) -> np.ndarray[Any, Any]:
         return self.blocks.empty(tuple(shape), np.dtype(dtype))
 
+    def zeros(self, shape: Sequence[int], dtype: Any) -> np.ndarray[Any, Any]:
+        dtype = np.dtype(dtype)
+        array: np.ndarray[Any, Any] = aligned(math.prod(shape) * dtype.itemsize).view(dtype).reshape(shape)
+        array.fill(0)
+        return array
+
     def scratch(self, slot: str, shape: Sequence[int], dtype: Any) -> np.ndarray[Any, Any]:
         size = np.dtype(dtype).itemsize
         for extent in shape:
             size *= extent
         store: np.ndarray[Any, Any] | None = getattr(self._local, slot, None)
         if store is None or store.size < size:
-            store = np.empty(size, np.uint8)
+            store = aligned(size)
             setattr(self._local, slot, store)
         work: np.ndarray[Any, Any] = store[:size].view(dtype).reshape(shape)
         return work
@@ -94,7 +101,7 @@ class NumpyBackend(Backend):
         if array is None:
             if len(kept) >= BORDERED_KEPT:
                 kept.clear()
-            array = kept[key, dtype] = np.zeros(shape, dtype)
+            array = kept[key, dtype] = self.zeros(shape, dtype)
         return array
 
     def get_num_threads(self) -> int:
@@ -120,6 +127,14 @@ class NumpyBackend(Backend):
         size = m * n * k
         if size <= SINGLE_THREADED_PRODUCT:
             return self.xp.matmul(a, b, out=out)
+        piece = products.column_piece(m, k, n) if self._in_pieces(b.dtype) else 0
+        if piece:
+            if out is None:
+                out = self.empty((*np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), m, n), b.dtype)
+            left, right, result = products.column_pieces(a, b, out, piece)
+            with self.blas.single():
+                self.xp.matmul(left, right, out=result)
+            return out
         # A pool at work already holds BLAS; a product of two matrices outside of one is shared out by rows.
         threads = self.pool.size
         if size < 20 * WORTH_A_THREAD or threads == 1 or m < 2 * threads or a.ndim != 2 or self.pool.busy:
@@ -135,6 +150,28 @@ class NumpyBackend(Backend):
 
         self.parallel(rows, range(threads), size)
         return out
+
+    def _in_pieces(self, dtype: Any) -> bool:
+        return self.blas.multiplies_small and dtype == np.float32
+
+    def outer_sum(self, a: Any, b: Any) -> Any:
+        piece = products.outer_piece(a.shape[2], b.shape[2], a.shape[3]) if self._in_pieces(a.dtype) else None
+        if piece is None:
+            return super().outer_sum(a, b)
+        left, right = products.outer_pieces(a, b, piece)
+        shape = (*left.shape[:4], right.shape[4], left.shape[-2], right.shape[-1])  # (G, R, P, K', F', k, f)
+        parts = self.scratch("parts", shape, a.dtype)
+        with self.blas.single():
+            self.xp.matmul(left, right, out=parts)
+        total = self.xp.sum(parts.reshape(shape[0], -1, *shape[3:]), axis=1)  # (G, K', F', k, f)
+        out = self.empty((a.shape[0], a.shape[2], b.shape[2]), a.dtype)
+        total, place = products.join_outer(total, out)
+        self.xp.copyto(place, total)
+        return out
+
+    def left_factor(self, a: Any) -> Any:
+        # OpenBLAS's kernels for small matrices are 1.1 times faster on a left factor with contiguous columns.
+        return self.contiguous(a.swapaxes(-1, -2)).swapaxes(-1, -2)
 
     def overlapping_rows(self, lowered: Any, count: int, stride: int, kernel: int) -> Any:
         groups, _, rows, columns = lowered.shape

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xpcnn.backend.memory import Block, BlockPool
+from xpcnn.backend.memory import Block, BlockPool, aligned
 from xpcnn.backend.threads import WORTH_A_THREAD
 from xpcnn.errors import BackendError
 
@@ -85,13 +85,13 @@ def recorder(backend: NumpyBackend) -> Any:
             key = slot, self.worker
             size = int(np.prod(shape)) * np.dtype(dtype).itemsize
             if key not in self.buffers or self.buffers[key].size < size:
-                self.buffers[key] = np.empty(size, np.uint8)
+                self.buffers[key] = aligned(size)
             return self.buffers[key][:size].view(dtype).reshape(shape)
 
         def bordered(self, key: Any, shape: Sequence[int], dtype: Any) -> Any:
             key = key, dtype, self.worker
             if key not in self.buffers:
-                self.buffers[key] = np.zeros(shape, dtype)
+                self.buffers[key] = self.zeros(shape, dtype)
             return self.buffers[key]
 
         def parallel(self, function: Callable[[Any], None], tasks: Sequence[Any], work: float = 0.0) -> None:

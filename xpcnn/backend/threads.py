@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from xpcnn.backend.products import KERNELS
 from xpcnn.errors import ConfigError
 
 # Below this many elementary operations, waking a thread (some 50 to 100 microseconds) costs more than it saves.
@@ -27,6 +28,7 @@ class Blas:
         self._holders = 0
         self._before: list[int] = []
         self._libraries: list[Any] | None = None
+        self._small: bool | None = None
 
     @property
     def libraries(self) -> list[Any]:
@@ -37,6 +39,13 @@ class Blas:
             controllers = threadpoolctl.ThreadpoolController().lib_controllers
             self._libraries = [library for library in controllers if library.user_api == "blas"]
         return self._libraries
+
+    @property
+    def multiplies_small(self) -> bool:
+        """Whether it has kernels for small matrices (`products.py`)."""
+        if self._small is None:
+            self._small = any(getattr(library, "architecture", None) in KERNELS for library in self.libraries)
+        return self._small
 
     @contextlib.contextmanager
     def single(self) -> Iterator[None]:

@@ -49,6 +49,7 @@ def _spread_tasks(backend: Backend, dy: Array, weight: Array, over: Windows, gro
     n, h, w = dy.shape[3], over.h, over.w
     matrix = weight.reshape(groups, f // groups, c, kh, kw)[:, :, :, ::-1].transpose(0, 2, 4, 3, 1)
     matrix = backend.contiguous(matrix).reshape(groups, 1, c * kw, kh * (f // groups))  # (G, 1, C/G*KW, KH*F/G)
+    matrix = backend.left_factor(matrix)
     row_bytes = (f + groups * c * kw) * w.out * n * dy.dtype.itemsize
     step = max(1, min(backend.column_bytes // row_bytes, -(-h.size // backend.get_num_threads())))
     grad = dy.reshape(groups, f // groups, h.out, w.out, n)

@@ -56,8 +56,10 @@ class Tiles:
         """Return the weights (F, C/G, KH, KW) as (G, F/G, K) in the order of the columns' rows."""
         if self.stacked:  # rows of the input come first: (F, KH, C/G, KW)
             matrix = self.backend.contiguous(weight.transpose(0, 2, 1, 3))
-            return matrix.reshape(self.groups, 1, weight.shape[0] // self.groups, -1)  # (G, 1, F/G, KH*C/G*KW)
-        return self.backend.contiguous(weight).reshape(self.groups, weight.shape[0] // self.groups, -1)
+            matrix = matrix.reshape(self.groups, 1, weight.shape[0] // self.groups, -1)  # (G, 1, F/G, KH*C/G*KW)
+        else:
+            matrix = self.backend.contiguous(weight).reshape(self.groups, weight.shape[0] // self.groups, -1)
+        return self.backend.left_factor(matrix)
 
     def weight_gradient(self, total: Array) -> Array:
         """Return the gradient (G, K, F/G) of the transposed weight matrix as (F, C/G, KH, KW)."""

@@ -67,7 +67,8 @@ def _matrices(backend: Backend, dtype: Any) -> tuple[Array, Array, Array]:
     """Return B^T (x) B^T (36, 36), G (x) G (36, 9) and A^T (x) A^T (16, 36) on the backend."""
 
     def squared(m: list[list[float]]) -> Array:
-        return backend.asarray([[a * b for a in row for b in other] for row in m for other in m], dtype)
+        matrix = backend.asarray([[a * b for a in row for b in other] for row in m for other in m], dtype)
+        return backend.left_factor(matrix)
 
     return squared(_B_T), squared(_G), squared(_A_T)
 
@@ -125,8 +126,8 @@ def _filters(backend: Backend, weight: Array) -> Array:
     """Return U = (G (x) G) W as (36, F, C)."""
     f, c = weight.shape[:2]
     g = _matrices(backend, weight.dtype)[1]
-    taps = backend.contiguous(weight.transpose(2, 3, 0, 1)).reshape(9, -1)  # (9, F*C)
-    return backend.matmul(g, taps).reshape(WINDOW * WINDOW, f, c)
+    taps = backend.contiguous(weight.transpose(2, 3, 1, 0)).reshape(9, -1)  # (9, C*F)
+    return backend.matmul(g, taps).reshape(WINDOW * WINDOW, c, f).swapaxes(1, 2)  # as `left_factor`
 
 
 def forward_tasks(backend: Backend, x: Array, weight: Array, bias: Array | None, over: Windows, y: Array) -> list[Task]:
@@ -162,8 +163,8 @@ def weight_tasks(
         d = plan.gather(x, rows, plan.inputs, "tiles")
         v = plan.transform(b, d, plan.scratch("v", 36, c, rows))
         e = plan.gather(dy, rows, plan.outputs, "tiles")
-        m = plan.transform(a.T, e, plan.scratch("m", 36, f, rows))
-        shares[index] = backend.matmul(m, v.swapaxes(1, 2))  # (36, F, C)
+        m = plan.transform(backend.left_factor(a.T), e, plan.scratch("m", 36, f, rows))
+        shares[index] = backend.outer_sum(m[:, None], v[:, None])  # (36, F, C)
 
     def collect() -> Array:
         total = shares[0]

@@ -1,0 +1,83 @@
+"""Products cut into pieces against NumPy's own, and that the pieces fit OpenBLAS's kernels for small matrices."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from xpcnn.backend import get_backend, products, use_backend
+
+sizes = st.integers(1, 40)
+columns = st.sampled_from([1, 48, 96, 640, 1024, 1280, 1792, 3584, 4096])
+
+
+@pytest.fixture
+def backend(monkeypatch):
+    with use_backend("numpy"):
+        backend = get_backend()
+        monkeypatch.setattr(backend.blas, "_small", True)  # whatever BLAS runs here
+        yield backend
+
+
+def normal(*shape):
+    return np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+
+
+@pytest.mark.parametrize(("m", "k", "n"), [(16, 144, 4096), (16, 150, 1280), (32, 147, 1600), (36, 36, 32768)])
+def test_thin_products_are_cut(backend, m, k, n):
+    piece = products.column_piece(m, k, n)
+    assert piece >= 48
+    assert n % piece == 0
+    assert m * k * piece <= products.SMALL
+    a, b, out = normal(3, m, k), normal(3, k, n), np.zeros((3, m, n), np.float32)
+    result = backend.matmul(a, b, out=out)
+    assert result is out
+    np.testing.assert_allclose(out, np.matmul(a.astype(float), b), rtol=1e-4, atol=1e-3)
+    np.testing.assert_array_equal(backend.matmul(a[0], b[0]), out[0])
+
+
+@settings(max_examples=60, deadline=None)
+@given(m=sizes, k=st.integers(1, 200), n=columns)
+def test_a_column_piece_divides_and_is_small(m, k, n):
+    piece = products.column_piece(m, k, n)
+    assert piece == 0 or (n % piece == 0 and piece % products.WIDTH == 0 and m * k * piece <= products.SMALL)
+
+
+@settings(max_examples=60, deadline=None)
+@given(k=st.integers(1, 300), f=st.integers(1, 130), n=columns)
+def test_an_outer_piece_divides_and_is_small(k, f, n):
+    piece = products.outer_piece(k, f, n)
+    if piece is not None:
+        rows, filters, width = piece
+        assert (k % rows, f % filters, n % width) == (0, 0, 0)
+        assert rows * filters <= products.SMALL_OUTER
+        assert rows * filters * width <= products.SMALL
+
+
+@pytest.mark.parametrize(("k", "f", "n"), [(144, 16, 4096), (150, 16, 1280), (27, 64, 2048), (25, 6, 3584), (7, 3, 11)])
+@pytest.mark.parametrize("stack", [(1, 1), (1, 4), (3, 1), (2, 3)])
+def test_outer_sums(backend, stack, k, f, n):
+    a, b = normal(*stack, k, n), normal(*stack, f, n) + 1
+    got = backend.outer_sum(a, b)
+    want = np.einsum("grkn,grfn->gkf", a.astype(float), b.astype(float))
+    assert got.shape == (stack[0], k, f)
+    np.testing.assert_allclose(got, want, rtol=2e-4, atol=2e-2)
+
+
+def test_outer_sums_are_cut(backend, monkeypatch):
+    assert products.outer_piece(144, 16, 4096) == (16, 16, 1024)
+    calls = []
+    monkeypatch.setattr(products, "outer_pieces", lambda *a: calls.append(a) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        backend.outer_sum(normal(1, 2, 144, 4096), normal(1, 2, 16, 4096))
+    assert len(calls) == 1
+
+
+def test_other_kernels_and_dtypes_get_whole_products(backend, monkeypatch):
+    monkeypatch.setattr(products, "column_pieces", lambda *a: 1 / 0)
+    monkeypatch.setattr(products, "outer_pieces", lambda *a: 1 / 0)
+    a, b = normal(16, 144).astype(float), normal(144, 4096).astype(float)
+    backend.matmul(a, b)
+    backend.outer_sum(b[None, None], b[None, None, :16])
+    monkeypatch.setattr(backend.blas, "_small", False)
+    backend.matmul(a.astype(np.float32), b.astype(np.float32))

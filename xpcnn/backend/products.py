@@ -1,0 +1,69 @@
+"""Matrix products cut into pieces that OpenBLAS multiplies as they lie in memory.
+
+A product of more than a million multiply-adds is packed first: OpenBLAS copies both factors into panels, which takes
+longer than the multiplying where one of them is as thin as the filters of a small network. On processors with
+AVX-512 it has kernels for small matrices that do without. `pytest bench/test_products.py` measures what pieces for
+those gain: 1.2 to 1.9 times (Xeon with AVX-512). They read memory as it lies, so arrays begin with a cache line
+(`memory.aligned`): 16 bytes off, half of that gain is gone.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+SMALL = 1_000_000  # multiply-adds: sgemm_small_kernel_permit of OpenBLAS 0.3.17 and later
+SMALL_OUTER = 1200  # elements of a result a @ b.T, for the same kernels
+KERNELS = ("SkylakeX", "Cooperlake", "SapphireRapids")  # OpenBLAS builds that have them
+WIDTH = 16  # floats of an AVX-512 register
+
+
+def _divisor(n: int, most: int, multiple: int = 1) -> int:
+    """Return the largest divisor of `n` up to `most` that is a multiple of `multiple`, or 0."""
+    return next((d for d in range(min(n, most) // multiple * multiple, 0, -multiple) if n % d == 0), 0)
+
+
+@lru_cache(maxsize=1024)
+def column_piece(m: int, k: int, n: int) -> int:
+    """Return how many columns of b to multiply at once in a (m, k) @ b (k, n); 0 for all."""
+    if m * k * n <= SMALL or m * k * 48 > SMALL or m < 4:
+        return 0
+    piece = _divisor(n, min(512, SMALL // (m * k)), WIDTH)
+    return piece if piece >= 48 else 0
+
+
+def column_pieces(a: Any, b: Any, out: Any, piece: int) -> tuple[Any, Any, Any]:
+    """Return views of a (..., M, K), b (..., K, N) and out (..., M, N) that are stacks of pieces of `piece` columns."""
+    pieces = b.shape[-1] // piece
+    b = b.reshape(*b.shape[:-1], pieces, piece).swapaxes(-2, -3)  # (..., P, K, piece)
+    out = out.reshape(*out.shape[:-1], pieces, piece).swapaxes(-2, -3)  # (..., P, M, piece)
+    return a[..., None, :, :], b, out
+
+
+@lru_cache(maxsize=1024)
+def outer_piece(k: int, f: int, n: int) -> tuple[int, int, int] | None:
+    """Return (rows of a, rows of b, columns) to multiply at once in a (k, n) @ b (f, n)^T; None for all."""
+    if (k * f <= SMALL_OUTER and k * f * n <= SMALL) or k * f >= 128 * 256:
+        return None
+    rows = _divisor(k, 16)
+    if rows < 8:
+        rows = next((d for d in range(17, 37) if k % d == 0), 0)
+    filters = _divisor(f, min(64, SMALL_OUTER // max(1, rows)))
+    columns = _divisor(n, min(1024, SMALL // max(1, rows * filters)), WIDTH)
+    return (rows, filters, columns) if rows and filters >= 4 and columns >= 256 else None
+
+
+def outer_pieces(a: Any, b: Any, piece: tuple[int, int, int]) -> tuple[Any, Any]:
+    """Return views of a (G, R, K, N) and b (G, R, F, N) whose stacked product is (G, R, P, K', F', k, f)."""
+    rows, filters, columns = piece
+    g, r, k, n = a.shape
+    f = b.shape[2]
+    a = a.reshape(g, r, k // rows, rows, n // columns, columns)
+    b = b.reshape(g, r, f // filters, filters, n // columns, columns)
+    return a.transpose(0, 1, 4, 2, 3, 5)[:, :, :, :, None], b.transpose(0, 1, 4, 2, 5, 3)[:, :, :, None]
+
+
+def join_outer(total: Any, out: Any) -> Any:
+    """Return views of total (G, K', F', k, f) and out (G, K, F) that have the same shape."""
+    g, across, along, rows, filters = total.shape
+    return total, out.reshape(g, across, rows, along, filters).transpose(0, 1, 3, 2, 4)
