@@ -67,15 +67,17 @@ def test_conv2d_does_not_depend_on_how_the_backend_shares_the_work(backend, rng,
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_winograd_agrees_with_the_loops(backend, rng, monkeypatch, size, padding, dtype):
     monkeypatch.setattr(backend, "winograd_channels", 1)
+    monkeypatch.setattr(winograd, "FEWEST_IMAGES", 1)
     shapes = [(2, 3, *size), (4, 3, 3, 3), (4,)]
     arrays = [values(rng, shape, dtype) for shape in shapes]
     over = F.convolution.windows(size, 3, padding=padding)
-    assert winograd.suits(backend, arrays[1], over, 1)
+    assert winograd.suits(backend, arrays[1], over, 1, 2)
     check_op(backend, *CONV, arrays, rng=rng, padding=padding)
 
 
 def test_winograd_in_small_tiles(backend, rng, monkeypatch):
     monkeypatch.setattr(backend, "winograd_channels", 1)
+    monkeypatch.setattr(winograd, "FEWEST_IMAGES", 1)
     monkeypatch.setattr(backend, "column_bytes", 1)
     arrays = [values(rng, (2, 3, 14, 9)), values(rng, (4, 3, 3, 3)), values(rng, (4,))]
     check_op(backend, *CONV, arrays, rng=rng, padding=1)
@@ -83,6 +85,7 @@ def test_winograd_in_small_tiles(backend, rng, monkeypatch):
 
 def test_winograd_can_be_switched_off(backend, rng, monkeypatch):
     monkeypatch.setattr(backend, "winograd_channels", 1)
+    monkeypatch.setattr(winograd, "FEWEST_IMAGES", 1)
     monkeypatch.setattr(winograd, "enabled", False)
     monkeypatch.setattr(winograd, "forward_tasks", None)
     arrays = [values(rng, (2, 3, 6, 6), "float32"), values(rng, (4, 3, 3, 3), "float32"), None]

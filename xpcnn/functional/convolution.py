@@ -109,7 +109,7 @@ def conv2d_backward(
     n = x.shape[3]
     check_like("dy", dy, (n, weight.shape[0], *over.out), x.dtype)
     dy = batch_last(backend, dy)  # (F, OH, OW, N)
-    if winograd.suits(backend, weight, over, groups):
+    if winograd.suits(backend, weight, over, groups, n):
         tasks, collect = winograd.weight_tasks(backend, dy, x, weight, over)
     else:
         tasks, collect = _weight_tasks(backend, dy, x, weight, over, groups)

@@ -21,7 +21,7 @@ def input_tasks(backend: Backend, dy: Array, weight: Array, over: Windows, group
     crowded = 2 * over.h.size * over.w.size < 3 * over.h.out * over.w.out
     if turned is not None and crowded:
         f, c, kh, kw = weight.shape
-        if over.is_pointwise or not backend.stacks_rows or winograd.suits(backend, weight, over, groups):
+        if over.is_pointwise or not backend.stacks_rows or winograd.suits(backend, weight, over, groups, dy.shape[3]):
             flipped = weight.reshape(groups, f // groups, c, kh, kw)[..., ::-1, ::-1].transpose(0, 2, 1, 3, 4)
             flipped = backend.contiguous(flipped).reshape(groups * c, f // groups, kh, kw)  # (C, F/G, KH, KW)
             return forward_tasks(backend, dy, flipped, None, turned, groups, dx)

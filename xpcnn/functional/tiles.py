@@ -18,7 +18,7 @@ def forward_tasks(
     backend: Backend, x: Array, weight: Array, bias: Array | None, over: Windows, groups: int, y: Array
 ) -> list[Task]:
     """Return the tasks that fill y (F, OH, OW, N), one per tile of output rows."""
-    if winograd.suits(backend, weight, over, groups):
+    if winograd.suits(backend, weight, over, groups, x.shape[3]):
         return winograd.forward_tasks(backend, x, weight, bias, over, y)
     tiles = Tiles(backend, x, over, groups)
     matrix = tiles.weight_matrix(weight)

@@ -3,7 +3,7 @@
 A tile of 6x6 pixels d gives 4x4 outputs. With B, G and A of Lavin and Gray (arXiv:1509.09308, section 4.3) and
 (x) the Kronecker product, rows counting the positions in a tile:
 
-    V = (B^T (x) B^T) D      36 rows; D are the tiles, im2col with window 6 and stride 4
+    V = (B^T (x) B^T) D      36 rows; D are the tiles, windows of 6 by a stride of 4
     U = (G (x) G) W          36 matrices (F, C)
     M_i = U_i V_i            36 products
     Y = (A^T (x) A^T) M      16 rows, 4x4 outputs each
@@ -15,19 +15,24 @@ rounding error of some 2e-6 relative in float32, ten times that of the direct pr
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 from xpcnn.backend import Array, Backend
-from xpcnn.functional.columns import fill_columns
 from xpcnn.functional.spans import spans
-from xpcnn.functional.windows import Axis, Windows
+from xpcnn.functional.windows import Windows
 
 Task = Callable[[], None]
+Block = tuple[range, range]  # rows of tiles, tiles of each
 
 enabled = True
 TILE, WINDOW = 4, 6
+FEWEST_IMAGES = 12  # a tile is a product with as many columns; with fewer than this the direct way is faster
+LINE = 16  # floats of a cache line
+# Columns that a block has at least: below, products are slower, dW's more so, which sum over them.
+FORWARD_COLUMNS, GRADIENT_COLUMNS = 256, 512
 
 _B_T: list[list[float]] = [
     [4, 0, -5, 0, 1, 0],
@@ -48,14 +53,15 @@ _G: list[list[float]] = [
 _A_T: list[list[float]] = [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]]
 
 
-def suits(backend: Backend, weight: Array, over: Windows, groups: int) -> bool:
-    """Say whether this convolution goes this way: 3x3, stride 1, and enough channels for this backend."""
+def suits(backend: Backend, weight: Array, over: Windows, groups: int, n: int) -> bool:
+    """Say whether a convolution of `n` images goes this way: 3x3, stride 1, and enough channels for this backend."""
     least = backend.winograd_channels
     return (
         enabled
         and least is not None
         and min(weight.shape[:2]) >= least
         and groups == 1
+        and n >= FEWEST_IMAGES
         and over.kernel == (3, 3)
         and over.stride == (1, 1)
         and over.h.dilation == over.w.dilation == 1
@@ -74,52 +80,97 @@ def _matrices(backend: Backend, dtype: Any) -> tuple[Array, Array, Array]:
 
 
 class _Plan:
-    """The tiles of one convolution: which rows of tiles a task takes, and copies between tiles and images."""
+    """The tiles of one convolution, cut into blocks that stay in a core's cache, and their work arrays.
+
+    Tiles lie as (C, R, S, side, side, N): R rows of S tiles, each one contiguous piece. What is multiplied lies as
+    (36, C, R*S*N), one matrix a position.
+    """
 
     def __init__(self, backend: Backend, over: Windows, channels: int, filters: int, n: int, dtype: Any) -> None:
-        self.backend, self.over, self.n, self.dtype = backend, over, n, dtype
-        self.channels, self.filters = channels, filters
-        self.high, self.wide = -(-over.h.out // TILE), -(-over.w.out // TILE)
-        row_bytes = WINDOW * WINDOW * max(channels, filters) * self.wide * n * dtype.itemsize
-        # V and M of a task together should stay near the cache, but a product wants some hundreds of columns.
-        rows = max(1, backend.column_bytes // row_bytes)
-        rows = min(rows, -(-self.high // backend.get_num_threads()))
-        self.steps = spans(self.high, -(-self.high // rows))
-        self.inputs = Windows(*(_tiles(axis.size, WINDOW, axis.before, axis.out) for axis in (over.h, over.w)))
-        self.outputs = Windows(*(_tiles(axis.out, TILE, 0, axis.out) for axis in (over.h, over.w)))
+        self.backend, self.n, self.dtype = backend, n, dtype
+        axes = over.h, over.w
+        self.inputs = [_Tiles(axis.size, axis.before, WINDOW, -(-axis.out // TILE)) for axis in axes]
+        self.outputs = [_Tiles(axis.out, 0, TILE, -(-axis.out // TILE)) for axis in axes]
+        self.tile_bytes = WINDOW * WINDOW * max(channels, filters) * n * dtype.itemsize
 
-    def gather(self, image: Array, rows: range, tiles: Windows, slot: str) -> Array:
-        """Return the tiles of `rows` as (36 or 16, C, R, wide, N), by im2col."""
-        kh, kw = tiles.kernel
-        shape = (kh, kw, image.shape[0], len(rows), self.wide, self.n)
-        cols = self.backend.scratch(slot, shape, self.dtype)
-        fill_columns(self.backend, image, tiles, rows, cols.transpose(2, 0, 1, 3, 4, 5))
-        return cols.reshape(kh * kw, *shape[2:])
+    def blocks(self, least_columns: int) -> list[Block]:
+        """Cut the tiles into blocks of about `column_bytes` a work array, but not below `least_columns` columns."""
+        high, wide = self.inputs[0].count, self.inputs[1].count
+        tiles = max(-(-least_columns // self.n), self.backend.column_bytes // self.tile_bytes)
+        rows = max(1, min(tiles // wide, -(-high // self.backend.get_num_threads())))
+        across = spans(wide, -(-wide // tiles))
+        return [(r, s) for r in spans(high, -(-high // rows)) for s in across]
 
-    def put(self, tiles: Array, image: Array, rows: range) -> None:
-        """Write output tiles (16, F, R, wide, N) to their places in image (F, OH, OW, N)."""
-        f, high, wide = image.shape[0], TILE * len(rows), TILE * self.wide
-        whole = image[:, TILE * rows.start : TILE * rows.stop]  # (F, rows of pixels, OW, N)
-        exact = whole.shape[1:3] == (high, wide)
-        block = whole if exact else self.backend.scratch("block", (f, high, wide, self.n), self.dtype)
-        places = block.reshape(f, len(rows), TILE, self.wide, TILE, self.n).transpose(2, 4, 0, 1, 3, 5)
-        self.backend.xp.copyto(places, tiles.reshape(places.shape))  # (4, 4, F, R, wide, N)
-        if not exact:
-            self.backend.xp.copyto(whole, block[:, : whole.shape[1], : whole.shape[2]])
+    def gather(self, image: Array, tiles: list[_Tiles], block: Block) -> Array:
+        """Return the tiles of a block of image (C, H, W, N) as (C, T, 36 or 16, N), zeros beyond its edges."""
+        side = tiles[0].side
+        shape = (image.shape[0], len(block[0]), len(block[1]), side, side, self.n)
+        out = self.backend.scratch("tiles", shape, self.dtype)
+        xp = self.backend.xp
+        for tiling, part, places in zip(tiles, block, (out, out.swapaxes(1, 2).swapaxes(3, 4)), strict=True):
+            for index, taps, _ in tiling.pieces(part):
+                for outside in (slice(0, taps.start), slice(taps.stop, side)):
+                    if outside.stop > outside.start:
+                        xp.copyto(places[:, index, :, outside], 0)
+        for place, pixels in self._pairs(out, image, tiles, block):
+            xp.copyto(place, pixels)
+        return out.reshape(image.shape[0], -1, side * side, self.n)  # (C, T, side*side, N)
 
-    def scratch(self, slot: str, rows: int, channels: int, tiles: range) -> Array:
-        return self.backend.scratch(slot, (rows, channels, len(tiles) * self.wide * self.n), self.dtype)
+    def put(self, out: Array, image: Array, block: Block) -> None:
+        """Write the output tiles of a block, out (F, T, 16, N), to their places in image (F, OH, OW, N)."""
+        shape = (image.shape[0], len(block[0]), len(block[1]), TILE, TILE, self.n)
+        for place, pixels in self._pairs(out.reshape(shape), image, self.outputs, block):
+            self.backend.xp.copyto(pixels, place)
 
-    def transform(self, matrix: Array, tiles: Array, out: Array) -> Array:
-        """Write `matrix` times the tiles' positions to `out` (positions, C, R*wide*N)."""
-        rows = tiles.shape[0]
-        self.backend.matmul(matrix, tiles.reshape(rows, -1), out=out.reshape(out.shape[0], -1))
-        return out
+    def _pairs(self, out: Array, image: Array, tiles: list[_Tiles], block: Block) -> Iterator[tuple[Array, Array]]:
+        """Yield parts of the tiles (C, R, S, side, side, N) with the view of the image that they cover."""
+        for rows, down, top in tiles[0].pieces(block[0]):
+            for columns, along, left in tiles[1].pieces(block[1]):
+                if not down.stop or not along.stop:  # wholly outside
+                    continue
+                place = out[:, rows, columns, down, along]
+                yield place, self.backend.tiles_view(image, top, left, place.shape[1:5], TILE)
+
+    def scratch(self, slot: str, rows: int, channels: int, block: Block) -> Array:
+        """Return a work array (rows, channels, R*S*N) whose strides are no multiples of a page.
+
+        Rows that lie whole pages apart would share a few sets of the cache and push each other out.
+        """
+        columns = len(block[0]) * len(block[1]) * self.n
+        padded = columns + LINE
+        whole = self.backend.scratch(slot, (rows, channels * padded + LINE), self.dtype)
+        return whole[:, : channels * padded].reshape(rows, channels, padded)[..., :columns]
+
+    def by_tile(self, matrices: Array) -> Array:
+        """Return work arrays (rows, C, T*N) as a view (C, T, rows, N)."""
+        rows, channels, _ = matrices.shape
+        return matrices.reshape(rows, channels, -1, self.n).transpose(1, 2, 0, 3)
 
 
-def _tiles(size: int, side: int, before: int, out: int) -> Axis:
-    """Return the windows of `side` pixels, one every four outputs."""
-    return Axis(size, side, TILE, 1, before, 0, -(-out // TILE))
+@dataclass(frozen=True)
+class _Tiles:
+    """Tiles of `side` pixels along one axis of an image, one every four pixels, the first `before` outside of it."""
+
+    size: int
+    before: int
+    side: int
+    count: int
+
+    def pieces(self, part: range) -> list[tuple[slice, slice, int]]:
+        """Return which neighbouring tiles of `part` meet the image with the same taps, perhaps none, and where."""
+        found: list[tuple[int, int, int]] = []  # first tile, first tap, last tap
+        for tile in part:
+            first = TILE * tile - self.before
+            taps = max(0, -first), min(self.side, self.size - first)
+            if taps[0] >= taps[1]:
+                taps = 0, 0
+            if not found or found[-1][1:] != taps:
+                found.append((tile, *taps))
+        ends = [tile for tile, _, _ in found[1:]] + [part.stop]
+        return [
+            (slice(tile - part.start, end - part.start), slice(low, high), TILE * tile - self.before + low)
+            for (tile, low, high), end in zip(found, ends, strict=True)
+        ]
 
 
 def _filters(backend: Backend, weight: Array) -> Array:
@@ -137,16 +188,19 @@ def forward_tasks(backend: Backend, x: Array, weight: Array, bias: Array | None,
     b, _, a = _matrices(backend, x.dtype)
     u = _filters(backend, weight)
 
-    def task(rows: range) -> None:
-        d = plan.gather(x, rows, plan.inputs, "tiles")
-        v = plan.transform(b, d, plan.scratch("v", 36, c, rows))
-        m = backend.matmul(u, v, out=plan.scratch("m", 36, f, rows))
-        tiles = plan.transform(a, m, plan.scratch("tiles", 16, f, rows))
+    def task(block: Block) -> None:
+        d = plan.gather(x, plan.inputs, block)  # (C, T, 36, N)
+        v = plan.scratch("v", 36, c, block)
+        backend.matmul(b, d, out=plan.by_tile(v))
+        m = backend.matmul(u, v, out=plan.scratch("m", 36, f, block))
+        by_tile = plan.by_tile(m)  # (F, T, 36, N)
+        tiles = backend.scratch("tiles", (*by_tile.shape[:2], 16, plan.n), x.dtype)
+        backend.matmul(a, by_tile, out=tiles)
         if bias is not None:
-            backend.xp.add(tiles, bias.reshape(-1, 1), out=tiles)
-        plan.put(tiles.reshape(16, f, len(rows), plan.wide, plan.n), y, rows)
+            backend.xp.add(tiles, bias.reshape(-1, 1, 1, 1), out=tiles)
+        plan.put(tiles, y, block)
 
-    return [lambda rows=rows: task(rows) for rows in plan.steps]  # type: ignore[misc]
+    return [lambda block=block: task(block) for block in plan.blocks(FORWARD_COLUMNS)]  # type: ignore[misc]
 
 
 def weight_tasks(
@@ -156,14 +210,18 @@ def weight_tasks(
     f, c = weight.shape[:2]
     plan = _Plan(backend, over, c, f, x.shape[3], x.dtype)
     b, g, a = _matrices(backend, x.dtype)
-    shares: list[Array] = [None] * len(plan.steps)
+    spread = backend.left_factor(a.T)
+    blocks = plan.blocks(GRADIENT_COLUMNS)
+    shares: list[Array] = [None] * len(blocks)
 
     def task(index: int) -> None:
-        rows = plan.steps[index]
-        d = plan.gather(x, rows, plan.inputs, "tiles")
-        v = plan.transform(b, d, plan.scratch("v", 36, c, rows))
-        e = plan.gather(dy, rows, plan.outputs, "tiles")
-        m = plan.transform(backend.left_factor(a.T), e, plan.scratch("m", 36, f, rows))
+        block = blocks[index]
+        d = plan.gather(x, plan.inputs, block)  # (C, T, 36, N)
+        v = plan.scratch("v", 36, c, block)
+        backend.matmul(b, d, out=plan.by_tile(v))
+        e = plan.gather(dy, plan.outputs, block)  # (F, T, 16, N)
+        m = plan.scratch("m", 36, f, block)
+        backend.matmul(spread, e, out=plan.by_tile(m))
         shares[index] = backend.outer_sum(m[:, None], v[:, None])  # (36, F, C)
 
     def collect() -> Array:
@@ -173,4 +231,4 @@ def weight_tasks(
         dw = backend.matmul(g.T, total.reshape(36, -1)).reshape(3, 3, f, c)
         return backend.contiguous(dw.transpose(2, 3, 0, 1))  # (F, C, 3, 3)
 
-    return [lambda i=i: task(i) for i in range(len(plan.steps))], collect  # type: ignore[misc]
+    return [lambda i=i: task(i) for i in range(len(blocks))], collect  # type: ignore[misc]
