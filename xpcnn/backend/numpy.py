@@ -19,6 +19,7 @@ from xpcnn.errors import DTypeError
 
 # OpenBLAS itself keeps products below this many multiply-adds in one thread (interface/gemm.c), so they need no hold.
 SINGLE_THREADED_PRODUCT = 65536 * 4
+SHARED_PRODUCT = 10 * WORTH_A_THREAD  # multiply-adds of a product that is shared out to the threads
 
 
 # Geometries whose padded buffers a thread keeps.
@@ -35,7 +36,7 @@ class NumpyBackend(Backend):
     stacks_rows = True
     # From this many input and output channels on, Winograd's fewer multiplications outweigh its extra copies
     # (measured: `python bench/run.py conv-64x14`; see `functional/winograd.py`).
-    winograd_channels = 32
+    winograd_channels = 16
     # What a core's own cache holds beside the weights and the output of a tile.
     column_bytes = 4 << 20
     slab_bytes = 1 << 21
@@ -127,28 +128,32 @@ class NumpyBackend(Backend):
         size = m * n * k
         if size <= SINGLE_THREADED_PRODUCT:
             return self.xp.matmul(a, b, out=out)
-        piece = products.column_piece(m, k, n) if self._in_pieces(b.dtype) else 0
-        if piece:
-            if out is None:
-                out = self.empty((*np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), m, n), b.dtype)
-            left, right, result = products.column_pieces(a, b, out, piece)
-            with self.blas.single():
-                self.xp.matmul(left, right, out=result)
-            return out
         # A pool at work already holds BLAS; a product of two matrices outside of one is shared out by rows.
         threads = self.pool.size
-        if size < 20 * WORTH_A_THREAD or threads == 1 or m < 2 * threads or a.ndim != 2 or self.pool.busy:
+        if size < SHARED_PRODUCT or threads == 1 or m < 2 * threads or a.ndim != 2 or b.ndim != 2 or self.pool.busy:
             with self.blas.single():
-                return self.xp.matmul(a, b, out=out)
+                return self._product(a, b, out)
         if out is None:
             out = self.empty((m, n), np.result_type(a, b))
         edges = [m * i // threads for i in range(threads + 1)]
 
         def rows(i: int) -> None:
             part = slice(edges[i], edges[i + 1])
-            self.xp.matmul(a[part], b, out=out[part])
+            self._product(a[part], b, out[part])
 
         self.parallel(rows, range(threads), size)
+        return out
+
+    def _product(self, a: Any, b: Any, out: Any) -> Any:
+        m, k = a.shape[-2:]
+        n = b.shape[-1]
+        piece = products.column_piece(m, k, n) if self._in_pieces(b.dtype) else 0
+        if not piece:
+            return self.xp.matmul(a, b, out=out)
+        if out is None:
+            out = self.empty((*np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), m, n), b.dtype)
+        left, right, result = products.column_pieces(a, b, out, piece)
+        self.xp.matmul(left, right, out=result)
         return out
 
     def _in_pieces(self, dtype: Any) -> bool:

@@ -140,13 +140,16 @@ def _check_arrays(x: Array, arrays: Sequence[Array]) -> None:
 
 
 def _slabs(backend: Backend, shapes: list[Shape], itemsize: int) -> list[slice]:
-    """Cut the channels so that the largest array of a slab takes about `slab_bytes`."""
+    """Cut the channels so that the largest array of a slab takes about `slab_bytes`, and for each thread as many.
+
+    What would make slabs of a quarter of that is not worth a second thread.
+    """
     channels = shapes[0][0]
-    total = max(_size(shape) for shape in shapes) * itemsize
-    if backend.slab_bytes is None or total <= backend.slab_bytes or channels == 1:
+    if backend.slab_bytes is None:
         return [slice(0, channels)]
-    threads = backend.get_num_threads()
-    count = min(channels, -(-total // (backend.slab_bytes * threads)) * threads)  # as many for each thread
+    total = max(_size(shape) for shape in shapes) * itemsize
+    threads = backend.get_num_threads() if 4 * total > backend.slab_bytes else 1
+    count = min(channels, -(-total // (backend.slab_bytes * threads)) * threads)
     return [slice(part.start, part.stop) for part in spans(channels, count)]
 
 
