@@ -148,7 +148,7 @@ class NumpyBackend(Backend):
         m, k = a.shape[-2:]
         n = b.shape[-1]
         piece = products.column_piece(m, k, n) if self._in_pieces(b.dtype) else 0
-        if not piece:
+        if not piece or b.strides[-1] != b.itemsize:  # pieces of a transposed factor lose
             return self.xp.matmul(a, b, out=out)
         if out is None:
             out = self.empty((*np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), m, n), b.dtype)
