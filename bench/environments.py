@@ -24,7 +24,7 @@ class Environment:
 
 NEWER = ("3.12", "3.11", "3.13")
 ENVIRONMENTS = {
-    "xpcnn": Environment(NEWER, ("numpy>=2", "threadpoolctl", "tqdm", "safetensors", "matplotlib")),
+    "xpcnn": Environment(NEWER, ("numpy>=2", "threadpoolctl", "safetensors", "tqdm", "matplotlib")),
     "torch": Environment(NEWER, ("torch==2.13.0", "numpy>=2")),
     "jax": Environment(NEWER, ("jax[cpu]", "numpy>=2")),
     # Chainer's last release: it needs NumPy below 1.24 (np.bool) and pkg_resources, which newer setuptools has dropped.

@@ -24,7 +24,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-REQUIRED = ("numpy", "threadpoolctl", "safetensors", "tqdm")
+REQUIRED = ("numpy", "threadpoolctl", "safetensors")
 OPTIONAL = {
     "cupy": "everything but a rehearsal",
     "pytest": "the suite",

@@ -28,7 +28,7 @@ MB = 1e6
 LIMIT_SECONDS, LIMIT_BYTES = 0.1, 15 * MB
 MODULES = {"nothing": "xpcnn", "numpy": "xpcnn", "xpcnn": "xpcnn", "torch": "torch", "jax": "jax", "chainer": "chainer"}
 SLOW = ("torch", "jax", "chainer")
-BASE = ("threadpoolctl", "tqdm", "safetensors")  # what `pip install xpcnn` brings beside NumPy
+BASE = ("threadpoolctl", "safetensors")  # what `pip install xpcnn` brings beside NumPy
 
 
 def process_seconds(python: str, module: str) -> float:

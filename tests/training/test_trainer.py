@@ -334,3 +334,14 @@ def test_train_batch_does_the_steps_of_fit(backend):
     by_hand.read()
     assert_same(arrays(by_fit.model), arrays(by_hand.model))
     assert list(by_hand.history.steps["loss"]) == list(by_fit.history.steps["loss"])
+
+
+def test_without_tqdm_a_terminal_gets_plain_lines(monkeypatch):
+    monkeypatch.setattr("xpcnn.training.progress.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"bar: expected False or None without tqdm, got True; pip install"):
+        Progress(bar=True)
+    file = io.StringIO()
+    file.isatty = lambda: True
+    with use_backend("numpy"):
+        trainer(callbacks=[Progress(every=1, file=file)]).fit(loader(), epochs=1)
+    assert re.search(r"epoch 1/1  batch 1/", file.getvalue())

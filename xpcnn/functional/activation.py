@@ -23,7 +23,9 @@ def relu_backward_from(backend: Backend, dy: Array, y: Array, out: Array) -> Non
     """Fill `out` with dy where y > 0 and 0 elsewhere."""
     mask = backend.scratch("mask", y.shape, bool)
     backend.xp.greater(y, 0, out=mask)
-    backend.xp.copyto(out, mask)  # a product of a float and a bool goes through NumPy's buffers, at a third of the speed
+    backend.xp.copyto(
+        out, mask
+    )  # a product of a float and a bool goes through NumPy's buffers, at a third of the speed
     backend.xp.multiply(out, dy, out=out)
 
 

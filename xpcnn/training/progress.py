@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import sys
 import time
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TextIO
 
+from xpcnn.errors import ConfigError
 from xpcnn.training.callbacks import Callback
 
 if TYPE_CHECKING:
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Progress(Callback):
-    """A tqdm bar on a terminal; elsewhere a plain line every so many batches.
+    """A bar on a terminal, where tqdm is installed; elsewhere a plain line every so many batches.
 
     Parameters
     ----------
@@ -23,14 +25,22 @@ class Progress(Callback):
     file : text stream or None
         Where to; None is standard error.
     bar : bool or None
-        Whether to draw a bar; None asks whether `file` is a terminal.
+        Whether to draw a bar; None asks whether `file` is a terminal and tqdm is there.
+
+    Raises
+    ------
+    ConfigError
+        A bar is asked for and tqdm is not installed.
     """
 
     REFRESH = 0.2  # seconds between two changes of the bar
 
     def __init__(self, every: int = 50, file: TextIO | None = None, bar: bool | None = None) -> None:
+        has_tqdm = find_spec("tqdm") is not None
+        if bar and not has_tqdm:
+            raise ConfigError('bar: expected False or None without tqdm, got True; pip install "xpcnn[cli]" brings it')
         self.every = every
-        self._file, self._bar_wanted = file, bar
+        self._file, self._bar_wanted = file, bar if has_tqdm else False
         self._bar: Any = None
 
     @property
