@@ -25,7 +25,7 @@ def relu_backward_from(backend: Backend, dy: Array, y: Array, out: Array) -> Non
     backend.xp.greater(y, 0, out=mask)
     backend.xp.copyto(
         out, mask
-    )  # a product of a float and a bool goes through NumPy's buffers, at a third of the speed
+    )  # a product of float and bool goes through NumPy's buffers, at a third of the speed
     backend.xp.multiply(out, dy, out=out)
 
 
