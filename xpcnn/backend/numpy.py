@@ -105,13 +105,13 @@ class NumpyBackend(Backend):
         return array
 
     def get_num_threads(self) -> int:
-        return self.pool.size
+        return 1 if self.pool.inside else self.pool.size
 
     def set_num_threads(self, n: int) -> None:
         self.pool.size = n
 
     def parallel(self, function: Callable[[Any], None], tasks: Sequence[Any], work: float = 0.0) -> None:
-        if work < WORTH_A_THREAD or len(tasks) < 2:
+        if work < WORTH_A_THREAD or len(tasks) < 2 or self.pool.inside:
             self.blas.hold()
             try:
                 for task in tasks:
@@ -136,7 +136,7 @@ class NumpyBackend(Backend):
                 self.xp.matmul(left, right, out=result)
             return out
         # A pool at work already holds BLAS; a product of two matrices outside of one is shared out by rows.
-        threads = self.pool.size
+        threads = self.get_num_threads()
         if size < 20 * WORTH_A_THREAD or threads == 1 or m < 2 * threads or a.ndim != 2 or self.pool.busy:
             with self.blas.single():
                 return self.xp.matmul(a, b, out=out)

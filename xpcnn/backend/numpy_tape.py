@@ -95,7 +95,7 @@ def recorder(backend: NumpyBackend) -> Any:
             return self.buffers[key]
 
         def parallel(self, function: Callable[[Any], None], tasks: Sequence[Any], work: float = 0.0) -> None:
-            threads = min(self.pool.size, len(tasks))
+            threads = min(self.get_num_threads(), len(tasks))
             if self.worker is not None or threads < 2 or work < WORTH_A_THREAD / 4:
                 for task in tasks:
                     function(task)

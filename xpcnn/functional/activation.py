@@ -29,6 +29,7 @@ def relu_backward_from(backend: Backend, dy: Array, y: Array, out: Array) -> Non
 class ReLUOp(ChannelOp):
     """y = max(x, 0); dx = dy where y > 0 (Nair and Hinton 2010)."""
 
+    elementwise = True
     keeps_output = True
 
     def forward(self, backend: Backend, x: Array, channels: slice, out: Array, keep: bool) -> Any:
@@ -42,6 +43,7 @@ class ReLUOp(ChannelOp):
 class LeakyReLUOp(ChannelOp):
     """y = x where x > 0, else slope * x; dx = dy times the same factor (Maas et al. 2013)."""
 
+    elementwise = True
     keeps_input = True
     passes = 4
 
@@ -68,6 +70,7 @@ class LeakyReLUOp(ChannelOp):
 class SigmoidOp(ChannelOp):
     """y = 1 / (1 + exp(-x)), from exp(-|x|), which cannot overflow; dx = dy y (1 - y)."""
 
+    elementwise = True
     keeps_output = True
     passes = 8
 
@@ -87,6 +90,7 @@ class SigmoidOp(ChannelOp):
 class TanhOp(ChannelOp):
     """y = tanh(x); dx = dy (1 - y^2)."""
 
+    elementwise = True
     keeps_output = True
     passes = 8
 
@@ -102,6 +106,7 @@ class TanhOp(ChannelOp):
 class GELUOp(ChannelOp):
     """y = x P(x), P the normal distribution function; dx = dy (P(x) + x p(x)) (Hendrycks and Gimpel 2016)."""
 
+    elementwise = True
     keeps_input = True
     passes = 40
 

@@ -96,6 +96,11 @@ class Windows:
         return self.kernel == (1, 1) and self.stride == (1, 1) and not self.is_padded
 
     @property
+    def is_whole(self) -> bool:
+        """Whether there is one window, and it is the image."""
+        return self.kernel == (self.h.size, self.w.size) and not self.is_padded
+
+    @property
     def is_padded(self) -> bool:
         """Whether any side is padded."""
         return bool(self.h.before or self.h.after or self.w.before or self.w.after)
