@@ -110,6 +110,9 @@ class NumpyBackend(Backend):
     def set_num_threads(self, n: int) -> None:
         self.pool.size = n
 
+    def shares(self, work: float) -> bool:
+        return work >= WORTH_A_THREAD and self.get_num_threads() > 1
+
     def parallel(self, function: Callable[[Any], None], tasks: Sequence[Any], work: float = 0.0) -> None:
         if work < WORTH_A_THREAD or len(tasks) < 2 or self.pool.inside:
             self.blas.hold()

@@ -41,7 +41,7 @@ class Step:
 
     def work(self, x: Array, y: Array) -> float:
         """Return the elementary operations, a product's multiply-adds as an eighth of one each."""
-        return 2.0 * y.size
+        return 2.0 * int(y.size)
 
 
 class Path(Step):
@@ -83,7 +83,7 @@ class _Convolution(Step):
         return self.convolve(x)
 
     def work(self, x: Array, y: Array) -> float:
-        return y.size * self.convolve.weight[0].size / 8
+        return int(y.size) * int(self.convolve.weight[0].size) / 8
 
 
 class _Dense(Step):
@@ -94,7 +94,7 @@ class _Dense(Step):
         return linear(x, self.weight, self.bias)[0]
 
     def work(self, x: Array, y: Array) -> float:
-        return x.shape[0] * self.weight.size / 8
+        return int(x.shape[0]) * int(self.weight.size) / 8
 
 
 class _Chain(Step):

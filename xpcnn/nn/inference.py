@@ -8,9 +8,10 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
-from xpcnn.backend import Array, Backend, backend_of
-from xpcnn.errors import BackendError, ConfigError, ShapeError
+from xpcnn.backend import Array, Backend
+from xpcnn.errors import BackendError, ConfigError, ShapeError, XpcnnError
 from xpcnn.functional.layout import check_backend, copy_batch_last, empty_batch_last
+from xpcnn.functional.spans import spans
 from xpcnn.functional.windows import integer
 from xpcnn.nn.folding import Path, fold
 from xpcnn.nn.module import Module, no_grad
@@ -100,18 +101,25 @@ class Inference:
         if n <= GRAIN or room is None or not self._path.is_known:
             return [], None
         sizes = self._sizes_of(x)
-        shares = -(-n // (GRAIN * self.backend.get_num_threads()))  # of GRAIN images, for each thread
-        size = GRAIN * max(1, min(shares, room // (GRAIN * sizes.largest)))
-        if size >= n:
+        threads = self.backend.get_num_threads() if self.backend.shares(sizes.work * n / 2) else 1
+        grains = -(-n // GRAIN)
+        count = -(-grains // max(1, room // (GRAIN * sizes.largest)))
+        count = min(grains, -(-count // threads) * threads)  # as many for each thread
+        if count == 1:
             return [], None
-        return [slice(first, min(first + size, n)) for first in range(0, n, size)], sizes
+        pieces = [slice(GRAIN * part.start, min(GRAIN * part.stop, n)) for part in spans(grains, count)]
+        return pieces, sizes
 
     def _sizes_of(self, x: Array) -> _Sizes:
         key = x.shape[1:], x.dtype
         with self._lock:
             found = self._sizes.get(key)
         if found is None:
-            y, (largest, work) = self._path.measure(x[:1])
+            try:
+                y, (largest, work) = self._path.measure(x[:1])
+            except XpcnnError:
+                self._path(x)  # says the same of the whole batch
+                raise
             found = _Sizes(tuple(y.shape[1:]), max(1, largest * x.dtype.itemsize), work)
             with self._lock:
                 self._sizes[key] = found
