@@ -53,6 +53,7 @@ class RecordedStep:
         with backend.recording(recording):
             step()
         self._tape = recording.tape
+        recording.close()
 
     def __call__(self) -> None:
         self._blas.hold()
@@ -126,6 +127,11 @@ def recorder(backend: NumpyBackend) -> Any:
 
         def errstate(self) -> contextlib.AbstractContextManager[Any]:
             return contextlib.nullcontext()  # the replay is under one as a whole
+
+        def close(self) -> None:
+            """Let go of the notebook, which refers to itself: a record that is dropped is to go at once."""
+            self.xp._backend = None
+            self.xp = np
 
     return RecordingBackend()
 

@@ -175,17 +175,22 @@ class _Record:
 
     def __init__(self, backend: Backend, path: Path, x: Array) -> None:
         self._backend = backend
-        self._x = copy_batch_last(backend, x)
-        self.y: Array = None
+        self._x = given = copy_batch_last(backend, x)
+        self._results = results = [given]
 
-        def forward() -> None:
-            self.y = path(self._x)
+        def forward() -> None:  # without `self`: a record that is dropped is to go at once, with its memory
+            results[0] = path(given)
 
         if not backend.capture_runs:
             forward()  # kernels must be compiled and weights laid out before a device records
         self._replay = backend.capture(forward)
         if not backend.capture_runs:
             self._replay()
+
+    @property
+    def y(self) -> Array:
+        """The result of the last call, until the next."""
+        return self._results[0]
 
     def __call__(self, x: Array) -> None:
         self._backend.xp.copyto(self._x, x)
