@@ -74,7 +74,7 @@ def recorder(backend: NumpyBackend) -> Any:
             self.__dict__.update(backend.__dict__)
             self.blocks = BlockPool(keep=True)
             self.tape: Tape = []
-            self.xp = _Notebook(self)
+            self.xp: Any = _Notebook(self)
             self.worker: int | None = None
             self.buffers: dict[Any, Any] = {}
 

@@ -179,7 +179,7 @@ def check_windows(
     return windows((height, width), kernel_size, stride=stride, padding=padding, dilation=dilation, ceil_mode=ceil_mode)
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=1024, typed=True)  # True is 1 to a cache that does not look at types
 def _windows(size: tuple[int, int], kernel_size: Any, stride: Any, padding: Any, dilation: Any, ceil: bool) -> Windows:
     kernels = pair("kernel_size", kernel_size, 1)
     strides = pair("stride", stride, 1)
