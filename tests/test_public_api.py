@@ -66,6 +66,7 @@ API = {
         Parameter(data, name='')
         Sequential(*layers)
         Residual(body, shortcut=None)
+        Inference(model, records=8)
         Conv2d(in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1, groups=1, bias=True)
         Linear(in_features, out_features, bias=True)
         MaxPool2d(kernel_size, stride=None, padding=0, dilation=1, *, ceil_mode=False)

@@ -28,9 +28,11 @@ def versions() -> dict[str, str]:
 def variants(workload: w.Workload, threads: list[int]) -> list[str]:
     """Training as the Trainer does it, recorded and replayed, and as a loop of one's own writes it out.
 
-    Threads are left at the library's own default.
+    Inference by `nn.Inference`, batch norm folded and the forward recorded, and by the model itself. Threads are left
+    at the library's own default.
     """
-    return ["trainer", "written out"] if workload.kind == "train" else ["default"]
+    kinds = {"train": ["trainer", "written out"], "inference": ["folded and recorded", "plain"]}
+    return kinds.get(workload.kind, ["default"])
 
 
 def batch_last(array: np.ndarray) -> np.ndarray:
@@ -43,7 +45,9 @@ def build(workload: w.Workload, variant: str) -> Step:
     xpcnn.manual_seed(0)
     if workload.kind == "train":
         return _train(workload, by_trainer=variant == "trainer")
-    return {"inference": _inference, "conv": _conv, "pool": _pool}[workload.kind](workload)
+    if workload.kind == "inference":
+        return _inference(workload, folded=variant != "plain")
+    return {"conv": _conv, "pool": _pool}[workload.kind](workload)
 
 
 def optimiser(spec: w.Optimiser, model: Any) -> Any:
@@ -89,14 +93,15 @@ def _train(workload: w.Workload, by_trainer: bool) -> Step:
     return Step(lambda: trainer.train_batch(*next(data)), loss=lambda: history["loss"][-1], parameters=size)
 
 
-def _inference(workload: w.Workload) -> Step:
+def _inference(workload: w.Workload, folded: bool) -> Step:
     model = xpcnn.models.create(workload.net)
     model.eval()
+    infer = xpcnn.nn.Inference(model)
     x = batch_last(normal(0, workload.batch, *w.NETS[workload.net].image))
 
     def call() -> Any:
         with xpcnn.no_grad():
-            return model(x)
+            return infer(x) if folded else model(x)
 
     return Step(call, parameters=sum(p.data.size for p in model.parameters()))
 

@@ -65,6 +65,27 @@ def test_an_error_reaches_the_caller_and_the_pool_lives_on(pool, wrong):
     assert not pool.busy
 
 
+def test_a_task_works_alone(numbers):
+    xpcnn.set_num_threads(2)
+    backend = xpcnn.get_backend()
+    counts, names = [], set()
+
+    def task(_):
+        counts.append(backend.get_num_threads())
+        backend.parallel(lambda _: names.add(threading.get_ident()), range(8), 1e12)
+        assert not backend.shares(1e12)
+
+    here = xpcnn.get_num_threads()
+    assert backend.shares(1e12) == (here > 1)
+    backend.pool.run(task, range(1))
+    assert counts == [1]
+    assert names == {threading.get_ident()}
+    with pytest.raises(ZeroDivisionError):
+        backend.pool.run(lambda _: 1 / 0, range(4))
+    assert backend.get_num_threads() == here
+    assert not backend.pool.inside
+
+
 def test_nested_work_is_done(pool):
     done = []
     pool.run(lambda outer: pool.run(lambda inner: done.append((outer, inner)), range(5)), range(5))

@@ -181,3 +181,27 @@ def test_a_network_trains_along_the_same_path(torch, rng, optimiser):
     close(ours(x), theirs(torch.tensor(x)), 1e-6)
     assert [name for name, _ in ours.named_parameters()] == [name for name, _ in theirs.named_parameters()]
     assert [p.shape for p in ours.parameters()] == [tuple(p.shape) for p in theirs.parameters()]
+
+
+def test_inference_folds_as_pytorch_does(torch, rng):
+    ours, theirs = networks(torch)
+    for mine, other in zip(
+        [m for m in ours.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)],
+        [m for m in theirs.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)],
+        strict=True,
+    ):
+        shape = mine.weight.shape
+        for array, tensor in (
+            (mine.running_mean, other.running_mean), (mine.running_var, other.running_var),
+            (mine.weight.data, other.weight), (mine.bias.data, other.bias),
+        ):  # fmt: skip
+            array[...] = rng.uniform(0.3, 2, shape)
+            tensor.data.copy_(torch.tensor(array))
+    theirs.eval()
+    convolve = nn.Inference(ours)._path.steps[0].convolve
+    fused = torch.nn.utils.fusion.fuse_conv_bn_eval(theirs[0], theirs[1])
+    close(convolve.weight, fused.weight, 1e-14)
+    infer = nn.Inference(ours)
+    for batch in (8, 40, 8):
+        x = values(rng, (batch, 1, 12, 12))
+        close(infer(x), theirs(torch.tensor(x)), 1e-12)

@@ -99,6 +99,10 @@ class Backend:
     def set_num_threads(self, n: int) -> None:
         """Set how many host threads share the work; a backend without host threads has nothing to set."""
 
+    def shares(self, work: float) -> bool:
+        """Say whether `parallel` gives tasks of so much work to several threads."""
+        return False
+
     def parallel(self, function: Callable[[Any], None], tasks: Sequence[Any], work: float = 0.0) -> None:
         """Call `function(task)` for every task, on all threads where that pays.
 

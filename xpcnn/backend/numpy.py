@@ -106,13 +106,16 @@ class NumpyBackend(Backend):
         return array
 
     def get_num_threads(self) -> int:
-        return self.pool.size
+        return 1 if self.pool.inside else self.pool.size
 
     def set_num_threads(self, n: int) -> None:
         self.pool.size = n
 
+    def shares(self, work: float) -> bool:
+        return work >= WORTH_A_THREAD and self.get_num_threads() > 1
+
     def parallel(self, function: Callable[[Any], None], tasks: Sequence[Any], work: float = 0.0) -> None:
-        if work < WORTH_A_THREAD or len(tasks) < 2:
+        if work < WORTH_A_THREAD or len(tasks) < 2 or self.pool.inside:
             self.blas.hold()
             try:
                 for task in tasks:
@@ -129,7 +132,7 @@ class NumpyBackend(Backend):
         if size <= SINGLE_THREADED_PRODUCT:
             return self.xp.matmul(a, b, out=out)
         # A pool at work already holds BLAS; a product of two matrices outside of one is shared out by rows.
-        threads = self.pool.size
+        threads = self.get_num_threads()
         if size < SHARED_PRODUCT or threads == 1 or m < 2 * threads or a.ndim != 2 or b.ndim != 2 or self.pool.busy:
             with self.blas.single():
                 return self._product(a, b, out)

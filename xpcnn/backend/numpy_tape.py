@@ -53,6 +53,7 @@ class RecordedStep:
         with backend.recording(recording):
             step()
         self._tape = recording.tape
+        recording.close()
 
     def __call__(self) -> None:
         self._blas.hold()
@@ -73,9 +74,16 @@ def recorder(backend: NumpyBackend) -> Any:
             self.__dict__.update(backend.__dict__)
             self.blocks = BlockPool(keep=True)
             self.tape: Tape = []
-            self.xp = _Notebook(self)
+            self.xp: Any = _Notebook(self)
             self.worker: int | None = None
             self.buffers: dict[Any, Any] = {}
+
+        # Constants that were made for the backend itself serve its records too; caches find them by this.
+        def __eq__(self, other: object) -> bool:
+            return other is self or other is backend
+
+        def __hash__(self) -> int:
+            return hash(backend)
 
         def for_array(self, array: Any) -> Any:
             return self
@@ -95,7 +103,7 @@ def recorder(backend: NumpyBackend) -> Any:
             return self.buffers[key]
 
         def parallel(self, function: Callable[[Any], None], tasks: Sequence[Any], work: float = 0.0) -> None:
-            threads = min(self.pool.size, len(tasks))
+            threads = min(self.get_num_threads(), len(tasks))
             if self.worker is not None or threads < 2 or work < WORTH_A_THREAD / 4:
                 for task in tasks:
                     function(task)
@@ -119,6 +127,11 @@ def recorder(backend: NumpyBackend) -> Any:
 
         def errstate(self) -> contextlib.AbstractContextManager[Any]:
             return contextlib.nullcontext()  # the replay is under one as a whole
+
+        def close(self) -> None:
+            """Let go of the notebook, which refers to itself: a record that is dropped is to go at once."""
+            self.xp._backend = None
+            self.xp = np
 
     return RecordingBackend()
 

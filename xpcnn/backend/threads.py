@@ -76,6 +76,17 @@ class Blas:
                         library.set_num_threads(threads)
 
 
+@contextlib.contextmanager
+def _inside(local: threading.local) -> Iterator[None]:
+    """Note that the calling thread runs tasks."""
+    before = getattr(local, "inside", False)
+    local.inside = True
+    try:
+        yield
+    finally:
+        local.inside = before
+
+
 class _Job:
     """One call of `ThreadPool.run`: tasks that the threads take one by one, and what went wrong."""
 
@@ -87,11 +98,12 @@ class _Job:
         self.done: queue.SimpleQueue[None] = queue.SimpleQueue()
         self.error: BaseException | None = None
 
-    def work(self) -> None:
+    def work(self, local: threading.local) -> None:
         function = self.function
         try:
-            for task in self.tasks:
-                function(task)
+            with _inside(local):
+                for task in self.tasks:
+                    function(task)
         except BaseException as error:
             self.error = error
             for _ in self.tasks:  # the other threads stop at their next task
@@ -107,6 +119,7 @@ class ThreadPool:
         self._busy = threading.Lock()
         self._jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
         self._started = 0
+        self._local = threading.local()
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self._forget)
 
@@ -114,6 +127,7 @@ class ThreadPool:
         self._busy = threading.Lock()
         self._jobs = queue.SimpleQueue()
         self._started = 0
+        self._local = threading.local()
 
     @property
     def size(self) -> int:
@@ -129,6 +143,11 @@ class ThreadPool:
         self._size = min(n, _usable_cores())
 
     @property
+    def inside(self) -> bool:
+        """Whether the calling thread runs a task: it then works alone on whatever it is given."""
+        return getattr(self._local, "inside", False)
+
+    @property
     def busy(self) -> bool:
         """Whether somebody's tasks are running."""
         return self._busy.locked()
@@ -138,9 +157,10 @@ class ThreadPool:
         helpers = min(self.size, len(tasks)) - 1
         self.blas.hold()
         try:
-            if helpers < 1 or not self._busy.acquire(blocking=False):
-                for task in tasks:
-                    function(task)
+            if helpers < 1 or self.inside or not self._busy.acquire(blocking=False):
+                with _inside(self._local):
+                    for task in tasks:
+                        function(task)
                 return
             try:
                 self._run(function, tasks, helpers)
@@ -151,22 +171,22 @@ class ThreadPool:
 
     def _run(self, function: Callable[[Any], None], tasks: Sequence[Any], helpers: int) -> None:
         while self._started < helpers:
-            threading.Thread(target=_serve, args=(self._jobs,), name="xpcnn", daemon=True).start()
+            threading.Thread(target=_serve, args=(self._jobs, self._local), name="xpcnn", daemon=True).start()
             self._started += 1
         job = _Job(function, tasks)
         for _ in range(helpers):
             self._jobs.put(job)
-        job.work()
+        job.work(self._local)
         for _ in range(helpers):
             job.done.get()
         if job.error is not None:
             raise job.error
 
 
-def _serve(jobs: queue.SimpleQueue[_Job]) -> None:
+def _serve(jobs: queue.SimpleQueue[_Job], local: threading.local) -> None:
     while True:
         job = jobs.get()
-        job.work()
+        job.work(local)
         job.done.put(None)
         del job  # an idle thread keeps no arrays alive
 

@@ -23,15 +23,14 @@ def relu_backward_from(backend: Backend, dy: Array, y: Array, out: Array) -> Non
     """Fill `out` with dy where y > 0 and 0 elsewhere."""
     mask = backend.scratch("mask", y.shape, bool)
     backend.xp.greater(y, 0, out=mask)
-    backend.xp.copyto(
-        out, mask
-    )  # a product of float and bool goes through NumPy's buffers, at a third of the speed
+    backend.xp.copyto(out, mask)  # a product of float and bool goes through NumPy's buffers, at a third of the speed
     backend.xp.multiply(out, dy, out=out)
 
 
 class ReLUOp(ChannelOp):
     """y = max(x, 0); dx = dy where y > 0 (Nair and Hinton 2010)."""
 
+    elementwise = True
     keeps_output = True
 
     def forward(self, backend: Backend, x: Array, channels: slice, out: Array, keep: bool) -> Any:
@@ -45,6 +44,7 @@ class ReLUOp(ChannelOp):
 class LeakyReLUOp(ChannelOp):
     """y = x where x > 0, else slope * x; dx = dy times the same factor (Maas et al. 2013)."""
 
+    elementwise = True
     keeps_input = True
     passes = 4
 
@@ -71,6 +71,7 @@ class LeakyReLUOp(ChannelOp):
 class SigmoidOp(ChannelOp):
     """y = 1 / (1 + exp(-x)), from exp(-|x|), which cannot overflow; dx = dy y (1 - y)."""
 
+    elementwise = True
     keeps_output = True
     passes = 8
 
@@ -90,6 +91,7 @@ class SigmoidOp(ChannelOp):
 class TanhOp(ChannelOp):
     """y = tanh(x); dx = dy (1 - y^2)."""
 
+    elementwise = True
     keeps_output = True
     passes = 8
 
@@ -105,6 +107,7 @@ class TanhOp(ChannelOp):
 class GELUOp(ChannelOp):
     """y = x P(x), P the normal distribution function; dx = dy (P(x) + x p(x)) (Hendrycks and Gimpel 2016)."""
 
+    elementwise = True
     keeps_input = True
     passes = 40
 

@@ -27,6 +27,8 @@ class ChannelOp:
         Those that it works with beside `x`: of its backend and, where they are floating, of its dtype.
     keeps_input, keeps_output : bool
         Whether the cache refers to `x` or `out`, which then outlive the call.
+    elementwise : bool
+        Whether each value of `out` depends on that value of `x` and its channel alone: `out` may then be `x`.
     passes : int
         About how often forward reads or writes every number, to judge whether threads pay.
     """
@@ -34,6 +36,7 @@ class ChannelOp:
     arrays: Sequence[Array] = ()
     keeps_input: ClassVar[bool] = False
     keeps_output: ClassVar[bool] = False
+    elementwise: ClassVar[bool] = False
     passes: ClassVar[int] = 2
 
     def out_shape(self, shape: Shape) -> Shape:
@@ -60,8 +63,10 @@ class ChainCache(NamedTuple):
     caches: list[list[Any]]
 
 
-def run(ops: Sequence[ChannelOp], x: Array, *, keep: bool = True) -> tuple[Array, ChainCache]:
+def run(ops: Sequence[ChannelOp], x: Array, *, keep: bool = True, reuse: bool = False) -> tuple[Array, ChainCache]:
     """Apply `ops` in turn to `x` (N, C, H, W) or (N, D).
+
+    With `reuse`, `x` may be written over where nothing is kept.
 
     Returns
     -------
@@ -85,7 +90,11 @@ def run(ops: Sequence[ChannelOp], x: Array, *, keep: bool = True) -> tuple[Array
     shapes = [tuple(x.shape)]
     for op in ops:
         shapes.append(op.out_shape(shapes[-1]))
-    y = backend.empty(shapes[-1], x.dtype)
+    # From here on operations work in place, where nothing is kept.
+    in_place = len(ops)
+    while not keep and in_place and ops[in_place - 1].elementwise:
+        in_place -= 1
+    y = x if reuse and in_place == 0 else backend.empty(shapes[-1], x.dtype)
     slabs = _slabs(backend, shapes, x.dtype.itemsize)
     cache = ChainCache(backend, ops, shapes, x.dtype, slabs, [[] for _ in slabs])
     last = len(ops) - 1
@@ -93,7 +102,7 @@ def run(ops: Sequence[ChannelOp], x: Array, *, keep: bool = True) -> tuple[Array
     def work(index: int) -> None:
         channels, a = slabs[index], x[slabs[index]]
         for i, op in enumerate(ops):
-            if i == last:
+            if i >= min(last, in_place - 1):
                 out = y[channels]
             elif keep and (op.keeps_output or ops[i + 1].keeps_input):
                 out = backend.empty((a.shape[0], *shapes[i + 1][1:]), x.dtype)

@@ -12,7 +12,7 @@ while it is in the cache (`tiles.py`), so the whole column matrix never exists. 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from xpcnn.backend import Array, Backend, backend_of
 from xpcnn.errors import DTypeError, ShapeError
@@ -20,7 +20,7 @@ from xpcnn.functional import winograd
 from xpcnn.functional.bias import channel_sums
 from xpcnn.functional.input_gradient import input_tasks
 from xpcnn.functional.layout import batch_first, batch_last, check_floating, check_like, check_ndim
-from xpcnn.functional.tiles import Task, Tiles, forward_tasks
+from xpcnn.functional.tiles import Task, Tiles, forward_tasks, weight_factor
 from xpcnn.functional.windows import Padding, Size, Windows, integer, windows
 
 
@@ -74,10 +74,48 @@ def conv2d(
     backend = backend_of(x, weight, bias)
     over = _check(x, weight, bias, stride, padding, dilation, groups)
     images = batch_last(backend, x)  # (C, H, W, N)
-    y = backend.empty((weight.shape[0], *over.out, x.shape[0]), x.dtype)  # (F, OH, OW, N)
-    tasks = forward_tasks(backend, images, weight, bias, over, groups, y)
-    backend.parallel(_run, tasks, _work(weight, over, x.shape[0]))
+    y = _forward(backend, images, weight, bias, over, groups)
     return batch_first(y), ConvCache(images, weight, bias is not None, over, groups)
+
+
+def _forward(
+    backend: Backend,
+    x: Array,
+    weight: Array,
+    bias: Array | None,
+    over: Windows,
+    groups: int,
+    factor: Array | None = None,
+) -> Array:
+    """Return y (F, OH, OW, N) for x (C, H, W, N)."""
+    y = backend.empty((weight.shape[0], *over.out, x.shape[3]), x.dtype)
+    tasks = forward_tasks(backend, x, weight, bias, over, groups, y, factor)
+    backend.parallel(_run, tasks, _work(weight, over, x.shape[3]))
+    return y
+
+
+class FixedConvolution:
+    """`conv2d` with weights that never change: they are brought once to the form in which the product takes them.
+
+    Arguments are those of `conv2d`; calling the object with x gives y.
+    """
+
+    def __init__(self, weight: Array, bias: Array | None = None, **geometry: Any) -> None:
+        self.weight, self.bias = weight, bias
+        self.geometry = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1} | geometry
+        self._backend = backend_of(weight)
+        self._factors: dict[str, Array] = {}
+
+    def __call__(self, x: Array) -> Array:
+        """Return y (N, F, OH, OW) for x (N, C, H, W)."""
+        backend = backend_of(x, self.weight)
+        over = _check(x, self.weight, self.bias, **self.geometry)
+        groups = self.geometry["groups"]
+        form, make = weight_factor(self._backend, self.weight, over, groups, x.shape[0])
+        if form not in self._factors:  # made outside of a record, which then holds the result alone
+            self._factors[form] = make()
+        images = batch_last(backend, x)  # (C, H, W, N)
+        return batch_first(_forward(backend, images, self.weight, self.bias, over, groups, self._factors[form]))
 
 
 def conv2d_backward(

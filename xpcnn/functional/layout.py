@@ -23,6 +23,18 @@ def batch_first(x: Array) -> Array:
     return x.transpose(3, 0, 1, 2) if x.ndim == 4 else x.T  # (N, C, H, W) or (N, D)
 
 
+def copy_batch_last(backend: Backend, x: Array) -> Array:
+    """Return a copy of `x` (N, ...) that lies batch-last and belongs to the caller."""
+    copy = empty_batch_last(backend, tuple(x.shape), x.dtype)
+    copy[...] = x
+    return copy
+
+
+def empty_batch_last(backend: Backend, shape: tuple[int, ...], dtype: Any) -> Array:
+    """Return an uninitialised array of a logical shape (N, ...) that lies batch-last."""
+    return backend.empty((*shape[1:], shape[0]), dtype).transpose(len(shape) - 1, *range(len(shape) - 1))
+
+
 def check_backend(name: str, x: Array, backend: Backend) -> None:
     """Raise MixedBackendsError unless `x` belongs to `backend`."""
     here = backend_of(x)

@@ -90,14 +90,10 @@ class BatchNormOp(ChannelOp):
         self.dbeta: Array = None
 
     def out_shape(self, shape: Shape) -> Shape:
-        logical = (shape[-1], *shape[:-1])
-        if self.ndim not in (None, len(shape)):
-            raise ShapeError(f"x: expected shape {'(N, C)' if self.ndim == 2 else '(N, C, H, W)'}, got {logical}")
-        if tuple(self.gamma.shape) != (shape[0],):
-            raise ShapeError(f"x: expected {self.gamma.shape[0]} channels, got {shape[0]} in shape {logical}")
+        _check_channels(shape, self.gamma.shape[0], self.ndim)
         if self.training and _values(shape) < 2:
             raise ShapeError(
-                f"x: expected more than one value per channel in training, got shape {logical}; "
+                f"x: expected more than one value per channel in training, got shape {(shape[-1], *shape[:-1])}; "
                 "use a larger batch or evaluation mode"
             )
         return shape
@@ -137,6 +133,31 @@ class BatchNormOp(ChannelOp):
         self.dgamma = backend.empty(self.gamma.shape, self.gamma.dtype)
         self.dbeta = backend.empty(self.beta.shape, self.beta.dtype)
         return self.dgamma, self.dbeta
+
+
+class AffineOp(ChannelOp):
+    """y = scale x + shift, per channel: batch norm with fixed statistics, or a bias alone (`scale` None).
+
+    `ndim` holds x to (N, C) or (N, C, H, W).
+    """
+
+    elementwise = True
+    passes = 3
+
+    def __init__(self, scale: Array | None, shift: Array, ndim: int | None = None) -> None:
+        self.scale, self.shift, self.ndim = scale, shift, ndim
+        self.arrays = (shift,) if scale is None else (scale, shift)
+
+    def out_shape(self, shape: Shape) -> Shape:
+        _check_channels(shape, self.shift.shape[0], self.ndim)
+        return shape
+
+    def forward(self, backend: Backend, x: Array, channels: slice, out: Array, keep: bool) -> Any:
+        rows, result = _rows(x), _rows(out)
+        if self.scale is not None:
+            backend.xp.multiply(rows, self.scale[channels, None], out=result)
+            rows = result
+        backend.xp.add(rows, self.shift[channels, None], out=result)
 
 
 def batch_norm(
@@ -186,6 +207,14 @@ def batch_norm_backward(dy: Array, cache: ChainCache) -> tuple[Array, Array, Arr
     op = cache.ops[0]
     dgamma, dbeta = op.make_gradients(backend_of(dy))  # type: ignore[attr-defined]
     return run_backward(dy, cache), dgamma, dbeta
+
+
+def _check_channels(shape: Shape, channels: int, ndim: int | None) -> None:
+    logical = (shape[-1], *shape[:-1])
+    if ndim not in (None, len(shape)):
+        raise ShapeError(f"x: expected shape {'(N, C)' if ndim == 2 else '(N, C, H, W)'}, got {logical}")
+    if channels != shape[0]:
+        raise ShapeError(f"x: expected {channels} channels, got {shape[0]} in shape {logical}")
 
 
 def _rows(a: Array) -> Array:

@@ -26,8 +26,8 @@ def softmax(x: Array, axis: int = -1) -> Array:
     """
     xp = backend_of(x).xp
     _check(x, axis)
-    e = xp.exp(x - x.max(axis=axis, keepdims=True))
-    return e / e.sum(axis=axis, keepdims=True)
+    e = xp.exp(xp.subtract(x, xp.max(x, axis=axis, keepdims=True)))
+    return xp.divide(e, xp.sum(e, axis=axis, keepdims=True))
 
 
 def softmax_backward(dy: Array, y: Array, axis: int = -1) -> Array:

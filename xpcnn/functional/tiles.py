@@ -15,13 +15,20 @@ Task = Callable[[], None]
 
 
 def forward_tasks(
-    backend: Backend, x: Array, weight: Array, bias: Array | None, over: Windows, groups: int, y: Array
+    backend: Backend,
+    x: Array,
+    weight: Array,
+    bias: Array | None,
+    over: Windows,
+    groups: int,
+    y: Array,
+    factor: Array | None = None,
 ) -> list[Task]:
-    """Return the tasks that fill y (F, OH, OW, N), one per tile of output rows."""
+    """Return the tasks that fill y (F, OH, OW, N), one per tile of output rows; `factor` is from `weight_factor`."""
     if winograd.suits(backend, weight, over, groups, x.shape[3]):
-        return winograd.forward_tasks(backend, x, weight, bias, over, y)
+        return winograd.forward_tasks(backend, x, weight, bias, over, y, factor)
     tiles = Tiles(backend, x, over, groups)
-    matrix = tiles.weight_matrix(weight)
+    matrix = tiles.weight_matrix(weight) if factor is None else factor
 
     def tile(rows: range) -> None:
         tiles.multiply(matrix, tiles.lower(rows), tiles.result(y, rows))
@@ -29,6 +36,34 @@ def forward_tasks(
             add_bias(backend, y[:, rows.start : rows.stop], bias)
 
     return [lambda rows=rows: tile(rows) for rows in tiles]  # type: ignore[misc]
+
+
+def weight_factor(
+    backend: Backend, weight: Array, over: Windows, groups: int, n: int
+) -> tuple[str, Callable[[], Array]]:
+    """Return the name of the form in which the product of `n` images takes the weights, and what makes it.
+
+    Weights that stay the same need be brought to it but once.
+    """
+    if winograd.suits(backend, weight, over, groups, n):
+        return "winograd", lambda: winograd.filters(backend, weight)
+    stacked = stacks(backend, over)
+    return "stacked" if stacked else "plain", lambda: weight_matrix(backend, weight, groups, stacked)
+
+
+def stacks(backend: Backend, over: Windows) -> bool:
+    """Say whether the product is a stack of matrices that share their rows in memory."""
+    return backend.stacks_rows and over.h.out > 1 and over.h.stride < over.h.kernel and over.h.dilation == 1
+
+
+def weight_matrix(backend: Backend, weight: Array, groups: int, stacked: bool) -> Array:
+    """Return the weights (F, C/G, KH, KW) as (G, F/G, K) in the order of the columns' rows."""
+    if stacked:  # rows of the input come first: (F, KH, C/G, KW)
+        matrix = backend.contiguous(weight.transpose(0, 2, 1, 3))
+        matrix = matrix.reshape(groups, 1, weight.shape[0] // groups, -1)  # (G, 1, F/G, KH*C/G*KW)
+    else:
+        matrix = backend.contiguous(weight).reshape(groups, weight.shape[0] // groups, -1)
+    return backend.left_factor(matrix)
 
 
 class Tiles:
@@ -42,7 +77,7 @@ class Tiles:
         self.backend, self.x, self.over, self.groups = backend, x, over, groups
         self.channels, self.n = x.shape[0] // groups, x.shape[3]
         h = over.h
-        self.stacked = backend.stacks_rows and h.out > 1 and h.stride < h.kernel and h.dilation == 1
+        self.stacked = stacks(backend, over)
         taps = over.w.kernel * (min(h.stride, h.kernel) if self.stacked else h.kernel)
         row_bytes = x.shape[0] * taps * over.w.out * self.n * x.dtype.itemsize
         self.rows = max(1, min(h.out, backend.column_bytes // max(1, row_bytes)))
@@ -54,12 +89,7 @@ class Tiles:
 
     def weight_matrix(self, weight: Array) -> Array:
         """Return the weights (F, C/G, KH, KW) as (G, F/G, K) in the order of the columns' rows."""
-        if self.stacked:  # rows of the input come first: (F, KH, C/G, KW)
-            matrix = self.backend.contiguous(weight.transpose(0, 2, 1, 3))
-            matrix = matrix.reshape(self.groups, 1, weight.shape[0] // self.groups, -1)  # (G, 1, F/G, KH*C/G*KW)
-        else:
-            matrix = self.backend.contiguous(weight).reshape(self.groups, weight.shape[0] // self.groups, -1)
-        return self.backend.left_factor(matrix)
+        return weight_matrix(self.backend, weight, self.groups, self.stacked)
 
     def weight_gradient(self, total: Array) -> Array:
         """Return the gradient (G, K, F/G) of the transposed weight matrix as (F, C/G, KH, KW)."""
@@ -76,6 +106,8 @@ class Tiles:
         if over.is_pointwise:
             tile = x[:, rows.start : rows.stop]  # (C, R, W, N)
             return tile.reshape(self.groups, self.channels, -1)  # (G, C/G, R*W*N)
+        if over.is_whole:
+            return x.reshape(self.groups, -1, self.n)  # (G, C/G*H*W, N)
         if not self.stacked:
             shape = (x.shape[0], *over.kernel, len(rows), over.w.out, self.n)
             cols = backend.scratch("columns", shape, x.dtype)

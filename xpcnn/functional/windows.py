@@ -96,6 +96,11 @@ class Windows:
         return self.kernel == (1, 1) and self.stride == (1, 1) and not self.is_padded
 
     @property
+    def is_whole(self) -> bool:
+        """Whether there is one window, and it is the image."""
+        return self.kernel == (self.h.size, self.w.size) and not self.is_padded
+
+    @property
     def is_padded(self) -> bool:
         """Whether any side is padded."""
         return bool(self.h.before or self.h.after or self.w.before or self.w.after)
@@ -174,7 +179,7 @@ def check_windows(
     return windows((height, width), kernel_size, stride=stride, padding=padding, dilation=dilation, ceil_mode=ceil_mode)
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=1024, typed=True)  # True is 1 to a cache that does not look at types
 def _windows(size: tuple[int, int], kernel_size: Any, stride: Any, padding: Any, dilation: Any, ceil: bool) -> Windows:
     kernels = pair("kernel_size", kernel_size, 1)
     strides = pair("stride", stride, 1)

@@ -173,7 +173,7 @@ class _Tiles:
         ]
 
 
-def _filters(backend: Backend, weight: Array) -> Array:
+def filters(backend: Backend, weight: Array) -> Array:
     """Return U = (G (x) G) W as (36, F, C)."""
     f, c = weight.shape[:2]
     g = _matrices(backend, weight.dtype)[1]
@@ -181,12 +181,20 @@ def _filters(backend: Backend, weight: Array) -> Array:
     return backend.matmul(g, taps).reshape(WINDOW * WINDOW, c, f).swapaxes(1, 2)  # as `left_factor`
 
 
-def forward_tasks(backend: Backend, x: Array, weight: Array, bias: Array | None, over: Windows, y: Array) -> list[Task]:
-    """Return the tasks that fill y (F, OH, OW, N) from x (C, H, W, N)."""
+def forward_tasks(
+    backend: Backend,
+    x: Array,
+    weight: Array,
+    bias: Array | None,
+    over: Windows,
+    y: Array,
+    factor: Array | None = None,
+) -> list[Task]:
+    """Return the tasks that fill y (F, OH, OW, N) from x (C, H, W, N); `factor` is `filters(weight)`."""
     f, c = weight.shape[:2]
     plan = _Plan(backend, over, c, f, x.shape[3], x.dtype)
     b, _, a = _matrices(backend, x.dtype)
-    u = _filters(backend, weight)
+    u = filters(backend, weight) if factor is None else factor
 
     def task(block: Block) -> None:
         d = plan.gather(x, plan.inputs, block)  # (C, T, 36, N)

@@ -5,6 +5,7 @@ from xpcnn.nn.activation import GELU, LeakyReLU, ReLU, Sigmoid, Softmax, Tanh
 from xpcnn.nn.convolution import Conv2d
 from xpcnn.nn.dropout import Dropout
 from xpcnn.nn.flatten import Flatten
+from xpcnn.nn.inference import Inference
 from xpcnn.nn.linear import Linear
 from xpcnn.nn.loss import CrossEntropyLoss, MSELoss
 from xpcnn.nn.module import Module, no_grad
@@ -25,6 +26,7 @@ __all__ = [
     "Dropout",
     "Flatten",
     "GlobalAvgPool2d",
+    "Inference",
     "LeakyReLU",
     "Linear",
     "MSELoss",

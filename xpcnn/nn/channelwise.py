@@ -42,7 +42,7 @@ def runs_in_chain(layer: Module) -> bool:
 def forward_chain(keeper: Module, layers: Sequence[Module], x: Array) -> Array:
     """Run the operations of `layers` on x as one chain; `keeper` keeps the cache."""
     ops = [layer.channel_op() for layer in cast("Sequence[ChannelLayer]", layers)]
-    y, cache = run(_pool_first(ops), x, keep=keeps_caches())
+    y, cache = run(pool_first(ops), x, keep=keeps_caches())
     keeper.keep((ops, cache))
     return y
 
@@ -64,7 +64,7 @@ def backward_chain(keeper: Module, layers: Sequence[Module], dy: Array) -> Array
     return dx
 
 
-def _pool_first(ops: list[ChannelOp]) -> list[ChannelOp]:
+def pool_first(ops: list[ChannelOp]) -> list[ChannelOp]:
     """Put max-pooling before a ReLU: the maximum of clipped values is the clipped maximum, on fewer numbers.
 
     The gradient meets the same winner, and none where the maximum is not positive.

@@ -44,6 +44,14 @@ def trace() -> Iterator[list[tuple[Module, Array, Array]]]:
         _trace.reset(token)
 
 
+def is_ours(part: object) -> bool:
+    """Whether a layer or loss is the library's own: only of those is it known that a record tells all.
+
+    One of the user's own may compute outside of `xp`, count on the host, or choose by values.
+    """
+    return type(part).__module__.startswith("xpcnn.")
+
+
 def is_traced() -> bool:
     """Whether calls are recorded: containers then call their layers one by one."""
     return _trace.get() is not None

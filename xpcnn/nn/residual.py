@@ -27,27 +27,33 @@ class Residual(Module):
         """Return the sum of both paths."""
         y = self.body(x)
         other = x if self.shortcut is None else self.shortcut(x)
-        if y.shape != other.shape:
-            raise ShapeError(
-                f"shortcut: expected the body's shape {tuple(y.shape)}, got {tuple(other.shape)}; "
-                "give a shortcut that changes channels and stride alike"
-            )
-        return _add(y, other)
+        return add_paths(y, other)
 
     def backward(self, dy: Array) -> Array:
         """Return the sum of both gradients."""
         dx = self.body.backward(dy)
-        return _add(dx, dy if self.shortcut is None else self.shortcut.backward(dy))
+        return add(dx, dy if self.shortcut is None else self.shortcut.backward(dy))
 
 
-def _add(a: Array, b: Array) -> Array:
+def add_paths(y: Array, other: Array, *, reuse: bool = False) -> Array:
+    """Return y + other, what a body and its shortcut give; with `reuse`, y may be written over."""
+    if y.shape != other.shape:
+        raise ShapeError(
+            f"shortcut: expected the body's shape {tuple(y.shape)}, got {tuple(other.shape)}; "
+            "give a shortcut that changes channels and stride alike"
+        )
+    return add(y, other, reuse=reuse)
+
+
+def add(a: Array, b: Array, *, reuse: bool = False) -> Array:
+    """Return a + b, both (N, ...), batch-last; with `reuse`, a may be written over."""
     backend = backend_of(a, b)
     a, b = batch_last(backend, a), batch_last(backend, b)
-    out = backend.empty(a.shape, a.dtype)
+    out = a if reuse else backend.empty(a.shape, a.dtype)
 
-    def add(part: range) -> None:
-        channels = slice(part.start, part.stop)
-        backend.xp.add(a[channels], b[channels], out=out[channels])
+    def part(channels: range) -> None:
+        rows = slice(channels.start, channels.stop)
+        backend.xp.add(a[rows], b[rows], out=out[rows])
 
-    backend.parallel(add, spans(a.shape[0], backend.get_num_threads()), 3.0 * a.size)
+    backend.parallel(part, spans(a.shape[0], backend.get_num_threads()), 3.0 * a.size)
     return batch_first(out)

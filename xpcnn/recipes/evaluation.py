@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from xpcnn import functional as F
@@ -9,6 +10,7 @@ from xpcnn.backend import Array
 from xpcnn.data import DataLoader
 from xpcnn.nn import Module, no_grad
 from xpcnn.training import Metrics, Trainer
+from xpcnn.training.evaluation import fastest_forward
 
 
 class Evaluation(NamedTuple):
@@ -21,7 +23,7 @@ class Evaluation(NamedTuple):
 
 def probabilities(model: Module, x: Array) -> Array:
     """Return what the model, in eval mode and without keeping anything, gives each class: (N, K)."""
-    return F.softmax(_logits(model, [x]))
+    return F.softmax(_logits(model, model, [x]))
 
 
 def evaluate(model: Module, loader: DataLoader) -> Evaluation:
@@ -40,7 +42,7 @@ def evaluate(model: Module, loader: DataLoader) -> Evaluation:
             yield x
 
     backend = model.backend
-    logits = _logits(model, batches())
+    logits = _logits(model, fastest_forward(model), batches())
     truth = backend.xp.concatenate(labels)
     loss, _ = F.cross_entropy(logits, truth)
     right = backend.to_numpy(logits).argmax(axis=1) == _indices(backend.to_numpy(truth))
@@ -52,12 +54,12 @@ def _indices(labels: Any) -> Any:
     return labels.argmax(axis=1) if labels.ndim == 2 else labels
 
 
-def _logits(model: Module, batches: Any) -> Array:
+def _logits(model: Module, forward: Callable[[Array], Array], batches: Any) -> Array:
     modes = [(module, module.training) for module in model.modules()]
     try:
         model.eval()
         with no_grad():
-            return model.backend.xp.concatenate([model(x) for x in batches])
+            return model.backend.xp.concatenate([forward(x) for x in batches])
     finally:
         for module, training in modes:
             module.training = training

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from xpcnn.backend import Array, Backend, backend_of
 from xpcnn.errors import BackendError, ConfigError
+from xpcnn.functional.layout import copy_batch_last
+from xpcnn.nn.module import is_ours
 from xpcnn.optim import clip_grad_norm
 from xpcnn.training.diagnosis import explain
 from xpcnn.training.metrics import Ledger, write_hits
@@ -155,7 +157,7 @@ class Step:
             return None
         self._replay, self._key = [], None  # gives the old record's memory back
         if self._input is None or self._input[0].shape != x.shape or self._input[1].shape != labels.shape:
-            self._input = _batch_last_copy(self.backend, x), self.backend.copy(labels)
+            self._input = copy_batch_last(self.backend, x), self.backend.copy(labels)
         self._feed(x, labels)
         first, *rest = parts
         held = self._input
@@ -241,15 +243,4 @@ class _Recorded:
 
 
 def _all_ours(trainer: Trainer) -> bool:
-    """Whether all layers and the loss are the library's own: only of those is it known that a record tells all.
-
-    A layer of the user's own may compute outside of `xp`, count on the host, or choose by values.
-    """
-    return all(type(part).__module__.startswith("xpcnn.") for part in (*trainer.model.modules(), trainer.criterion))
-
-
-def _batch_last_copy(backend: Backend, x: Array) -> Array:
-    """Return a copy of `x` in batch-last memory, as the loader's batches are."""
-    copy = backend.empty((*x.shape[1:], x.shape[0]), x.dtype).transpose(x.ndim - 1, *range(x.ndim - 1))
-    copy[...] = x
-    return copy
+    return all(is_ours(part) for part in (*trainer.model.modules(), trainer.criterion))

@@ -1,0 +1,234 @@
+"""From a model to the steps of its forward in evaluation mode: whatever can be computed beforehand is."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import cast
+
+from xpcnn.backend import Array, backend_of
+from xpcnn.errors import ConfigError
+from xpcnn.functional.channelwise import ChannelOp, run
+from xpcnn.functional.convolution import FixedConvolution
+from xpcnn.functional.linear import linear
+from xpcnn.functional.normalization import AffineOp
+from xpcnn.functional.pooling import MaxPoolOp
+from xpcnn.nn.activation import Softmax
+from xpcnn.nn.channelwise import ChannelLayer, pool_first, runs_in_chain
+from xpcnn.nn.convolution import Conv2d
+from xpcnn.nn.dropout import Dropout
+from xpcnn.nn.flatten import Flatten
+from xpcnn.nn.linear import Linear
+from xpcnn.nn.module import Module, is_ours
+from xpcnn.nn.normalization import BatchNorm1d, BatchNorm2d
+from xpcnn.nn.residual import Residual, add_paths
+from xpcnn.nn.sequential import Sequential
+
+Cost = tuple[int, float]  # elements of the largest array, elementary operations
+
+
+class Step:
+    """A part of a forward: y for x."""
+
+    def __call__(self, x: Array) -> Array:
+        """Return y."""
+        raise NotImplementedError
+
+    def measure(self, x: Array) -> tuple[Array, Cost]:
+        """Return y and what it takes."""
+        y = self(x)
+        return y, (max(x.size, y.size), self.work(x, y))
+
+    def work(self, x: Array, y: Array) -> float:
+        """Return the elementary operations, a product's multiply-adds as an eighth of one each."""
+        return 2.0 * int(y.size)
+
+
+class Path(Step):
+    """Steps in their order.
+
+    Attributes
+    ----------
+    is_fresh : bool
+        Whether the result is an array of its own, neither x nor a view of it.
+    is_known : bool
+        Whether all steps are the library's own and treat each sample of a batch alone.
+    """
+
+    def __init__(self) -> None:
+        self.steps: list[Step] = []
+        self.is_fresh = False
+        self.is_known = True
+
+    def __call__(self, x: Array) -> Array:
+        for step in self.steps:
+            x = step(x)
+        return x
+
+    def measure(self, x: Array) -> tuple[Array, Cost]:
+        largest, total = x.size, 0.0
+        for step in self.steps:
+            x, (size, work) = step.measure(x)
+            largest, total = max(largest, size), total + work
+        return x, (largest, total)
+
+
+class _Convolution(Step):
+    def __init__(self, layer: Conv2d, weight: Array, bias: Array | None) -> None:
+        self.convolve = FixedConvolution(
+            weight, bias, stride=layer.stride, padding=layer.padding, dilation=layer.dilation, groups=layer.groups
+        )
+
+    def __call__(self, x: Array) -> Array:
+        return self.convolve(x)
+
+    def work(self, x: Array, y: Array) -> float:
+        return int(y.size) * int(self.convolve.weight[0].size) / 8
+
+
+class _Dense(Step):
+    def __init__(self, weight: Array, bias: Array | None) -> None:
+        self.weight, self.bias = weight, bias
+
+    def __call__(self, x: Array) -> Array:
+        return linear(x, self.weight, self.bias)[0]
+
+    def work(self, x: Array, y: Array) -> float:
+        return int(x.shape[0]) * int(self.weight.size) / 8
+
+
+class _Chain(Step):
+    def __init__(self, ops: list[ChannelOp], reuse: bool) -> None:
+        self.ops, self.reuse = ops, reuse
+
+    def __call__(self, x: Array) -> Array:
+        return run(self.ops, x, keep=False, reuse=self.reuse)[0]
+
+    def work(self, x: Array, y: Array) -> float:
+        return float(x.size) * sum(op.passes for op in self.ops)
+
+
+class _Sum(Step):
+    """A residual block."""
+
+    def __init__(self, body: Path, shortcut: Path) -> None:
+        self.body, self.shortcut = body, shortcut
+
+    def __call__(self, x: Array) -> Array:
+        return add_paths(self.body(x), self.shortcut(x), reuse=self.body.is_fresh)
+
+    def measure(self, x: Array) -> tuple[Array, Cost]:
+        y, (size, work) = self.body.measure(x)
+        other, (other_size, other_work) = self.shortcut.measure(x)
+        return add_paths(y, other), (max(size, other_size), work + other_work + 3 * y.size)
+
+
+class _AsItIs(Step):
+    """A copy of a module, in evaluation mode."""
+
+    def __init__(self, module: Module) -> None:
+        backend = module.backend
+        try:
+            self.module = copy.deepcopy(module, {id(backend): backend})
+        except Exception as error:
+            raise ConfigError(
+                f"model: expected modules that copy.deepcopy copies, got {type(module).__name__}, "
+                f"{type(error).__name__}: {error}; give it a __deepcopy__"
+            ) from error
+        self.module.forget()
+        self.module.eval()
+
+    def __call__(self, x: Array) -> Array:
+        return self.module(x)
+
+
+def fold(model: Module) -> Path:
+    """Return the steps of the model's forward in evaluation mode, which share no memory with it."""
+    path, layers = Path(), list(_flatten(model))
+    while layers:
+        layer = layers.pop(0)
+        if type(layer) in (Conv2d, Linear):
+            _add_product(path, cast("Conv2d | Linear", layer), layers)
+        elif _is_channelwise(layer):
+            layers.insert(0, layer)
+            path.steps.append(_Chain(_take_chain(layers), reuse=path.is_fresh))
+            path.is_fresh = True
+        elif type(layer) is Residual:
+            body, shortcut = fold(layer.body), Path() if layer.shortcut is None else fold(layer.shortcut)
+            path.steps.append(_Sum(body, shortcut))
+            path.is_fresh = True
+            path.is_known = path.is_known and body.is_known and shortcut.is_known
+        else:
+            path.steps.append(_AsItIs(layer))
+            path.is_fresh = path.is_fresh and type(layer) is Flatten
+            path.is_known = path.is_known and _keeps_samples_apart(layer)
+    return path
+
+
+def _flatten(module: Module) -> Iterator[Module]:
+    """Yield the layers that a forward in evaluation mode goes through, those of inner `Sequential`s in their place."""
+    if type(module) is Sequential:
+        for layer in module:
+            yield from _flatten(layer)
+    elif type(module) is not Dropout:
+        yield module
+
+
+def _is_channelwise(layer: Module) -> bool:
+    return is_ours(layer) and runs_in_chain(layer)
+
+
+def _keeps_samples_apart(layer: Module) -> bool:
+    """Whether it is known that a sample's result depends on that sample alone, and that a record tells all."""
+    if type(layer) is Softmax:
+        return layer.dim in (1, -1)
+    return all(is_ours(module) for module in layer.modules())
+
+
+def _add_product(path: Path, layer: Conv2d | Linear, layers: list[Module]) -> None:
+    """Add a convolution or dense layer with all that can go into it, and the chain behind it."""
+    backend = backend_of(layer.weight.data)
+    weight = backend.copy(layer.weight.data)
+    bias = None if layer.bias is None else backend.copy(layer.bias.data)
+    while layers and _folds(layer, layers[0]):
+        scale, shift = _affine(cast("BatchNorm1d | BatchNorm2d", layers.pop(0)))
+        weight *= scale.reshape(-1, *(1,) * (weight.ndim - 1))
+        bias = shift if bias is None else backend.xp.add(backend.xp.multiply(bias, scale), shift)
+    ops = _take_chain(layers)
+    if ops and type(ops[0]) is MaxPoolOp and bias is not None:
+        # The maximum of sums with a constant is the sum with the maximum, rounding included, on fewer numbers.
+        ops.insert(1, AffineOp(None, bias))
+        bias = None
+    path.steps.append(_Convolution(layer, weight, bias) if isinstance(layer, Conv2d) else _Dense(weight, bias))
+    if ops:
+        path.steps.append(_Chain(ops, reuse=True))
+    path.is_fresh = True
+
+
+def _folds(layer: Conv2d | Linear, norm: Module) -> bool:
+    """Whether batch norm of a layer's outputs follows; one that does not fit them is left to say so itself."""
+    weight = layer.weight.data
+    return (
+        type(norm) is (BatchNorm2d if isinstance(layer, Conv2d) else BatchNorm1d)
+        and norm.weight.shape == (weight.shape[0],)
+        and norm.weight.data.dtype == weight.dtype
+    )
+
+
+def _affine(norm: BatchNorm1d | BatchNorm2d) -> tuple[Array, Array]:
+    """Return the scale gamma / sqrt(var + eps) and the shift beta - mean scale, (C,)."""
+    xp = backend_of(norm.weight.data).xp
+    scale = xp.divide(norm.weight.data, xp.sqrt(xp.add(norm.running_var, norm.eps)))
+    return scale, xp.subtract(norm.bias.data, xp.multiply(norm.running_mean, scale))
+
+
+def _take_chain(layers: list[Module]) -> list[ChannelOp]:
+    """Take the channelwise layers at the front and return their operations."""
+    ops: list[ChannelOp] = []
+    while layers and _is_channelwise(layers[0]):
+        layer = cast("ChannelLayer", layers.pop(0))
+        if isinstance(layer, BatchNorm1d | BatchNorm2d):
+            ops.append(AffineOp(*_affine(layer), ndim=layer.ndim))
+        else:
+            ops.append(layer.channel_op())
+    return pool_first(ops)
