@@ -14,6 +14,7 @@ import numpy as np
 from xpcnn.backend import numpy_tape, numpy_windows, products
 from xpcnn.backend.base import Backend
 from xpcnn.backend.memory import BlockPool, aligned
+from xpcnn.backend.partner import Partners
 from xpcnn.backend.threads import WORTH_A_THREAD, Blas, ThreadPool
 from xpcnn.errors import DTypeError
 
@@ -44,6 +45,7 @@ class NumpyBackend(Backend):
         self.blas = Blas()
         self.pool = ThreadPool(self.blas)
         self.blocks = BlockPool()
+        self.partners = Partners(self.pool)
         self._local = threading.local()
         self._recorders = 0
 
@@ -103,6 +105,14 @@ class NumpyBackend(Backend):
                 kept.clear()
             array = kept[key, dtype] = self.zeros(shape, dtype)
         return array
+
+    def place(self, a: Any) -> Any:
+        return self.partners.place(a)
+
+    def constant(self, a: Any) -> Any:
+        fixed = np.array(a, order="K")
+        fixed.flags.writeable = False
+        return fixed
 
     def get_num_threads(self) -> int:
         return self.pool.size
@@ -192,7 +202,7 @@ class NumpyBackend(Backend):
         slot = f"ones{np.dtype(dtype).char}"
         ones = getattr(self._local, slot, None)
         if ones is None or ones.size < n:
-            ones = np.ones(n, dtype)
+            ones = self.constant(np.ones(n, dtype))
             setattr(self._local, slot, ones)
         return ones[:n]
 
@@ -210,6 +220,7 @@ class NumpyBackend(Backend):
             "numpy": np.__version__,
             "device": _processor(),
             "threads": self.get_num_threads(),
+            "helpers": self.partners.allowed,
             "blas": [
                 f"{library['internal_api']} {library['version']} ({library.get('architecture', 'unknown')} kernel)"
                 for library in libraries

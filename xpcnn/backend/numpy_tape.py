@@ -9,14 +9,19 @@ record uses a block again as soon as the step has dropped it.
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from xpcnn.backend.encoding import Cannot, Encoder
 from xpcnn.backend.memory import Block, BlockPool, aligned
-from xpcnn.backend.threads import WORTH_A_THREAD
+from xpcnn.backend.partner import Partner, Partners
+from xpcnn.backend.shared import Arena, empty_like
+from xpcnn.backend.threads import WORTH_A_THREAD, ThreadPool
 from xpcnn.errors import BackendError
 
 if TYPE_CHECKING:
@@ -25,9 +30,18 @@ if TYPE_CHECKING:
 Tape = list[tuple[Callable[..., Any], tuple[Any, ...]]]
 
 # Functions that only make arrays: what they return is as constant as their arguments.
-_MAKERS = frozenset({"arange", "empty", "zeros", "ones", "full", "array", "asarray", "dtype", "result_type"})
+_MAKERS = frozenset({"arange", "empty", "zeros", "ones", "full", "array"})
+_PASSED = _MAKERS | {"asarray", "dtype", "result_type"}
 # Their third positional argument is deprecated; for the others it is the quickest way to say where results go.
 _NEED_KEYWORD = (np.maximum, np.minimum)
+
+
+# Elementary operations from which a region goes to a helper, and all of a record from which one is started.
+WORTH_A_HAND_OVER = 1e5
+WORTH_A_PROCESS = 1e6
+# Replays before a helper is started, and the seconds that they took: starting one takes as much of another core.
+REPLAYS_BEFORE = 10
+SECONDS_BEFORE = 0.1
 
 
 def play(tape: Tape) -> None:
@@ -49,29 +63,137 @@ class RecordedStep:
 
     def __init__(self, backend: NumpyBackend, step: Callable[[], None]) -> None:
         self._blas = backend.blas
+        backend.blocks.give_back()  # the steps before used other memory, which would add to the most that is in use
         self._recorder = recording = recorder(backend)
         with backend.recording(recording):
             step()
         self._tape = recording.tape
+        self._link = Link(backend.partners, recording.arena, self._tape) if recording.arena is not None else None
 
     def __call__(self) -> None:
+        link = self._link
         self._blas.hold()
         try:
             with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-                play(self._tape)
+                if link is None or not link.play():
+                    play(self._tape)
         finally:
             self._blas.release()
 
 
+class Region:
+    """Work shared out while it was recorded, a tape for each thread; calling it plays them."""
+
+    __slots__ = ("pool", "tapes", "work")
+
+    def __init__(self, pool: ThreadPool, tapes: list[Tape], work: float) -> None:
+        self.pool, self.tapes, self.work = pool, tapes, work
+
+    def __call__(self) -> None:
+        if self.work < WORTH_A_THREAD / 4:
+            for tape in self.tapes:
+                play(tape)
+        else:
+            self.pool.run(play, self.tapes)
+
+
+class Link:
+    """A record's way to the helper processes: starts them once that pays, and plays the record with them."""
+
+    def __init__(self, partners: Partners, arena: Arena, tape: Tape) -> None:
+        self._partners, self._arena, self._tape = partners, arena, tape
+        regions = [function for function, _ in tape if isinstance(function, Region)]
+        self._helpers = max((len(region.tapes) - 1 for region in regions), default=0)
+        self._open = self._helpers > 0
+        self._replays, self._seconds = 0, 0.0
+        self._shared: Tape = []  # the tape with what hands regions over in the place of regions
+        self._calls: list[tuple[int, list[Any]]] = []
+        self._encoder: Encoder | None = None
+        self._asked: list[tuple[Partner, int]] = []
+        self._ready = False
+
+    def play(self) -> bool:
+        """Play the record with the helpers; False, and nothing done, where they cannot yet or never will."""
+        if not self._open:
+            return False
+        if self._ready:
+            if self._helpers >= self._partners.pool.size or not self._partners.take():
+                return False
+            try:
+                play(self._shared)
+            finally:
+                self._partners.release()
+            return True
+        start = perf_counter()
+        play(self._tape)
+        self._seconds += perf_counter() - start
+        self._replays += 1
+        if self._replays >= REPLAYS_BEFORE and self._seconds >= SECONDS_BEFORE:
+            self._approach()
+        return True
+
+    def _approach(self) -> None:
+        """Do the next step towards replays with helpers; none waits for a process."""
+        partners = self._partners
+        if self._encoder is None:
+            self._encode()
+            return
+        if self._helpers >= partners.pool.size:
+            return  # threads were forbidden meanwhile
+        helpers = partners.start(self._helpers)
+        if len(helpers) < self._helpers:
+            self._open = False
+        elif not self._asked:
+            if all(helper.answered for helper in helpers):
+                self._load(helpers)
+        else:
+            self._ready = all(helper.answered >= number for helper, number in self._asked)
+
+    def _encode(self) -> None:
+        encoder = self._encoder = Encoder(self._arena, _refill)
+        work = 0.0
+        for function, arguments in self._tape:
+            number = self._add(encoder, function) if isinstance(function, Region) else 0
+            if number:
+                work += function.work
+                tapes = function.tapes
+                self._shared.append((self._partners.run, (number, len(tapes) - 1, play, tapes[0])))
+            else:
+                self._shared.append((function, arguments))
+        self._open = work >= WORTH_A_PROCESS
+
+    def _add(self, encoder: Encoder, region: Region) -> int:
+        """Write the tapes of a region; return its number, or 0 where it stays with the threads."""
+        try:
+            calls = [encoder.tape(tape) for tape in region.tapes[1:]]
+        except Cannot:
+            return 0
+        number = self._partners.number()
+        if number:
+            self._calls.append((number, calls))
+        return number
+
+    def _load(self, helpers: list[Partner]) -> None:
+        encoder = self._encoder
+        tables = {"arrays": encoder.arrays, "functions": encoder.functions}  # type: ignore[union-attr]
+        for index, helper in enumerate(helpers):
+            regions = [(number, calls[index]) for number, calls in self._calls if index < len(calls)]
+            self._asked.append((helper, helper.ask({"regions": regions, **tables})))
+            numbers = [number for number, _ in regions]
+            weakref.finalize(self, helper.dropped.extend, numbers).atexit = False
+        self._calls.clear()
 def recorder(backend: NumpyBackend) -> Any:
     """Return a backend that does what `backend` does and notes it."""
 
     class RecordingBackend(type(backend)):  # type: ignore[misc]
         """`NumpyBackend` with a notebook; work that the pool would share out is noted as one tape per thread."""
 
+        home = backend
+
         def __init__(self) -> None:
             self.__dict__.update(backend.__dict__)
-            self.blocks = BlockPool(keep=True)
+            self.arena: Arena | None = backend.partners.arena  # where all lies that helpers are to reach
+            self.blocks = BlockPool(keep=True, source=None if self.arena is None else self.arena.cut)
             self.tape: Tape = []
             self.xp = _Notebook(self)
             self.worker: int | None = None
@@ -85,8 +207,16 @@ def recorder(backend: NumpyBackend) -> Any:
             key = slot, self.worker
             size = int(np.prod(shape)) * np.dtype(dtype).itemsize
             if key not in self.buffers or self.buffers[key].size < size:
-                self.buffers[key] = aligned(size)
+                store = None if self.arena is None else self.arena.cut(size)
+                self.buffers[key] = aligned(size) if store is None else store
             return self.buffers[key][:size].view(dtype).reshape(shape)
+
+        def zeros(self, shape: Sequence[int], dtype: Any) -> Any:
+            array = None if self.arena is None else self.arena.array(shape, dtype)
+            if array is None:
+                return super().zeros(shape, dtype)
+            array.fill(0)
+            return array
 
         def bordered(self, key: Any, shape: Sequence[int], dtype: Any) -> Any:
             key = key, dtype, self.worker
@@ -96,7 +226,8 @@ def recorder(backend: NumpyBackend) -> Any:
 
         def parallel(self, function: Callable[[Any], None], tasks: Sequence[Any], work: float = 0.0) -> None:
             threads = min(self.pool.size, len(tasks))
-            if self.worker is not None or threads < 2 or work < WORTH_A_THREAD / 4:
+            least = WORTH_A_THREAD / 4 if self.arena is None else WORTH_A_HAND_OVER
+            if self.worker is not None or threads < 2 or work < least:
                 for task in tasks:
                     function(task)
                 return
@@ -111,7 +242,7 @@ def recorder(backend: NumpyBackend) -> Any:
             finally:
                 self.tape, self.worker = outer, None
                 self.blocks.resting = False
-            self.tape.append((self.pool.run, (play, tapes)))
+            self.tape.append((Region(self.pool, tapes, work), ()))
 
         def demand(self, holds: Any, error: Exception) -> None:
             super().demand(holds, error)
@@ -131,14 +262,20 @@ class _Notebook:
 
     def __getattr__(self, name: str) -> Any:
         function = getattr(np, name)
-        if not callable(function) or isinstance(function, type) or name in _MAKERS:
+        if not callable(function) or isinstance(function, type) or name in _PASSED - _MAKERS:
             return function
-        noted = partial(self._call, name, function)
+        noted = partial(self._made if name in _MAKERS else self._call, name, function)
         setattr(self, name, noted)
         return noted
 
+    def _made(self, name: str, function: Any, *args: Any, **options: Any) -> Any:
+        result = function(*args, **options)
+        return result if self._backend.arena is None else self._backend.arena.copy(result)
+
     def _call(self, name: str, function: Any, *args: Any, **options: Any) -> Any:
         result = function(*args, **options)
+        if self._backend.arena is not None and "out" not in options and isinstance(result, np.ndarray):
+            result = self._reachable(result, args)
         if name == "copyto":
             self._note(partial(function, **options) if options else function, args)
         elif name == "ascontiguousarray":
@@ -159,6 +296,14 @@ class _Notebook:
         else:
             self._note(partial(_refill, function, options), (result, *args))
         return result
+
+    def _reachable(self, result: Any, args: tuple[Any, ...]) -> Any:
+        """Return a copy of a new result in the record's own memory; a view of an argument as it is."""
+        if any(isinstance(a, np.ndarray) and np.may_share_memory(result, a) for a in args):
+            return result
+        there = empty_like(result, self._backend.blocks.empty)
+        np.copyto(there, result)
+        return there
 
     def _note(self, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
         pool = self._backend.blocks

@@ -68,7 +68,7 @@ def _matrices(backend: Backend, dtype: Any) -> tuple[Array, Array, Array]:
 
     def squared(m: list[list[float]]) -> Array:
         matrix = backend.asarray([[a * b for a in row for b in other] for row in m for other in m], dtype)
-        return backend.left_factor(matrix)
+        return backend.constant(backend.left_factor(matrix))
 
     return squared(_B_T), squared(_G), squared(_A_T)
 
@@ -125,7 +125,7 @@ def _tiles(size: int, side: int, before: int, out: int) -> Axis:
 def _filters(backend: Backend, weight: Array) -> Array:
     """Return U = (G (x) G) W as (36, F, C)."""
     f, c = weight.shape[:2]
-    g = _matrices(backend, weight.dtype)[1]
+    g = _matrices(backend.home, weight.dtype)[1]
     taps = backend.contiguous(weight.transpose(2, 3, 1, 0)).reshape(9, -1)  # (9, C*F)
     return backend.matmul(g, taps).reshape(WINDOW * WINDOW, c, f).swapaxes(1, 2)  # as `left_factor`
 
@@ -134,7 +134,7 @@ def forward_tasks(backend: Backend, x: Array, weight: Array, bias: Array | None,
     """Return the tasks that fill y (F, OH, OW, N) from x (C, H, W, N)."""
     f, c = weight.shape[:2]
     plan = _Plan(backend, over, c, f, x.shape[3], x.dtype)
-    b, _, a = _matrices(backend, x.dtype)
+    b, _, a = _matrices(backend.home, x.dtype)
     u = _filters(backend, weight)
 
     def task(rows: range) -> None:
@@ -155,7 +155,7 @@ def weight_tasks(
     """Return the tasks that share the work on dW out, and what adds their shares up in order: (F, C, 3, 3)."""
     f, c = weight.shape[:2]
     plan = _Plan(backend, over, c, f, x.shape[3], x.dtype)
-    b, g, a = _matrices(backend, x.dtype)
+    b, g, a = _matrices(backend.home, x.dtype)
     shares: list[Array] = [None] * len(plan.steps)
 
     def task(index: int) -> None:

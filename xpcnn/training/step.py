@@ -50,7 +50,7 @@ class Step:
         self.immediate = backend.immediate
         self.run: Callable[[Array, Array], None] = self._at_once if self.immediate else self._deferred
         # Batch norm writes its running statistics, dropout its key, before anybody knows that the step is bad.
-        self._kept = [(buffer, backend.copy(buffer)) for _, buffer in trainer.model.named_buffers()]
+        self._kept = [(buffer, backend.place(backend.copy(buffer))) for _, buffer in trainer.model.named_buffers()]
         self._parameters = trainer.model.parameters()
         self._clip = trainer.clip_norm
         self._ledger = Ledger(backend, 3, 1 if self.immediate else trainer.read_every)
@@ -155,7 +155,7 @@ class Step:
             return None
         self._replay, self._key = [], None  # gives the old record's memory back
         if self._input is None or self._input[0].shape != x.shape or self._input[1].shape != labels.shape:
-            self._input = _batch_last_copy(self.backend, x), self.backend.copy(labels)
+            self._input = _batch_last_copy(self.backend, x), self.backend.place(self.backend.copy(labels))
         self._feed(x, labels)
         first, *rest = parts
         held = self._input
@@ -252,4 +252,4 @@ def _batch_last_copy(backend: Backend, x: Array) -> Array:
     """Return a copy of `x` in batch-last memory, as the loader's batches are."""
     copy = backend.empty((*x.shape[1:], x.shape[0]), x.dtype).transpose(x.ndim - 1, *range(x.ndim - 1))
     copy[...] = x
-    return copy
+    return backend.place(copy)
