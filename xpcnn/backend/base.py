@@ -178,6 +178,13 @@ class Backend:
     capture_runs: bool = False  # whether recording does the step's work, once
     immediate: bool = False  # whether results are there when a call returns, so that reading one costs nothing
 
+    def as_recorded(self) -> contextlib.AbstractContextManager[None]:
+        """Return a context in which this thread cuts work as recorded steps need it.
+
+        A sum's last bits depend on how it is cut: steps that run as written before one is recorded belong in here too.
+        """
+        return contextlib.nullcontext()
+
     def demand(self, holds: Array, error: Exception) -> None:
         """Raise `error` unless every element of `holds` is true: when a value is next read, so that nothing waits."""
         pending = self.__dict__.setdefault("_demands", {})

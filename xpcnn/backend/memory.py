@@ -7,6 +7,7 @@ is free when Python has dropped the array and all its views, as with CuPy's memo
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 from collections.abc import Callable
@@ -27,6 +28,14 @@ def aligned(size: int) -> np.ndarray[Any, Any]:
     store = np.empty(size + ALIGNMENT, np.uint8)
     skip = -store.ctypes.data % ALIGNMENT
     return store[skip : skip + size]
+
+
+def trim() -> None:
+    """Let the system have what malloc keeps of arrays that are gone, where malloc is glibc's."""
+    import ctypes
+
+    with contextlib.suppress(OSError, TypeError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 class Block:

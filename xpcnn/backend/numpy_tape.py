@@ -42,6 +42,8 @@ WORTH_A_PROCESS = 1e6
 # Replays before a helper is started, and the seconds that they took: starting one takes as much of another core.
 REPLAYS_BEFORE = 10
 SECONDS_BEFORE = 0.1
+# Where the last replays with helpers took so many times as long as those with threads, threads play the next ones.
+WINDOW, PATIENCE, REST = 8, 1.2, 200
 
 
 def play(tape: Tape) -> None:
@@ -63,7 +65,6 @@ class RecordedStep:
 
     def __init__(self, backend: NumpyBackend, step: Callable[[], None]) -> None:
         self._blas = backend.blas
-        backend.blocks.give_back()  # the steps before used other memory, which would add to the most that is in use
         self._recorder = recording = recorder(backend)
         with backend.recording(recording):
             step()
@@ -111,16 +112,20 @@ class Link:
         self._encoder: Encoder | None = None
         self._asked: list[tuple[Partner, int]] = []
         self._ready = False
+        self._mean = 0.0  # seconds of the last replays with helpers
+        self._resting = 0  # replays without
 
     def play(self) -> bool:
         """Play the record with the helpers; False, and nothing done, where they cannot yet or never will."""
         if not self._open:
             return False
-        if self._ready:
+        if self._ready and not self._resting:
             if self._helpers >= self._partners.pool.size or not self._partners.take():
                 return False
             try:
+                start = perf_counter()
                 play(self._shared)
+                self._weigh(perf_counter() - start)
             finally:
                 self._partners.release()
             return True
@@ -128,9 +133,19 @@ class Link:
         play(self._tape)
         self._seconds += perf_counter() - start
         self._replays += 1
-        if self._replays >= REPLAYS_BEFORE and self._seconds >= SECONDS_BEFORE:
+        if self._ready:
+            self._resting -= 1
+        elif self._replays >= REPLAYS_BEFORE and self._seconds >= SECONDS_BEFORE:
             self._approach()
         return True
+
+    def _weigh(self, seconds: float) -> None:
+        """Leave the helpers alone for a while where threads are faster: others need the cores that both spin on."""
+        self._mean += (seconds - self._mean) / WINDOW
+        if self._mean * self._replays > self._seconds * PATIENCE:
+            self._resting = REST
+            self._mean = self._seconds = 0.0
+            self._replays = 0
 
     def _approach(self) -> None:
         """Do the next step towards replays with helpers; none waits for a process."""
@@ -153,13 +168,11 @@ class Link:
         encoder = self._encoder = Encoder(self._arena, _refill)
         work = 0.0
         for function, arguments in self._tape:
-            number = self._add(encoder, function) if isinstance(function, Region) else 0
-            if number:
+            call: tuple[Callable[..., Any], tuple[Any, ...]] = function, arguments
+            if isinstance(function, Region) and (number := self._add(encoder, function)):
                 work += function.work
-                tapes = function.tapes
-                self._shared.append((self._partners.run, (number, len(tapes) - 1, play, tapes[0])))
-            else:
-                self._shared.append((function, arguments))
+                call = self._partners.run, (number, len(function.tapes) - 1, play, function.tapes[0])
+            self._shared.append(call)
         self._open = work >= WORTH_A_PROCESS
 
     def _add(self, encoder: Encoder, region: Region) -> int:
@@ -274,7 +287,7 @@ class _Notebook:
 
     def _call(self, name: str, function: Any, *args: Any, **options: Any) -> Any:
         result = function(*args, **options)
-        if self._backend.arena is not None and "out" not in options and isinstance(result, np.ndarray):
+        if self._backend.arena is not None and options.get("out") is None and isinstance(result, np.ndarray):
             result = self._reachable(result, args)
         if name == "copyto":
             self._note(partial(function, **options) if options else function, args)

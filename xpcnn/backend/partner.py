@@ -15,7 +15,6 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from xpcnn.backend import partner_worker as page
@@ -52,7 +51,7 @@ class Partner:
             env={**os.environ, **ONE_THREAD},
         )
         self.end = weakref.finalize(self, _end, self.process)
-        self._write({"path": [str(Path(entry).absolute()) for entry in sys.path]})
+        self._write({"path": [os.path.abspath(entry) for entry in sys.path if isinstance(entry, str)]})
 
     def ask(self, request: dict[str, Any]) -> int:
         """Send a request and return its number, which `answered` reaches; a long one blocks until it is read."""
@@ -135,6 +134,11 @@ class Partner:
         self.process.returncode = 0  # or its end of life would warn of a process that still runs
 
 
+def _forget(partners: Partners | None) -> None:
+    if partners is not None:
+        partners._forget()
+
+
 def _end(process: Any) -> None:
     """End a helper: it ends by itself when its pipe closes."""
     import subprocess
@@ -162,7 +166,7 @@ class Partners:
         reference = weakref.ref(self)
         privatise_after_fork(lambda: getattr(reference(), "_arena", None))
         if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=lambda: (self := reference()) and self._forget())
+            os.register_at_fork(after_in_child=lambda: _forget(reference()))
 
     def _forget(self) -> None:
         self._making, self._using = threading.Lock(), threading.Lock()
@@ -196,13 +200,15 @@ class Partners:
     # --- processes --------------------------------------------------------------------------------------------------
 
     def start(self, count: int) -> list[Partner]:
-        """Return `count` helpers, started now where they were not before; fewer where that fails."""
+        """Return `count` helpers, started now where they were not before; fewer where that fails or one has ended."""
         arena = self.arena
         try:
             while arena is not None and len(self._partners) < count:
                 self._partners.append(Partner(arena, len(self._partners)))
         except OSError:  # no more processes, or no such interpreter: threads will do
             self._fail()
+        if any(partner.status is not None for partner in self._partners):
+            self._fail()  # it could not start
         return self._partners[:count]
 
     def number(self) -> int:

@@ -81,7 +81,7 @@ class Worker:
         return bool(select.select([0], [], [], seconds)[0])
 
     def read(self) -> None:
-        """Do what the requests that are there say, and take wake-up calls off the pipe; a begun request is waited for."""
+        """Do what the requests that are there say, and take wake-up calls off the pipe; a request begun is waited for."""
         while self.rest or self.has_mail():
             new = os.read(0, 1 << 16)
             if not new:

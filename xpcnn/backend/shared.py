@@ -163,7 +163,8 @@ class Arena:
         self.is_shared = False
         self._lock = threading.Lock()  # another thread may have held it
         put = ctypes.CDLL(None, use_errno=True).mmap
-        put.restype, put.argtypes = ctypes.c_void_p, [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+        put.restype = ctypes.c_void_p
+        put.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
         private = 0x02 | 0x20 | 0x10  # MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED
 
         def remap(offset: int, size: int, protection: int) -> None:

@@ -81,7 +81,8 @@ class Step:
         optimizer = self.optimizer
         replay = self._replay_for(x, labels, self._compute, optimizer.apply) if self._records else None
         if replay is None or not self._replayed(replay[0]):
-            self._compute(x, labels)
+            with self.backend.as_recorded():
+                self._compute(x, labels)
         loss, hits, slope = self.backend.to_numpy(self._ledger.row).tolist()
         good = math.isfinite(loss + slope)
         self._rows.append((loss, hits, not good))
@@ -105,7 +106,8 @@ class Step:
         self.optimizer.upload()
         replay = self._replay_for(x, labels, self._compute_and_update) if self._records else None
         if replay is None or not self._replayed(replay[0]):
-            self._compute_and_update(x, labels)
+            with self.backend.as_recorded():
+                self._compute_and_update(x, labels)
         self.optimizer.zero_grad()
         self._ledger.keep()
 
@@ -235,7 +237,8 @@ class _Recorded:
         if self._replay is not None:
             self._replay()
             return
-        self._replay = self._backend.capture(self._part)
+        with self._backend.as_recorded():
+            self._replay = self._backend.capture(self._part)
         if not self._backend.capture_runs:
             self._replay()
 
