@@ -20,6 +20,11 @@ class Cannot(Exception):
     """A tape cannot be played elsewhere."""
 
 
+def refill(function: Callable[..., Any], options: dict[str, Any], result: Any, *args: Any) -> None:
+    """Call a function that takes no `out`, and copy what it returns to `result`."""
+    np.copyto(result, function(*args, **options))
+
+
 class Encoder:
     """Writes tapes over an arena.
 
@@ -31,8 +36,8 @@ class Encoder:
         Copies in the arena of read-only arrays outside of it; they must live as long as the tapes.
     """
 
-    def __init__(self, arena: Arena, refill: Callable[..., Any]) -> None:
-        self._arena, self._refill = arena, refill
+    def __init__(self, arena: Arena) -> None:
+        self._arena = arena
         self._known_arrays: dict[str, int] = {}
         self._known_functions: dict[str, int] = {}
         self.arrays: list[Any] = []
@@ -48,7 +53,7 @@ class Encoder:
         refills = False
         if isinstance(function, partial):
             options, positional, function = function.keywords, function.args, function.func
-            if function is self._refill:
+            if function is refill:
                 (function, options), refills = positional, True
             elif positional:
                 raise Cannot(f"{function} with arguments")

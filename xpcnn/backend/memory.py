@@ -77,9 +77,7 @@ class BlockPool:
         While it is set, nothing that comes back is handed out again.
     """
 
-    def __init__(
-        self, spare: float = 2.0, *, keep: bool = False, source: Callable[[int], Any] | None = None
-    ) -> None:
+    def __init__(self, spare: float = 2.0, *, keep: bool = False, source: Callable[[int], Any] | None = None) -> None:
         self.spare = spare
         self._source = source
         self.resting = False

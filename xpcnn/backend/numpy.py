@@ -91,7 +91,7 @@ class NumpyBackend(Backend):
     capture_runs = True
 
     def capture(self, step: Callable[[], None]) -> Callable[[], None]:
-        # A record has memory of its own: what steps before it used would add to the most that is in use (lenet5: 10 MB).
+        # A record has memory of its own: what steps before it used would add to the peak (lenet5: 10 MB).
         self.blocks.give_back()
         self._work = threading.local()
         trim()

@@ -8,7 +8,6 @@ sees the record's memory (`shared.py`) and is handed a region through counters t
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import sys
 import threading
@@ -60,6 +59,8 @@ class Partner:
         return self._write(request)
 
     def _write(self, request: dict[str, Any]) -> int:
+        import json
+
         self.asked += 1
         self._send(json.dumps(request).encode() + b"\n")
         return self.asked
@@ -110,6 +111,11 @@ class Partner:
             size, words[18] = words[18], 0
             text = bytes(words.cast("B")[page.TEXT : page.TEXT + size]).decode(errors="replace")
             raise BackendError(f"a helper process failed in its part of a step: {text}; XPCNN_PROCESSES=0 does without")
+
+    def settle(self) -> None:
+        """Wait for what an interrupted step has left to do."""
+        if self.words[page.DONE] != self.words[page.GO]:
+            self._spin(self.words[page.GO])
 
     def _spin(self, go: int) -> None:
         words, done, asleep = self.words, page.DONE, page.ASLEEP
@@ -203,8 +209,9 @@ class Partners:
         """Return `count` helpers, started now where they were not before; fewer where that fails or one has ended."""
         arena = self.arena
         try:
-            while arena is not None and len(self._partners) < count:
-                self._partners.append(Partner(arena, len(self._partners)))
+            with self._making:
+                while arena is not None and len(self._partners) < count:
+                    self._partners.append(Partner(arena, len(self._partners)))
         except OSError:  # no more processes, or no such interpreter: threads will do
             self._fail()
         if any(partner.status is not None for partner in self._partners):
@@ -226,9 +233,17 @@ class Partners:
         """Hold the helpers for a replay; False where they are another thread's, or there are none any more."""
         if not self._partners or not self._using.acquire(blocking=False):
             return False
-        status = next((partner.status for partner in self._partners if partner.status is not None), None)
-        if status is None:
-            return True
+        status: Any = next((partner.status for partner in self._partners if partner.status is not None), None)
+        try:
+            if status is None:
+                for partner in self._partners:
+                    partner.settle()
+                return True
+        except ChildProcessError as error:
+            status = error
+        except BaseException:
+            self._using.release()
+            raise
         self._fail()
         self._using.release()
         warnings.warn(
@@ -265,4 +280,3 @@ def _wanted() -> bool:
     if value not in ("0", "1"):
         raise ConfigError(f"XPCNN_PROCESSES: expected 0 (no helper processes) or 1, got {value!r}")
     return value == "1"
-

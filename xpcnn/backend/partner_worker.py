@@ -6,11 +6,9 @@ standard input (an empty one only wakes it); everything else goes through counte
 
 from __future__ import annotations
 
-import json
 import mmap
 import os
 import select
-import signal
 import sys
 import time
 from functools import partial
@@ -58,14 +56,14 @@ class Worker:
                         until = time.perf_counter() + SPIN_SECONDS
             seen = words[GO]
             number = seen & REGIONS
-            try:
-                if number == MAIL:
-                    self.read()
-                else:
+            if number == MAIL:
+                self.read()
+            else:
+                try:
                     for function, arguments in regions[number]:
                         function(*arguments)
-            except Exception as error:
-                self.report(error)
+                except Exception as error:
+                    self.report(error)
             words[DONE] = seen
 
     def sleep(self, seen: int) -> None:
@@ -81,7 +79,9 @@ class Worker:
         return bool(select.select([0], [], [], seconds)[0])
 
     def read(self) -> None:
-        """Do what the requests that are there say, and take wake-up calls off the pipe; a request begun is waited for."""
+        """Do what the requests that are there say, and take wake-ups off the pipe; a request begun is waited for."""
+        import json
+
         while self.rest or self.has_mail():
             new = os.read(0, 1 << 16)
             if not new:
@@ -150,8 +150,12 @@ class Decoder:
 
 
 if __name__ == "__main__":
+    import signal
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it and ends this
     try:
         Worker(*map(int, sys.argv[1:])).serve()
-    finally:
+    except SystemExit:
         os._exit(0)
+    finally:
+        os._exit(1)

@@ -15,6 +15,7 @@ import platform
 import select
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -72,6 +73,7 @@ class Arena:
         except BaseException:
             os.close(self.file)
             raise
+        self._close = weakref.finalize(self, os.close, self.file)
         self.address: int = np.frombuffer(self.map, np.uint8).ctypes.data
         self.is_shared = True
         self.returned: list[tuple[int, int]] = []
@@ -184,7 +186,7 @@ class Arena:
                 ctypes.memmove(self.address + begin, content, size)
             offset = start + free
         remap(used, -(-self.size // PAGE) * PAGE - used, 0)
-        os.close(self.file)
+        self._close()
 
 
 def privatise_after_fork(arena: Callable[[], Arena | None]) -> None:

@@ -1,0 +1,152 @@
+"""Regions of a record that several threads or helper processes play at once, and which of the two does.
+
+Threads play until helpers have started, which takes a fraction of a second, and again while helpers do worse. Both
+make the same calls over the same arrays: a replay gives the same bits whoever plays it.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from time import perf_counter
+from typing import Any
+
+from xpcnn.backend.encoding import Cannot, Encoder
+from xpcnn.backend.partner import Partner, Partners
+from xpcnn.backend.shared import Arena
+from xpcnn.backend.threads import WORTH_A_THREAD, ThreadPool
+
+Tape = list[tuple[Callable[..., Any], tuple[Any, ...]]]
+
+# Elementary operations from which a region goes to a helper, and all of a record from which one is started.
+WORTH_A_HAND_OVER = 1e5
+WORTH_A_PROCESS = 1e6
+# Replays before a helper is started, and the seconds that they took: starting one takes as much of another core.
+REPLAYS_BEFORE = 10
+SECONDS_BEFORE = 0.1
+# Where the last replays with helpers took so many times as long as those with threads, threads play the next ones.
+WINDOW, PATIENCE, REST = 8, 1.2, 200
+
+
+def play(tape: Tape) -> None:
+    """Call everything on a tape."""
+    for function, arguments in tape:
+        function(*arguments)
+
+
+class Region:
+    """Work shared out while it was recorded, a tape for each thread; calling it plays them."""
+
+    __slots__ = ("pool", "tapes", "work")
+
+    def __init__(self, pool: ThreadPool, tapes: list[Tape], work: float) -> None:
+        self.pool, self.tapes, self.work = pool, tapes, work
+
+    def __call__(self) -> None:
+        if self.work < WORTH_A_THREAD / 4:
+            for tape in self.tapes:
+                play(tape)
+        else:
+            self.pool.run(play, self.tapes)
+
+
+class Link:
+    """A record's way to the helper processes: starts them once that pays, and plays the record with them."""
+
+    def __init__(self, partners: Partners, arena: Arena, tape: Tape) -> None:
+        self._partners, self._arena, self._tape = partners, arena, tape
+        regions = [function for function, _ in tape if isinstance(function, Region)]
+        self._helpers = max((len(region.tapes) - 1 for region in regions), default=0)
+        self._open = self._helpers > 0
+        self._replays, self._seconds = 0, 0.0
+        self._shared: Tape = []  # the tape with what hands regions over in the place of regions
+        self._calls: list[tuple[int, list[Any]]] = []
+        self._encoder: Encoder | None = None
+        self._asked: list[tuple[Partner, int]] = []
+        self._ready = False
+        self._mean = 0.0  # seconds of the last replays with helpers
+        self._resting = 0  # replays without
+
+    def play(self) -> bool:
+        """Play the record with the helpers; False, and nothing done, where they cannot yet or never will."""
+        if not self._open:
+            return False
+        if self._ready and not self._resting:
+            if self._helpers >= self._partners.pool.size or not self._partners.take():
+                return False
+            try:
+                start = perf_counter()
+                play(self._shared)
+                self._weigh(perf_counter() - start)
+            finally:
+                self._partners.release()
+            return True
+        start = perf_counter()
+        play(self._tape)
+        self._seconds += perf_counter() - start
+        self._replays += 1
+        if self._ready:
+            self._resting -= 1
+        elif self._replays >= REPLAYS_BEFORE and self._seconds >= SECONDS_BEFORE:
+            self._approach()
+        return True
+
+    def _weigh(self, seconds: float) -> None:
+        """Leave the helpers alone for a while where threads are faster: others need the cores that both spin on."""
+        self._mean += (seconds - self._mean) / WINDOW
+        if self._mean * self._replays > self._seconds * PATIENCE:
+            self._resting = REST
+            self._mean = self._seconds = 0.0
+            self._replays = 0
+
+    def _approach(self) -> None:
+        """Do the next step towards replays with helpers; none waits for a process."""
+        partners = self._partners
+        if self._encoder is None:
+            self._encode()
+            return
+        if self._helpers >= partners.pool.size:
+            return  # threads were forbidden meanwhile
+        helpers = partners.start(self._helpers)
+        if len(helpers) < self._helpers:
+            self._open = False
+        elif not self._asked:
+            if all(helper.answered for helper in helpers) and partners.take():
+                try:
+                    self._load(helpers)
+                finally:
+                    partners.release()
+        else:
+            self._ready = all(helper.answered >= number for helper, number in self._asked)
+
+    def _encode(self) -> None:
+        encoder = self._encoder = Encoder(self._arena)
+        work = 0.0
+        for function, arguments in self._tape:
+            call: tuple[Callable[..., Any], tuple[Any, ...]] = function, arguments
+            if isinstance(function, Region) and (number := self._add(encoder, function)):
+                work += function.work
+                call = self._partners.run, (number, len(function.tapes) - 1, play, function.tapes[0])
+            self._shared.append(call)
+        self._open = work >= WORTH_A_PROCESS
+
+    def _add(self, encoder: Encoder, region: Region) -> int:
+        """Write the tapes of a region; return its number, or 0 where it stays with the threads."""
+        try:
+            calls = [encoder.tape(tape) for tape in region.tapes[1:]]
+        except Cannot:
+            return 0
+        number = self._partners.number()
+        if number:
+            self._calls.append((number, calls))
+        return number
+
+    def _load(self, helpers: list[Partner]) -> None:
+        encoder = self._encoder
+        tables = {"arrays": encoder.arrays, "functions": encoder.functions}  # type: ignore[union-attr]
+        for index, helper in enumerate(helpers):
+            regions = [(number, calls[index]) for number, calls in self._calls if index < len(calls)]
+            self._asked.append((helper, helper.ask({"regions": regions, **tables})))
+            numbers = [number for number, _ in regions]
+            weakref.finalize(self, helper.dropped.extend, numbers).atexit = False
+        self._calls.clear()
