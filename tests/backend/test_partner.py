@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 
 import numpy as np
@@ -215,7 +216,7 @@ def test_records_that_are_gone_are_forgotten(helped):
     training, replay = recorded()
     replay_until_helped(training, replay)
     helper = helped.partners._partners[0]
-    number = next(args[0] for function, args in replay._link._shared if getattr(function, "__name__", "") == "run")
+    number = a_region(replay)
     del replay, training
     import gc
 
@@ -261,6 +262,47 @@ def test_killed_in_a_step(helped):
     replay()  # by threads
     assert helped.partners._partners == []
     assert helped.partners.allowed == 0
+
+
+def a_region(replay):
+    return next(args[0] for function, args in replay._link._shared if getattr(function, "__name__", "") == "run")
+
+
+def test_what_an_interrupted_step_left_is_waited_for(helped):
+    training, replay = recorded()
+    replay_until_helped(training, replay)
+    helper = helped.partners._partners[0]
+    helper.process.send_signal(signal.SIGSTOP)
+    until(lambda: process_state(helper.process.pid) == "T", "it does not stop")
+    go = helper.hand_over(a_region(replay))  # Ctrl-C just here
+    timer = threading.Timer(0.05, helper.process.send_signal, [signal.SIGCONT])
+    timer.start()
+    assert helped.partners.take()
+    assert helper.words[partner.page.DONE] == go
+    helped.partners.release()
+    timer.join()
+
+
+def test_an_interrupt_waits_for_the_region(helped, monkeypatch):
+    training, replay = recorded()
+    replay_until_helped(training, replay)
+    helper = helped.partners._partners[0]
+    spin, spins = helper._spin, []
+
+    def interrupted(go):
+        spins.append(go)
+        if len(spins) == 1:
+            raise KeyboardInterrupt
+        spin(go)
+
+    monkeypatch.setattr(helper, "_spin", interrupted)
+    helper.process.send_signal(signal.SIGSTOP)
+    timer = threading.Timer(0.05, helper.process.send_signal, [signal.SIGCONT])
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        helped.partners.run(a_region(replay), 1, regions.play, [])
+    assert helper.words[partner.page.DONE] == spins[-1]
+    timer.join()
 
 
 def process_state(pid):
