@@ -1,5 +1,6 @@
 """A helper process plays its part of recorded steps: the same bits, and clear errors where it cannot go on."""
 
+import gc
 import os
 import signal
 import threading
@@ -216,14 +217,14 @@ def test_records_that_are_gone_are_forgotten(helped):
     training, replay = recorded()
     replay_until_helped(training, replay)
     helper = helped.partners._partners[0]
+    others = [recorded()]
+    replay_until_helped(*others[0])
     number = a_region(replay)
     del replay, training
-    import gc
-
     gc.collect()
     assert number in helper.dropped
-    others = recorded()
-    replay_until_helped(*others)
+    others.append(recorded())
+    replay_until_helped(*others[1])
     assert helper.dropped == []
     with pytest.raises(BackendError, match=f"KeyError: {number}"):
         helped.partners.run(number, 1, regions.play, [])

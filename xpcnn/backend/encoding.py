@@ -44,6 +44,11 @@ class Encoder:
         self.functions: list[Any] = []
         self.constants: dict[tuple[Any, ...], Any] = {}
 
+    def forget(self) -> None:
+        """Keep the constants alone."""
+        for table in (self._known_arrays, self._known_functions, self.arrays, self.functions):
+            table.clear()
+
     def tape(self, tape: Iterable[tuple[Callable[..., Any], tuple[Any, ...]]]) -> list[Any]:
         """Return the calls of a tape: pairs (function, arguments)."""
         return [[self._function(function), [self._value(each) for each in values]] for function, values in tape]

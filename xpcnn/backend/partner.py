@@ -71,6 +71,10 @@ class Partner:
             while pipe is not None and data:
                 data = data[pipe.write(data) :]
 
+    def drop(self, regions: list[int]) -> None:
+        """Let it forget regions, with the next request."""
+        self.dropped += regions
+
     @property
     def answered(self) -> int:
         """How many requests it has done."""
@@ -201,7 +205,9 @@ class Partners:
     def place(self, array: Any) -> Any:
         """Return a copy of `array` in the arena, of the same layout; itself where it lies there or there is none."""
         arena = self.arena
-        return array if arena is None or arena.offset(array) is not None else arena.copy(array)
+        if arena is None or array.dtype.kind not in "biuf" or arena.offset(array) is not None:
+            return array
+        return arena.copy(array)
 
     # --- processes --------------------------------------------------------------------------------------------------
 

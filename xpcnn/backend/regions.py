@@ -113,7 +113,7 @@ class Link:
         elif not self._asked:
             if all(helper.answered for helper in helpers) and partners.take():
                 try:
-                    self._load(helpers)
+                    self._load(helpers, self._encoder)
                 finally:
                     partners.release()
         else:
@@ -141,12 +141,12 @@ class Link:
             self._calls.append((number, calls))
         return number
 
-    def _load(self, helpers: list[Partner]) -> None:
-        encoder = self._encoder
-        tables = {"arrays": encoder.arrays, "functions": encoder.functions}  # type: ignore[union-attr]
+    def _load(self, helpers: list[Partner], encoder: Encoder) -> None:
+        tables = {"arrays": encoder.arrays, "functions": encoder.functions}
         for index, helper in enumerate(helpers):
             regions = [(number, calls[index]) for number, calls in self._calls if index < len(calls)]
             self._asked.append((helper, helper.ask({"regions": regions, **tables})))
             numbers = [number for number, _ in regions]
-            weakref.finalize(self, helper.dropped.extend, numbers).atexit = False
+            weakref.finalize(self, helper.drop, numbers).atexit = False
         self._calls.clear()
+        encoder.forget()
