@@ -24,8 +24,9 @@ WORTH_A_PROCESS = 1e6
 # Replays before a helper is started, and the seconds that they took: starting one takes as much of another core.
 REPLAYS_BEFORE = 10
 SECONDS_BEFORE = 0.1
-# Where the last replays with helpers took so many times as long as those with threads, threads play the next ones.
-WINDOW, PATIENCE, REST = 8, 1.2, 200
+# Where the last replays with helpers took PATIENCE times as long as those with threads, threads play for REST seconds,
+# and twice as long each time that it happens again at once. One replay counts at most OUTLIER times the threads'.
+WINDOW, PATIENCE, OUTLIER, REST, LONGEST_REST = 16, 1.2, 3.0, 0.5, 16.0
 
 
 def play(tape: Tape) -> None:
@@ -65,13 +66,15 @@ class Link:
         self._asked: list[tuple[Partner, int]] = []
         self._ready = False
         self._mean = 0.0  # seconds of the last replays with helpers
-        self._resting = 0  # replays without
+        self._played = 0  # replays with helpers since the last rest
+        self._rest = 0.0  # seconds of the last rest, and those that are left of it
+        self._resting = 0.0
 
     def play(self) -> bool:
         """Play the record with the helpers; False, and nothing done, where they cannot yet or never will."""
         if not self._open:
             return False
-        if self._ready and not self._resting:
+        if self._ready and self._resting <= 0:
             if self._helpers >= self._partners.pool.size or not self._partners.take():
                 return False
             try:
@@ -83,21 +86,25 @@ class Link:
             return True
         start = perf_counter()
         play(self._tape)
-        self._seconds += perf_counter() - start
+        seconds = perf_counter() - start
+        self._seconds += seconds
         self._replays += 1
         if self._ready:
-            self._resting -= 1
+            self._resting -= seconds
         elif self._replays >= REPLAYS_BEFORE and self._seconds >= SECONDS_BEFORE:
             self._approach()
         return True
 
     def _weigh(self, seconds: float) -> None:
         """Leave the helpers alone for a while where threads are faster: others need the cores that both spin on."""
-        self._mean += (seconds - self._mean) / WINDOW
-        if self._mean * self._replays > self._seconds * PATIENCE:
-            self._resting = REST
+        usual = self._seconds / self._replays
+        self._mean += (min(seconds, OUTLIER * usual) - self._mean) / WINDOW
+        self._played += 1
+        if self._mean > PATIENCE * usual:
+            at_once = self._played < 4 * WINDOW
+            self._rest = self._resting = min(2 * self._rest, LONGEST_REST) if at_once and self._rest else REST
             self._mean = self._seconds = 0.0
-            self._replays = 0
+            self._replays = self._played = 0
 
     def _approach(self) -> None:
         """Do the next step towards replays with helpers; none waits for a process."""
