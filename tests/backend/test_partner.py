@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -146,6 +147,51 @@ def test_a_trainer_s_steps_go_to_the_helper(helped):
 
     until(helped_now, "the helper is not ready")
     assert regions_of(trainer._step._replay[0]._replay)[1] == 0, "every region's arrays lie in shared memory"
+
+
+@pytest.mark.parametrize("allowed", ["0", "1"])
+def test_steps_before_a_record_give_its_bits(helped, monkeypatch, allowed):
+    """Work is cut alike as written and recorded, whatever the slab: sums of channels depend on it."""
+    monkeypatch.setenv("XPCNN_PROCESSES", allowed)
+    rng = np.random.default_rng(0)
+    batches = [(rng.standard_normal((200, 1, 32, 32)).astype("float32"), rng.integers(0, 10, 200)) for _ in range(7)]
+    states = []
+    for capture in (True, False):
+        model = make()
+        optimizer = xpcnn.optim.SGD(model.parameters(), 0.01)
+        trainer = xpcnn.training.Trainer(model, optimizer, nn.CrossEntropyLoss(), capture=capture)
+        for x, labels in batches:
+            trainer.train_batch(x, labels)
+        states.append({name: array.copy() for name, array in model.state_dict().items()})
+    for name, value in states[0].items():
+        np.testing.assert_array_equal(value, states[1][name], err_msg=name)
+
+
+def test_slabs_are_smaller_for_helpers(helped, monkeypatch):
+    usual = helped.slab_bytes
+    with helped.as_recorded():
+        assert helped.slab_bytes < usual
+        with ThreadPoolExecutor(1) as other:
+            assert other.submit(lambda: helped.slab_bytes).result() == usual
+        with helped.as_recorded():
+            pass
+        assert helped.slab_bytes < usual
+    assert helped.slab_bytes == usual
+    monkeypatch.setenv("XPCNN_PROCESSES", "0")
+    with helped.as_recorded():
+        assert helped.slab_bytes == usual
+
+
+@pytest.mark.parametrize("kind", [object, "U3", "complex64", [("a", "i4")]])
+def test_arrays_of_no_numbers_stay_where_they_are(helped, kind):
+    array = np.zeros(3, kind)
+    assert helped.place(array) is array
+
+
+def test_what_has_its_place_keeps_it(helped):
+    array = helped.place(np.arange(6.0).reshape(2, 3).T)
+    assert array.tolist() == [[0, 3], [1, 4], [2, 5]]
+    assert helped.place(array) is array
 
 
 # --- when it starts, sleeps and ends ------------------------------------------------------------------------------
