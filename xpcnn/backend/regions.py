@@ -2,6 +2,9 @@
 
 Threads play until helpers have started, which takes a fraction of a second, and again while helpers do worse. Both
 make the same calls over the same arrays: a replay gives the same bits whoever plays it.
+
+Measured on two cores of a Xeon (a virtual machine), ms per step with threads and with one helper: lenet5 6.2 and 4.3,
+deep3 with 32 images 12.1 and 9.4, with 128 44 and 36, three-layer 15 and 13.2, vgg8 222 and 193.
 """
 
 from __future__ import annotations
