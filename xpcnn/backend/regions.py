@@ -3,8 +3,9 @@
 Threads play until helpers have started, which takes a fraction of a second, and again while helpers do worse. Both
 make the same calls over the same arrays: a replay gives the same bits whoever plays it.
 
-Measured on two cores of a Xeon (a virtual machine), ms per step with threads and with one helper: lenet5 6.2 and 4.3,
-deep3 with 32 images 12.1 and 9.4, with 128 44 and 36, three-layer 15 and 13.2, vgg8 222 and 193.
+Medians on two cores of a Xeon (a virtual machine), ms per step without (XPCNN_PROCESSES=0) and with one helper:
+lenet5 6.2 and 4.3, deep3 40 and 36.6 (with 32 images 11.6 and 9.5), three-layer 14.6 and 13.3, vgg8 209 and 195,
+resnet20 287 and 268.
 """
 
 from __future__ import annotations
