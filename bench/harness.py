@@ -124,12 +124,16 @@ class Worker:
 
 
 def process_cpu_seconds(pid: int) -> float:
-    """User plus system time of a process in seconds; 0 where /proc is not there."""
+    """User plus system time of a process and its children in seconds; 0 where /proc is not there."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        children = [
+            child for each in Path(f"/proc/{pid}/task").glob("*/children") for child in each.read_text().split()
+        ]
     except OSError:
         return 0.0
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    own = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return own + sum(process_cpu_seconds(int(child)) for child in children)
 
 
 def machine_cpu_seconds() -> float:

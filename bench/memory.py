@@ -1,8 +1,8 @@
 """Peak memory of xpcnn and its peers, and how time and memory grow with batch and image area: `python bench/memory.py`.
 
 Peak resident memory is the kernel's own count (VmHWM) of a fresh process that imports, builds, draws its data and does
-a few steps. Of a peer with several ways to do a workload the leanest counts. Writes bench/results/cpu-memory.json and
-cpu-growth.png.
+steps for half a second, and what its child processes hold for themselves. Of a peer with several ways to do a workload
+the leanest counts. Writes bench/results/cpu-memory.json and cpu-growth.png.
 """
 
 from __future__ import annotations
@@ -55,8 +55,9 @@ def peak(
         imported = worker.ask("memory")["peak"]
         worker.ask("build", workload=case.workload, variant=variant, batch=case.batch, size=case.size)
         first = worker.ask("run", variant=variant, warmup=1, steps=STEPS)["times"]
-        held = worker.ask("memory")["peak"]  # before the longer timing: a leak would show as growth
         count = max(3, min(200, int(budget / median(first))))
+        worker.ask("run", variant=variant, warmup=1, steps=count)  # a helper process starts after some steps
+        held = worker.ask("memory")["peak"]  # before the timing: a leak would show as growth
         seconds = median(worker.ask("run", variant=variant, warmup=1, steps=count)["times"])
         later = worker.ask("memory")["peak"]
         return {"variant": variant, "peak": held, "peak_later": later, "imported": imported, "seconds": seconds}

@@ -59,6 +59,11 @@ class Backend:
         """Return the backend of the array's own device; there is one device by default."""
         return self
 
+    @property
+    def home(self) -> Backend:
+        """The backend itself, also where this one only records for it: what outlives a record belongs there."""
+        return self
+
     def activate(self) -> None:
         """Make the backend's device the current one; called when it becomes the active backend."""
 
@@ -89,6 +94,14 @@ class Backend:
     def bordered(self, key: Any, shape: Sequence[int], dtype: Any) -> Array:
         """Return a work array that was zero when it was made; whoever uses a key writes the same part each time."""
         return self.xp.zeros(shape, dtype=dtype)
+
+    def place(self, a: Array) -> Array:
+        """Return `a`, or a copy, where recorded steps reach it best: for what every step reads or writes."""
+        return a
+
+    def constant(self, a: Array) -> Array:
+        """Return `a`, or a copy, that nobody will write."""
+        return a
 
     # --- work -----------------------------------------------------------------------------------------------------
 
@@ -178,6 +191,13 @@ class Backend:
     captures: bool = False  # whether `capture` records anything
     capture_runs: bool = False  # whether recording does the step's work, once
     immediate: bool = False  # whether results are there when a call returns, so that reading one costs nothing
+
+    def as_recorded(self) -> contextlib.AbstractContextManager[None]:
+        """Return a context in which this thread cuts work as recorded steps need it.
+
+        A sum's last bits depend on how it is cut: steps that run as written before one is recorded belong in here too.
+        """
+        return contextlib.nullcontext()
 
     def demand(self, holds: Array, error: Exception) -> None:
         """Raise `error` unless every element of `holds` is true: when a value is next read, so that nothing waits."""

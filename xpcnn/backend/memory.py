@@ -7,8 +7,10 @@ is free when Python has dropped the array and all its views, as with CuPy's memo
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,14 @@ def aligned(size: int) -> np.ndarray[Any, Any]:
     store = np.empty(size + ALIGNMENT, np.uint8)
     skip = -store.ctypes.data % ALIGNMENT
     return store[skip : skip + size]
+
+
+def trim() -> None:
+    """Let the system have what malloc keeps of arrays that are gone, where malloc is glibc's."""
+    import ctypes
+
+    with contextlib.suppress(OSError, TypeError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 class Block:
@@ -58,6 +68,8 @@ class BlockPool:
         goes back to the system.
     keep : bool
         Keep all memory for as long as the pool itself, used or not.
+    source : callable, optional
+        Returns that many bytes, or None where it has no more: where all blocks, also small ones, come from first.
 
     Attributes
     ----------
@@ -65,8 +77,9 @@ class BlockPool:
         While it is set, nothing that comes back is handed out again.
     """
 
-    def __init__(self, spare: float = 2.0, *, keep: bool = False) -> None:
+    def __init__(self, spare: float = 2.0, *, keep: bool = False, source: Callable[[int], Any] | None = None) -> None:
         self.spare = spare
+        self._source = source
         self.resting = False
         self.kept: list[Any] | None = [] if keep else None
         self._lock = threading.Lock()
@@ -79,15 +92,25 @@ class BlockPool:
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
         """Return an uninitialised C-contiguous array."""
         size = math.prod(shape) * dtype.itemsize
-        if size < SMALLEST:
+        if size >= SMALLEST:
+            size = -(-size // GRAIN) * GRAIN
+        elif self._source is None:
             return np.empty(shape, dtype)
-        size = -(-size // GRAIN) * GRAIN
+        else:
+            size = max(ALIGNMENT, -(-size // ALIGNMENT) * ALIGNMENT)
         with self._lock:
             self._collect()
             store = self._take(size)
             self.used_bytes += store.nbytes
             self.peak_bytes = max(self.peak_bytes, self.used_bytes)
         return np.asarray(Block(self, store, shape, dtype.str))
+
+    def give_back(self) -> None:
+        """Give all free blocks back to the system."""
+        with self._lock:
+            self._collect()
+            self.free.clear()
+            self.free_bytes = 0
 
     def _collect(self) -> None:
         while self.returned and not self.resting:
@@ -108,7 +131,9 @@ class BlockPool:
             self.free_bytes -= store.nbytes
             return store
         self._trim(size)
-        store = aligned(size)
+        store = self._source(size) if self._source is not None else None
+        if store is None:
+            store = aligned(size)
         if self.kept is not None:
             self.kept.append(store)
         return store

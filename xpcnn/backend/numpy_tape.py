@@ -15,25 +15,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from xpcnn.backend.encoding import refill
 from xpcnn.backend.memory import Block, BlockPool, aligned
+from xpcnn.backend.regions import WORTH_A_HAND_OVER, Link, Region, Tape, play
+from xpcnn.backend.shared import Arena, empty_like
 from xpcnn.backend.threads import WORTH_A_THREAD
 from xpcnn.errors import BackendError
 
 if TYPE_CHECKING:
     from xpcnn.backend.numpy import NumpyBackend
 
-Tape = list[tuple[Callable[..., Any], tuple[Any, ...]]]
-
 # Functions that only make arrays: what they return is as constant as their arguments.
-_MAKERS = frozenset({"arange", "empty", "zeros", "ones", "full", "array", "asarray", "dtype", "result_type"})
+_MAKERS = frozenset({"arange", "empty", "zeros", "ones", "full", "array"})
+_PASSED = _MAKERS | {"asarray", "dtype", "result_type"}
 # Their third positional argument is deprecated; for the others it is the quickest way to say where results go.
 _NEED_KEYWORD = (np.maximum, np.minimum)
-
-
-def play(tape: Tape) -> None:
-    """Call everything on a tape."""
-    for function, arguments in tape:
-        function(*arguments)
 
 
 class RecordedStep:
@@ -53,13 +49,16 @@ class RecordedStep:
         with backend.recording(recording):
             step()
         self._tape = recording.tape
+        self._link = Link(backend.partners, recording.arena, self._tape) if recording.arena is not None else None
         recording.close()
 
     def __call__(self) -> None:
+        link = self._link
         self._blas.hold()
         try:
             with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-                play(self._tape)
+                if link is None or not link.play():
+                    play(self._tape)
         finally:
             self._blas.release()
 
@@ -70,20 +69,16 @@ def recorder(backend: NumpyBackend) -> Any:
     class RecordingBackend(type(backend)):  # type: ignore[misc]
         """`NumpyBackend` with a notebook; work that the pool would share out is noted as one tape per thread."""
 
+        home = backend
+
         def __init__(self) -> None:
             self.__dict__.update(backend.__dict__)
-            self.blocks = BlockPool(keep=True)
+            self.arena: Arena | None = backend.partners.arena  # where all lies that helpers are to reach
+            self.blocks = BlockPool(keep=True, source=None if self.arena is None else self.arena.cut)
             self.tape: Tape = []
             self.xp: Any = _Notebook(self)
             self.worker: int | None = None
             self.buffers: dict[Any, Any] = {}
-
-        # Constants that were made for the backend itself serve its records too; caches find them by this.
-        def __eq__(self, other: object) -> bool:
-            return other is self or other is backend
-
-        def __hash__(self) -> int:
-            return hash(backend)
 
         def for_array(self, array: Any) -> Any:
             return self
@@ -93,8 +88,16 @@ def recorder(backend: NumpyBackend) -> Any:
             key = slot, self.worker
             size = int(np.prod(shape)) * np.dtype(dtype).itemsize
             if key not in self.buffers or self.buffers[key].size < size:
-                self.buffers[key] = aligned(size)
+                store = None if self.arena is None else self.arena.cut(size)
+                self.buffers[key] = aligned(size) if store is None else store
             return self.buffers[key][:size].view(dtype).reshape(shape)
+
+        def zeros(self, shape: Sequence[int], dtype: Any) -> Any:
+            array = None if self.arena is None else self.arena.array(shape, dtype)
+            if array is None:
+                return super().zeros(shape, dtype)
+            array.fill(0)
+            return array
 
         def bordered(self, key: Any, shape: Sequence[int], dtype: Any) -> Any:
             key = key, dtype, self.worker
@@ -104,7 +107,8 @@ def recorder(backend: NumpyBackend) -> Any:
 
         def parallel(self, function: Callable[[Any], None], tasks: Sequence[Any], work: float = 0.0) -> None:
             threads = min(self.get_num_threads(), len(tasks))
-            if self.worker is not None or threads < 2 or work < WORTH_A_THREAD / 4:
+            least = WORTH_A_THREAD / 4 if self.arena is None else WORTH_A_HAND_OVER
+            if self.worker is not None or threads < 2 or work < least:
                 for task in tasks:
                     function(task)
                 return
@@ -119,7 +123,7 @@ def recorder(backend: NumpyBackend) -> Any:
             finally:
                 self.tape, self.worker = outer, None
                 self.blocks.resting = False
-            self.tape.append((self.pool.run, (play, tapes)))
+            self.tape.append((Region(self.pool, tapes, work), ()))
 
         def demand(self, holds: Any, error: Exception) -> None:
             super().demand(holds, error)
@@ -144,14 +148,20 @@ class _Notebook:
 
     def __getattr__(self, name: str) -> Any:
         function = getattr(np, name)
-        if not callable(function) or isinstance(function, type) or name in _MAKERS:
+        if not callable(function) or isinstance(function, type) or name in _PASSED - _MAKERS:
             return function
-        noted = partial(self._call, name, function)
+        noted = partial(self._made if name in _MAKERS else self._call, name, function)
         setattr(self, name, noted)
         return noted
 
+    def _made(self, name: str, function: Any, *args: Any, **options: Any) -> Any:
+        result = function(*args, **options)
+        return result if self._backend.arena is None else self._backend.arena.copy(result)
+
     def _call(self, name: str, function: Any, *args: Any, **options: Any) -> Any:
         result = function(*args, **options)
+        if self._backend.arena is not None and options.get("out") is None and isinstance(result, np.ndarray):
+            result = self._reachable(result, args)
         if name == "copyto":
             self._note(partial(function, **options) if options else function, args)
         elif name == "ascontiguousarray":
@@ -170,16 +180,20 @@ class _Notebook:
         elif name in ("sum", "max", "min", "prod", "mean"):
             self._note(partial(function, **{**options, "out": _alias(self._backend.blocks, result)}), args)
         else:
-            self._note(partial(_refill, function, options), (result, *args))
+            self._note(partial(refill, function, options), (result, *args))
         return result
+
+    def _reachable(self, result: Any, args: tuple[Any, ...]) -> Any:
+        """Return a copy of a new result in the record's own memory; a view of an argument as it is."""
+        if any(isinstance(a, np.ndarray) and np.may_share_memory(result, a) for a in args):
+            return result
+        there = empty_like(result, self._backend.blocks.empty)
+        np.copyto(there, result)
+        return there
 
     def _note(self, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
         pool = self._backend.blocks
         self._backend.tape.append((function, tuple(_alias(pool, a) for a in args)))
-
-
-def _refill(function: Callable[..., Any], options: dict[str, Any], result: Any, *args: Any) -> None:
-    np.copyto(result, function(*args, **options))
 
 
 def _alias(pool: BlockPool, a: Any) -> Any:

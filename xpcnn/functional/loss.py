@@ -101,9 +101,10 @@ _class_numbers: dict[tuple[int, int], tuple[Backend, Array]] = {}
 
 def class_numbers(backend: Backend, k: int) -> Array:
     """Return 0 to k - 1 as a column (K, 1), made once per backend."""
+    backend = backend.home
     kept = _class_numbers.get((id(backend), k))
     if kept is None:
-        kept = _class_numbers[id(backend), k] = (backend, backend.xp.arange(k).reshape(k, 1))
+        kept = _class_numbers[id(backend), k] = (backend, backend.constant(backend.xp.arange(k).reshape(k, 1)))
     return kept[1]
 
 

@@ -109,13 +109,13 @@ class AvgPoolOp(ChannelOp):
         for there, pixels in _taps(over):
             target = out[:, there[0], there[1]]
             backend.xp.add(target, x[:, pixels[0], pixels[1]], out=target)
-        backend.xp.multiply(out, _share(backend, over, self.count_include_pad, x.dtype), out=out)
+        backend.xp.multiply(out, _share(backend.home, over, self.count_include_pad, x.dtype), out=out)
         return over
 
     def backward(self, backend: Backend, dy: Array, cache: Any, channels: slice, out: Array) -> None:
         over = cache
         scaled = backend.scratch("left", dy.shape, dy.dtype)
-        backend.xp.multiply(dy, _share(backend, over, self.count_include_pad, dy.dtype), out=scaled)
+        backend.xp.multiply(dy, _share(backend.home, over, self.count_include_pad, dy.dtype), out=scaled)
         apart = _clear(backend, over, out)
         for there, pixels in _taps(over):
             target, values = out[:, pixels[0], pixels[1]], scaled[:, there[0], there[1]]
@@ -275,4 +275,4 @@ def _share(backend: Backend, over: Windows, count_include_pad: bool, dtype: Any)
         return [min(start + axis.kernel, high) - max(start, low) for start in starts]
 
     h, w = counts(over.h, over.h.asked_after), counts(over.w, over.w.asked_after)
-    return backend.asarray([[[[1.0 / max(1, a * b)] for b in w] for a in h]], dtype)
+    return backend.constant(backend.asarray([[[[1.0 / max(1, a * b)] for b in w] for a in h]], dtype))

@@ -74,7 +74,7 @@ def _matrices(backend: Backend, dtype: Any) -> tuple[Array, Array, Array]:
 
     def squared(m: list[list[float]]) -> Array:
         matrix = backend.asarray([[a * b for a in row for b in other] for row in m for other in m], dtype)
-        return backend.left_factor(matrix)
+        return backend.constant(backend.left_factor(matrix))
 
     return squared(_B_T), squared(_G), squared(_A_T)
 
@@ -176,7 +176,7 @@ class _Tiles:
 def filters(backend: Backend, weight: Array) -> Array:
     """Return U = (G (x) G) W as (36, F, C)."""
     f, c = weight.shape[:2]
-    g = _matrices(backend, weight.dtype)[1]
+    g = _matrices(backend.home, weight.dtype)[1]
     taps = backend.contiguous(weight.transpose(2, 3, 1, 0)).reshape(9, -1)  # (9, C*F)
     return backend.matmul(g, taps).reshape(WINDOW * WINDOW, c, f).swapaxes(1, 2)  # as `left_factor`
 
@@ -193,7 +193,7 @@ def forward_tasks(
     """Return the tasks that fill y (F, OH, OW, N) from x (C, H, W, N); `factor` is `filters(weight)`."""
     f, c = weight.shape[:2]
     plan = _Plan(backend, over, c, f, x.shape[3], x.dtype)
-    b, _, a = _matrices(backend, x.dtype)
+    b, _, a = _matrices(backend.home, x.dtype)
     u = filters(backend, weight) if factor is None else factor
 
     def task(block: Block) -> None:
@@ -217,7 +217,7 @@ def weight_tasks(
     """Return the tasks that share the work on dW out, and what adds their shares up in order: (F, C, 3, 3)."""
     f, c = weight.shape[:2]
     plan = _Plan(backend, over, c, f, x.shape[3], x.dtype)
-    b, g, a = _matrices(backend, x.dtype)
+    b, g, a = _matrices(backend.home, x.dtype)
     spread = backend.left_factor(a.T)
     blocks = plan.blocks(GRADIENT_COLUMNS)
     shares: list[Array] = [None] * len(blocks)

@@ -120,9 +120,9 @@ class Module:
     # --- what it is made of ---------------------------------------------------------------------------------------
 
     def register_buffer(self, name: str, array: Array, *, persistent: bool = True) -> None:
-        """Make `array` part of the state under `name`; `state_dict` leaves it out unless `persistent`."""
+        """Make `array`, or a copy, part of the state under `name`; `state_dict` leaves it out unless `persistent`."""
         self._buffers[name] = persistent
-        setattr(self, name, array)
+        setattr(self, name, backend_of(array).place(array))
 
     def children(self) -> Iterator[tuple[str, Module]]:
         """Yield (name, module) of the modules that it holds itself."""
@@ -202,7 +202,7 @@ class Module:
                 array = getattr(module, name)
                 here = backend_of(array)
                 if here is not target:
-                    setattr(module, name, target.asarray(here.to_numpy(array)))
+                    setattr(module, name, target.place(target.asarray(here.to_numpy(array))))
         return self
 
     def state_dict(self) -> dict[str, Array]:

@@ -59,16 +59,18 @@ class Flat:
             self.places.append((slice(size, size + count), shape))
             size += -(-count // step) * step
         self.size = size
-        self.data = backend.zeros((size,), self.dtype)
-        self.grad = backend.zeros((size,), self.dtype)
-        self.state = {name: backend.zeros((size,), self.dtype) for name in state}
+
+        def zeros(*shape: int) -> Array:
+            return backend.place(backend.zeros(shape, self.dtype))
+
+        self.data, self.grad = zeros(size), zeros(size)
+        self.state = {name: zeros(size) for name in state}
         for name, value in state.items():
             if value:
                 self.state[name][...] = value
-        self.hyper = backend.zeros((hyper_size,), self.dtype)
-        self.applied = backend.zeros((hyper_size,), self.dtype) if guarded else self.hyper
-        self._zero = backend.zeros((1,), self.dtype)
-        self._sum = backend.zeros((), self.dtype)
+        self.hyper = zeros(hyper_size)
+        self.applied = zeros(hyper_size) if guarded else self.hyper
+        self._zero, self._sum = zeros(1), zeros()
         self.views: list[tuple[Parameter, Array, Array]] = []
         for parameter, data, grad in zip(parameters, self.split(self.data), self.split(self.grad), strict=True):
             data[...] = parameter.data

@@ -81,7 +81,7 @@ class Ledger:
 
     def __init__(self, backend: Backend, width: int, length: int) -> None:
         self.backend = backend
-        self.row = backend.zeros((width,), "float64")
+        self.row = backend.place(backend.zeros((width,), "float64"))
         self._table = backend.zeros((length, width), "float64")
         self._rows = [self._table[i] for i in range(length)]
         self._used = 0

@@ -52,7 +52,7 @@ class Step:
         self.immediate = backend.immediate
         self.run: Callable[[Array, Array], None] = self._at_once if self.immediate else self._deferred
         # Batch norm writes its running statistics, dropout its key, before anybody knows that the step is bad.
-        self._kept = [(buffer, backend.copy(buffer)) for _, buffer in trainer.model.named_buffers()]
+        self._kept = [(buffer, backend.place(backend.copy(buffer))) for _, buffer in trainer.model.named_buffers()]
         self._parameters = trainer.model.parameters()
         self._clip = trainer.clip_norm
         self._ledger = Ledger(backend, 3, 1 if self.immediate else trainer.read_every)
@@ -83,7 +83,8 @@ class Step:
         optimizer = self.optimizer
         replay = self._replay_for(x, labels, self._compute, optimizer.apply) if self._records else None
         if replay is None or not self._replayed(replay[0]):
-            self._compute(x, labels)
+            with self.backend.as_recorded():
+                self._compute(x, labels)
         loss, hits, slope = self.backend.to_numpy(self._ledger.row).tolist()
         good = math.isfinite(loss + slope)
         self._rows.append((loss, hits, not good))
@@ -107,7 +108,8 @@ class Step:
         self.optimizer.upload()
         replay = self._replay_for(x, labels, self._compute_and_update) if self._records else None
         if replay is None or not self._replayed(replay[0]):
-            self._compute_and_update(x, labels)
+            with self.backend.as_recorded():
+                self._compute_and_update(x, labels)
         self.optimizer.zero_grad()
         self._ledger.keep()
 
@@ -157,7 +159,7 @@ class Step:
             return None
         self._replay, self._key = [], None  # gives the old record's memory back
         if self._input is None or self._input[0].shape != x.shape or self._input[1].shape != labels.shape:
-            self._input = copy_batch_last(self.backend, x), self.backend.copy(labels)
+            self._input = tuple(map(self.backend.place, (copy_batch_last(self.backend, x), self.backend.copy(labels))))
         self._feed(x, labels)
         first, *rest = parts
         held = self._input
@@ -237,7 +239,8 @@ class _Recorded:
         if self._replay is not None:
             self._replay()
             return
-        self._replay = self._backend.capture(self._part)
+        with self._backend.as_recorded():
+            self._replay = self._backend.capture(self._part)
         if not self._backend.capture_runs:
             self._replay()
 
