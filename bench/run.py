@@ -1,6 +1,7 @@
 """Measure xpcnn on the CPU beside its peers in one interleaved run.
 
     python bench/run.py                          every workload and every peer that is there; writes bench/results/
+    python bench/run.py --output cpu-table.json 'conv-*'    these again; the table keeps its other rows
     python bench/run.py --quick lenet5 'conv-*'  xpcnn and PyTorch only, three short rounds, writes nothing
     python bench/run.py --python torch=/some/env/bin/python --envs FOLDER
 
@@ -13,6 +14,7 @@ first, and their best way runs. A turn that other programs disturbed is repeated
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import sys
 import time
@@ -246,14 +248,19 @@ def main() -> int:
     output = options.output or ("" if options.quick or options.workloads else "cpu-table.json")
     start_facts = {**harness.facts(), "threads": options.threads, "effort": vars(effort)}
     about: dict[str, Any] = {}
-    rows = []
+    path = harness.RESULTS / output
+    rows = json.loads(path.read_text())["rows"] if output and options.workloads and path.exists() else []
+    order = list(w.WORKLOADS)
     try:
         for workload in chosen:
             began = time.perf_counter()
             row = measure(workload, names, pythons, options.threads, effort, rates)
             row["wall_seconds"] = round(time.perf_counter() - began, 1)
             about |= row.pop("about")
-            rows.append(row)
+            row |= {key: start_facts[key] for key in ("date", "commit")}
+            rows = sorted(
+                [*(r for r in rows if r["workload"] != workload.name), row], key=lambda r: order.index(r["workload"])
+            )
             if output:  # after every row, so that an interrupted run leaves what it has
                 harness.write(output, {**start_facts, "peers": about, "rows": rows})
             print(report.summary(row), flush=True)
