@@ -8,6 +8,7 @@ from xpcnn import functional as F
 from xpcnn.backend import Array
 from xpcnn.data import DataLoader
 from xpcnn.nn import Module, no_grad
+from xpcnn.nn.precision import call
 from xpcnn.training import Metrics, Trainer
 
 
@@ -57,7 +58,7 @@ def _logits(model: Module, batches: Any) -> Array:
     try:
         model.eval()
         with no_grad():
-            return model.backend.xp.concatenate([model(x) for x in batches])
+            return model.backend.xp.concatenate([call(model, x) for x in batches])
     finally:
         for module, training in modes:
             module.training = training

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from xpcnn.backend import Array, Backend
 from xpcnn.nn import Module, no_grad
 from xpcnn.nn.module import trace
+from xpcnn.nn.precision import call
 
 if TYPE_CHECKING:
     from xpcnn.training.step import Step
@@ -59,7 +60,7 @@ def _first_bad_layer(step: Step, x: Array) -> tuple[str, Module] | None:
     backend, model = step.backend, step.model
     try:
         with no_grad(), backend.errstate(), trace() as record:
-            model(x)
+            call(model, x)
         names = {id(module): name for name, module in model.named_modules()}
         for module, before, after in record:
             if id(module) in names and is_finite(backend, before) and not is_finite(backend, after):

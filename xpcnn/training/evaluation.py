@@ -9,6 +9,7 @@ from xpcnn import random
 from xpcnn.backend import Array, backend_of
 from xpcnn.errors import DataError
 from xpcnn.nn import Module, no_grad
+from xpcnn.nn.precision import call, computes_in_float16
 from xpcnn.training.metrics import Ledger, Metrics, write_hits
 
 
@@ -32,6 +33,7 @@ def evaluate(model: Module, criterion: Any, data: Iterable[tuple[Array, Array]],
     """
     sums = getattr(criterion, "reduction", "mean") == "sum"
     backend = backend_of(next(iter(model.parameters())).data)
+    narrow = computes_in_float16(model)
     modes = [(module, module.training) for module in model.modules()]
     draws = random.get_state()  # a loader draws its order; what training draws must not depend on that
     ledger = Ledger(backend, 2, read_every)
@@ -50,7 +52,7 @@ def evaluate(model: Module, criterion: Any, data: Iterable[tuple[Array, Array]],
         model.eval()
         with no_grad(), backend.errstate():
             for x, labels in data:
-                logits = model(x)
+                logits = call(model, x, narrow)
                 ledger.row[0:1] = criterion(logits, labels)
                 write_hits(logits, labels, hits_place)
                 ledger.keep()
