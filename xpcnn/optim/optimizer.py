@@ -181,6 +181,7 @@ class Optimizer:
         Arrays are `"state.PARAMETER.NAME"`, options `"group.GROUP.OPTION"`, counters `"memory.GROUP.NAME"`. A float16
         parameter has `"state.PARAMETER.master"` too.
         """
+        self.gather()
         result: dict[str, Any] = self._numbers()
         order = self._order()
         for plan in self._plans:

@@ -52,6 +52,8 @@ def explain(step: Step, x: Array, labels: Array, lr: float) -> str:
     largest = float(backend.to_numpy(backend.xp.max(backend.xp.absolute(x))))
     if largest > LARGE_INPUT:
         return f"{where}; likely cause: unscaled input (values up to {largest:.4g}: divide pixels by 255)"
+    if step.scale_is_fixed:
+        return f"{where}; likely cause: the scale of the loss is too high, use a lower one or a backoff_factor below 1"
     return f"{where}; likely cause: the learning rate ({lr:.4g}) is too high, try a tenth of it"
 
 

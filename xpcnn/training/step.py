@@ -37,6 +37,8 @@ class Step:
         Runs a step on a batch (x, labels).
     immediate : bool
         Whether a step is known when it returns.
+    scale_is_fixed : bool
+        Whether the loss is scaled and the scale is never lowered.
 
     Raises
     ------
@@ -61,6 +63,7 @@ class Step:
         self._scaler = trainer.scaler
         self._scale = None if self._scaler is None else self._scaler.place(backend)
         self._scale_used = row[3:4]
+        self.scale_is_fixed = self._scaler is not None and self._scaler.backoff_factor == 1.0
         self.optimizer.grad_scale = self._scale
         self._is_float16 = computes_in_float16(trainer.model)
         self._ok = backend.xp.ones((1,), dtype=bool)
