@@ -69,10 +69,11 @@ def test_the_default_recipe_is_lenet5(digits, tmp_path, monkeypatch):
 
 def test_options_reach_the_run(digits, tmp_path):
     options = ["--epochs", "2", "--batch-size", "50", "--seed", "9", "--as-written", "--backend", "numpy"]
+    options += ["--precision", "float16"]
     assert main(["train", "deep3", "--data", digits, "--out", str(tmp_path / "run"), *options]) == 0
     content = json.loads((tmp_path / "run" / "run.json").read_text())
     settings = {"recipe": "deep3", "data": digits, "epochs": 2, "batch_size": 50, "seed": 9, "as_written": True}
-    assert content["settings"] == settings
+    assert content["settings"] == {**settings, "precision": "float16"}
     assert len(content["epochs"]) == 2
 
 

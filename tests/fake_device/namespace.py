@@ -100,7 +100,8 @@ def copy(a: FakeArray, order: str = "K") -> FakeArray:
 
 
 def copyto(dst: FakeArray, src: Any, casting: str = "same_kind", where: FakeArray | None = None) -> None:
-    np.copyto(host(dst), host(src), casting, True if where is None else host(where))
+    with np.errstate(all="ignore"):
+        np.copyto(host(dst), host(src), casting, True if where is None else host(where))
 
 
 def where(condition: FakeArray, x: Any = None, y: Any = None) -> FakeArray:

@@ -45,7 +45,7 @@ class Recorder:
                 result = function(*args, **options)
             finally:
                 self._depth -= 1
-            if not self._depth and not is_view(result, (*args, options.get("out"))):
+            if not self._depth and not is_view(result, (*args, *options.values())):
                 self.tape.append((function, args, options, result))
             return result
 

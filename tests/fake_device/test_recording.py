@@ -42,12 +42,14 @@ def small_net():
     )  # fmt: skip
 
 
-def trained(capture, optimiser="sgd momentum", *, epochs=3, samples=44, schedule=True, between=None, **options):
+def trained(
+    capture, optimiser="sgd momentum", *, epochs=3, samples=44, schedule=True, between=None, half=False, **options
+):
     """Train on 44 images in batches of 8: five whole ones and a ragged last one in each epoch."""
     xpcnn.manual_seed(3)
     rng = np.random.default_rng(0)
     loader = DataLoader(rng.integers(0, 256, (samples, 12, 12), np.uint8), rng.integers(0, 5, samples), 8, seed=1)
-    model = small_net()
+    model = small_net().half() if half else small_net()
     optimizer = OPTIMISERS[optimiser](model.parameters())
     steps = optim.InverseTimeLR(optimizer, 0.1) if schedule else None
     trainer = Trainer(
@@ -78,6 +80,24 @@ def test_captured_is_eager(device, optimiser):
 
 def test_clipping_and_skipping_are_recorded(device):
     same(trained("auto", clip_norm=0.5, nonfinite="skip"), trained(False, clip_norm=0.5, nonfinite="skip"))
+
+
+@pytest.mark.parametrize("native", [False, True])
+@pytest.mark.parametrize("optimiser", ["sgd momentum", "adam"])
+def test_float16_with_a_scale_that_moves_is_recorded(device, optimiser, native):
+    """Overflows, backing off and growth are decided by the record itself, on its own memory."""
+    device.multiplies_float16 = native
+
+    def run(capture):
+        scaler = optim.GradScaler(2.0**23, growth_interval=3)
+        done = trained(capture, optimiser, half=True, clip_norm=0.5, scaler=scaler)
+        return done, scaler.state_dict(), done[2].skipped
+
+    (captured, scale, skipped), (eager, its_scale, its_skipped) = run("auto"), run(False)
+    assert device.records == 1
+    same(captured, eager)
+    assert scale == its_scale
+    assert 5 < skipped == its_skipped < 15
 
 
 class ChangeMomentum:

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 import xpcnn.functional as F
 from xpcnn.backend import backend_of
 from xpcnn.backend.cupy_cublas import COMPUTE_32F, COMPUTE_32F_FAST_TF32, operand
+from xpcnn.backend.cupy_fused import fits, row_sums
+from xpcnn.backend.cupy_updates import FUSED
 from xpcnn.errors import MixedBackendsError
 from xpcnn.functional.layout import batch_first, batch_last
 
@@ -160,7 +162,7 @@ def laid_out(shape, layout, dtype):
     st.sampled_from(LAYOUTS[:-1]),
     st.sampled_from(LAYOUTS[:-1]),
     st.sampled_from([(False, False), (True, True), (True, False), (False, True)]),
-    st.sampled_from(["float32", "float64"]),
+    st.sampled_from(["float16", "float32", "float64"]),
     st.booleans(),
 )
 def test_products_of_every_layout(sizes, a_layout, b_layout, out_layout, stacks, dtype, accumulate):
@@ -192,6 +194,40 @@ def test_what_cublas_does_not_take():
     assert not takes(*(laid_out(s, "plain", "int32") for s in ((2, 3), (3, 4))), None)
     assert not takes(laid_out((2, 2, 3), "plain", "float32"), laid_out((5, 3, 4), "plain", "float32"), None)
     assert operand(device(np.zeros((0, 3), "float32"))) is None
+
+
+def test_float16_goes_to_cublas_as_it_is_and_adds_up_in_float32(monkeypatch):
+    """Dense layers and pointwise convolutions, forward and backward: no cast, no copy, no launch."""
+    backend = HostCupyBackend()
+    monkeypatch.setattr("xpcnn.backend._by_type", {cupy.ndarray: backend})
+    x, weight = (laid_out(shape, "plain", "float16") for shape in ((5, 4), (3, 5)))  # (in, N), (out, in)
+    y, cache = F.linear(x.T, weight)
+    np.testing.assert_array_equal(view(y).T, view(weight) @ view(x))
+    dx, dweight, _ = F.linear_backward(y, cache)
+    np.testing.assert_array_equal(view(dweight), view(y).T @ view(x).T)
+    np.testing.assert_array_equal(view(dx).T, view(weight).T @ view(y).T)
+    batch, filters = laid_out((5, 2, 3, 4), "plain", "float16"), laid_out((3, 5, 1, 1), "plain", "float16")
+    y, _ = F.conv2d(batch.transpose(3, 0, 1, 2), filters)
+    np.testing.assert_array_equal(view(y), np.einsum("fc,chwn->nfhw", view(filters)[:, :, 0, 0], view(batch)))
+    assert {array.dtype for array in (y, dx, dweight)} == {np.dtype("float16")}
+    assert {compute for _, compute in backend.library.calls} == {COMPUTE_32F}
+    backend.allow_tf32 = True
+    backend.matmul(weight, x)
+    assert backend.library.calls[-1] == ("gemm", COMPUTE_32F)
+
+
+def test_no_kernel_takes_float16():
+    """Whatever meets float16 on a GPU takes the portable way: there are no kernels for it."""
+    assert not fits(laid_out((2, 2), "plain", "float16"))
+    backend = HostCupyBackend()
+    launched = []
+    backend.kernels.launch = lambda name, *rest: launched.append(name)
+    a = laid_out((2, 3), "plain", "float16")
+    assert FUSED["relu_forward"](backend, a, a) is NotImplemented
+    assert FUSED["add_bias"](backend, a, laid_out((2, 1), "plain", "float16").reshape(2)) is NotImplemented
+    assert FUSED["sgd_update"](backend, a, a, a, decays=False, nesterov=False, shrinks=False) is NotImplemented
+    assert row_sums(backend, a, None) is NotImplemented
+    assert not launched
 
 
 def test_tf32_is_a_switch_for_float32_alone():

@@ -12,7 +12,7 @@ from tests.datasets.makers import gzipped, mnist_parts, mnist_pickle, write_cifa
 from tests.mutations import check_reader
 from xpcnn import recipes
 from xpcnn.backend import get_backend
-from xpcnn.errors import ConfigError, DataError
+from xpcnn.errors import ConfigError, DataError, DTypeError
 from xpcnn.recipes import folder as folders
 from xpcnn.training import History
 
@@ -76,6 +76,7 @@ def test_the_folder_holds_what_a_run_was(digits, tmp_path):
         "batch_size": 128,
         "seed": 5,
         "as_written": False,
+        "precision": "float32",
     }
     assert content["state"] == "done"
     assert content["test"]["accuracy"] == done.metrics.accuracy
@@ -123,7 +124,15 @@ def test_resume_begins_where_there_is_nothing(digits, tmp_path):
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("epochs", 3), ("seed", 1), ("batch_size", 7), ("as_written", True), ("name", "tiny"), ("data", "mnist")],
+    [
+        ("epochs", 3),
+        ("seed", 1),
+        ("batch_size", 7),
+        ("as_written", True),
+        ("name", "tiny"),
+        ("data", "mnist"),
+        ("precision", "float16"),
+    ],
 )
 def test_resume_refuses_other_settings(digits, tmp_path, option, value):
     recipes.run("lenet5", data=digits, out=tmp_path / "run")
@@ -236,3 +245,66 @@ def test_the_commit_is_git_s(tmp_path, monkeypatch):
     assert folders.commit() == "b" * 40
     (git / "HEAD").write_text(f"{'c' * 40}\n")
     assert folders.commit() == "c" * 40
+
+
+def test_float16_runs_stop_resume_and_read_back(digits, tmp_path, backend):
+    whole = recipes.run("lenet5", data=digits, epochs=2, seed=7, precision="float16")
+    with pytest.raises(KeyboardInterrupt):
+        recipes.run(
+            "lenet5", data=digits, epochs=2, seed=7, precision="float16", out=tmp_path / "run", callbacks=[StopAt(4)]
+        )
+    resumed = recipes.run(out=tmp_path / "run", resume=True)
+    assert resumed.metrics == whole.metrics
+    assert list(resumed.history.steps["loss"]) == list(whole.history.steps["loss"])
+    assert all(np.array_equal(host(resumed)[name], value) for name, value in host(whole).items())
+    assert {str(value.dtype) for value in host(whole).values()} == {"float16", "float32"}  # batch norm
+    again = recipes.load(tmp_path / "run")
+    assert again.metrics == whole.metrics
+    assert host(again).keys() == host(whole).keys()
+
+
+def test_float16_begins_with_the_float32_values(digits):
+    """The masters are the initial values of the float32 run, not their roundings."""
+    seen = []
+
+    class Look:
+        def on_fit_start(self, trainer):
+            members = [p for group in trainer.optimizer.param_groups for p in group["params"]]
+            state = trainer.optimizer.state_dict()
+            seen.append([state.get(f"state.{i}.master") for i in range(len(members))])
+            seen.append([trainer.model.backend.to_numpy(p.data).copy() for p in members])
+
+    recipes.run("lenet5", data=digits, precision="float16", callbacks=[Look()])
+    recipes.run("lenet5", data=digits, callbacks=[Look()])
+    masters, halves, _, plain = seen
+    assert sum(half.dtype == np.float16 for half in halves) == 10
+    for master, half, value in zip(masters, halves, plain, strict=True):
+        np.testing.assert_array_equal(value if master is None else master, value)
+        np.testing.assert_array_equal(half, value.astype(half.dtype))
+
+
+@pytest.mark.parametrize(
+    ("precision", "message"),
+    [
+        ("float64", "precision: expected float32 or float16, got 'float64'"),
+        ("bfloat16", "got bfloat16, which NumPy has not and CuPy 14 only in part"),
+        ("f16", "dtype: expected float16, float32 or float64, got 'f16'"),
+    ],
+)
+def test_other_precisions_are_refused(digits, tmp_path, precision, message):
+    with pytest.raises((ConfigError, DTypeError), match=message):
+        recipes.run("lenet5", data=digits, precision=precision, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_json_of_before_precision_is_float32(digits, tmp_path):
+    recipes.run("lenet5", data=digits, out=tmp_path / "run")
+    path = tmp_path / "run" / "run.json"
+    content = json.loads(path.read_text())
+    del content["settings"]["precision"]
+    path.write_text(json.dumps(content))
+    assert recipes.load(tmp_path / "run").settings.precision == "float32"
+    content["settings"]["precision"] = "float8"
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match="damaged: expected precision of a run, got 'float8'"):
+        recipes.load(tmp_path / "run")

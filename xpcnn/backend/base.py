@@ -36,6 +36,8 @@ class Backend:
     # Columns that one piece of a convolution may hold at a time, and the working set of one slab of channels.
     column_bytes: int = 1 << 28
     slab_bytes: int | None = None
+    # Whether `matmul` reads float16 and adds up in float32 at full speed; float16 goes through float32 elsewhere.
+    multiplies_float16: bool = False
 
     def owns(self, array: Any) -> bool:
         """Say whether `array` is an array of this backend."""

@@ -105,6 +105,8 @@ class CupyBackend(Backend):
         the environment says XPCNN_TF32=1. Needs compute capability 8.0.
     """
 
+    multiplies_float16 = True  # cuBLAS, with sums in float32
+
     def __init__(self, device: int) -> None:
         import cupy
 

@@ -33,6 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
             seed=arguments.seed,
             out=out,
             as_written=arguments.as_written,
+            precision=arguments.precision,
             resume=arguments.resume,
             callbacks=[_Heading(out)],
             progress=True,

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, NamedTuple
 from xpcnn.backend import Array, Backend, backend_of
 from xpcnn.errors import DTypeError, ShapeError
 from xpcnn.functional.layout import batch_first, batch_last, check_backend, check_floating, check_like
+from xpcnn.functional.precision import cast_batch, is_narrow, wide
 from xpcnn.functional.spans import spans
 
 Shape = tuple[int, ...]
@@ -24,7 +25,8 @@ class ChannelOp:
     Attributes
     ----------
     arrays : sequence of array
-        Those that it works with beside `x`: of its backend and, where they are floating, of its dtype.
+        Those that it works with beside `x`: of its backend and, where they are floating, of its dtype (float32 for
+        float16: a chain computes in float32 and rounds its result).
     keeps_input, keeps_output : bool
         Whether the cache refers to `x` or `out`, which then outlive the call.
     elementwise : bool
@@ -61,6 +63,7 @@ class ChainCache(NamedTuple):
     dtype: Any
     slabs: list[slice]
     caches: list[list[Any]]
+    narrow: Any = None  # the dtype outside, where that is float16
 
 
 def run(ops: Sequence[ChannelOp], x: Array, *, keep: bool = True, reuse: bool = False) -> tuple[Array, ChainCache]:
@@ -86,6 +89,9 @@ def run(ops: Sequence[ChannelOp], x: Array, *, keep: bool = True, reuse: bool = 
             _check_arrays(x, op.arrays)
     if x.ndim not in (2, 4):
         raise ShapeError(f"x: expected shape (N, C, H, W) or (N, D), got {tuple(x.shape)}")
+    if is_narrow(x.dtype):
+        y, cache = run(ops, cast_batch(backend, x, wide(x.dtype)), keep=keep)
+        return cast_batch(backend, y, x.dtype), cache._replace(narrow=x.dtype)
     x = batch_last(backend, x)
     shapes = [tuple(x.shape)]
     for op in ops:
@@ -123,9 +129,12 @@ def run_backward(dy: Array, cache: ChainCache) -> Array:
     ShapeError, DTypeError, MixedBackendsError
         `dy` has not the shape, dtype and backend of the forward's result.
     """
-    backend, ops, shapes, dtype, slabs, caches = cache
+    backend, ops, shapes, dtype, slabs, caches, narrow = cache
     check_backend("dy", dy, backend)
-    check_like("dy", dy, (shapes[-1][-1], *shapes[-1][:-1]), dtype)
+    check_like("dy", dy, (shapes[-1][-1], *shapes[-1][:-1]), narrow or dtype)
+    if narrow is not None:
+        dx = run_backward(cast_batch(backend, dy, dtype), cache._replace(narrow=None))
+        return cast_batch(backend, dx, narrow)
     dy = batch_last(backend, dy)
     dx = backend.empty(shapes[0], dtype)
 
@@ -143,8 +152,9 @@ def run_backward(dy: Array, cache: ChainCache) -> Array:
 
 def _check_arrays(x: Array, arrays: Sequence[Array]) -> None:
     backend_of(x, *arrays)
+    dtype = wide(x.dtype)
     for array in arrays:
-        if array.dtype.kind == "f" and array.dtype != x.dtype:
+        if array.dtype.kind == "f" and array.dtype != dtype:
             raise DTypeError(f"x: expected dtype {array.dtype} like the parameters, got {x.dtype}; convert one of them")
 
 

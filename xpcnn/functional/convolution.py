@@ -20,6 +20,7 @@ from xpcnn.functional import winograd
 from xpcnn.functional.bias import channel_sums
 from xpcnn.functional.input_gradient import input_tasks
 from xpcnn.functional.layout import batch_first, batch_last, check_floating, check_like, check_ndim
+from xpcnn.functional.precision import cast, cast_all, cast_batch, goes_through_float32, is_narrow
 from xpcnn.functional.tiles import Task, Tiles, forward_tasks, weight_factor
 from xpcnn.functional.windows import Padding, Size, Windows, integer, windows
 
@@ -74,6 +75,10 @@ def conv2d(
     backend = backend_of(x, weight, bias)
     over = _check(x, weight, bias, stride, padding, dilation, groups)
     images = batch_last(backend, x)  # (C, H, W, N)
+    if goes_through_float32(backend, x):
+        arrays = batch_first(cast(backend, images, "float32")), *cast_all(backend, (weight, bias), "float32")
+        y, _ = conv2d(*arrays, stride=stride, padding=padding, dilation=dilation, groups=groups)
+        return cast_batch(backend, y, x.dtype), ConvCache(images, weight, bias is not None, over, groups)
     y = _forward(backend, images, weight, bias, over, groups)
     return batch_first(y), ConvCache(images, weight, bias is not None, over, groups)
 
@@ -146,6 +151,11 @@ def conv2d_backward(
     backend = backend_of(dy, x)
     n = x.shape[3]
     check_like("dy", dy, (n, weight.shape[0], *over.out), x.dtype)
+    if goes_through_float32(backend, x):
+        kept = cache._replace(x=cast(backend, x, "float32"), weight=cast(backend, weight, "float32"))
+        dx, *rest = conv2d_backward(cast_batch(backend, dy, "float32"), kept, input_gradient=input_gradient)
+        dweight, dbias = cast_all(backend, rest, x.dtype)
+        return None if dx is None else cast_batch(backend, dx, x.dtype), dweight, dbias
     dy = batch_last(backend, dy)  # (F, OH, OW, N)
     if winograd.suits(backend, weight, over, groups, n):
         tasks, collect = winograd.weight_tasks(backend, dy, x, weight, over)
@@ -213,8 +223,11 @@ def _weight_tasks(
 
     def collect() -> Array:
         total = shares[0]
+        if is_narrow(total.dtype) and len(shares) > 1:
+            total = cast(backend, total, "float32")
         for share in shares[1:]:
             backend.xp.add(total, share, out=total)
-        return tiles.weight_gradient(total)
+        total = tiles.weight_gradient(total)
+        return total if total.dtype == weight.dtype else cast(backend, total, weight.dtype)
 
     return [lambda i=i: tile(i) for i in range(len(steps))], collect  # type: ignore[misc]

@@ -8,6 +8,7 @@ from xpcnn.backend import Array, backend_of
 from xpcnn.errors import DTypeError, ShapeError
 from xpcnn.functional.bias import add_bias, channel_sums
 from xpcnn.functional.layout import batch_last, check_floating, check_like, check_ndim
+from xpcnn.functional.precision import cast, cast_all, cast_batch, goes_through_float32
 
 
 class LinearCache(NamedTuple):
@@ -52,6 +53,9 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> tuple[Array, L
     if bias is not None:
         check_like("bias", bias, (weight.shape[0],), x.dtype)
     columns = batch_last(backend, x)  # (in, N)
+    if goes_through_float32(backend, x):
+        y, _ = linear(cast(backend, columns, "float32").T, *cast_all(backend, (weight, bias), "float32"))
+        return cast_batch(backend, y, x.dtype), LinearCache(columns, weight, bias is not None)
     y = backend.empty((weight.shape[0], x.shape[0]), x.dtype)
     backend.matmul(weight, columns, out=y)
     if bias is not None:
@@ -88,6 +92,14 @@ def linear_backward(
     x, weight, has_bias = cache
     backend = backend_of(dy, x)
     check_like("dy", dy, (x.shape[1], weight.shape[0]), x.dtype)
+    if goes_through_float32(backend, x):
+        kept = LinearCache(cast(backend, x, "float32"), cast(backend, weight, "float32"), has_bias)
+        dx, *rest = linear_backward(cast_batch(backend, dy, "float32"), kept, input_gradient=input_gradient)
+        result, dbias = cast_all(backend, rest, x.dtype)
+        if dweight is not None:
+            backend.xp.copyto(dweight, result)
+            result = dweight
+        return None if dx is None else cast_batch(backend, dx, x.dtype), result, dbias
     dy = batch_last(backend, dy)  # (out, N)
     dweight = backend.matmul(dy, x.T, out=backend.empty(weight.shape, x.dtype) if dweight is None else dweight)
     dbias = channel_sums(backend, dy) if has_bias else None

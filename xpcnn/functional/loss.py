@@ -5,6 +5,7 @@ from __future__ import annotations
 from xpcnn.backend import Array, Backend, backend_of
 from xpcnn.errors import ConfigError, DataError, DTypeError, ShapeError
 from xpcnn.functional.layout import batch_last, check_floating, check_like, check_ndim
+from xpcnn.functional.precision import cast, cast_batch, is_narrow
 from xpcnn.functional.primitive import primitive
 
 REDUCTIONS = ("mean", "sum")
@@ -43,7 +44,7 @@ def cross_entropy(
 
     Returns
     -------
-    loss : array, 0-d, dtype of `logits`
+    loss : array, 0-d, dtype of `logits` (float32 for float16)
     dlogits : array (N, K), dtype of `logits`
 
     Raises
@@ -58,6 +59,10 @@ def cross_entropy(
     check_reduction(reduction)
     if not 0.0 <= label_smoothing <= 1.0:
         raise ConfigError(f"label_smoothing: expected a share from 0 to 1, got {label_smoothing!r}")
+    if is_narrow(logits.dtype):
+        wider = cast_batch(backend, logits, "float32")
+        loss, dlogits = cross_entropy(wider, labels, label_smoothing=label_smoothing, reduction=reduction)
+        return loss, cast_batch(backend, dlogits, logits.dtype)
     n, k = logits.shape
     if n == 0:
         raise ShapeError("logits: expected at least one sample, got shape (0, K)")
@@ -119,7 +124,7 @@ def mse_loss(x: Array, target: Array, *, reduction: str = "mean") -> tuple[Array
 
     Returns
     -------
-    loss : array, 0-d
+    loss : array, 0-d, dtype of `x` (float32 for float16)
     dx : array like `x`
 
     Raises
@@ -131,6 +136,9 @@ def mse_loss(x: Array, target: Array, *, reduction: str = "mean") -> tuple[Array
     check_floating("x", x)
     check_like("target", target, tuple(x.shape), x.dtype)
     check_reduction(reduction)
+    if is_narrow(x.dtype):
+        loss, dx = mse_loss(cast(backend, x, "float32"), cast(backend, target, "float32"), reduction=reduction)
+        return loss, cast(backend, dx, x.dtype)
     scale = 1.0 / max(1, x.size) if reduction == "mean" else 1.0
     xp = backend.xp
     difference = xp.subtract(x, target)

@@ -16,6 +16,7 @@ from xpcnn.backend import Array, Backend, backend_of
 from xpcnn.errors import ShapeError
 from xpcnn.functional.channelwise import ChainCache, ChannelOp, Shape, run, run_backward
 from xpcnn.functional.layout import check_like
+from xpcnn.functional.precision import wide
 from xpcnn.functional.primitive import primitive
 
 
@@ -176,7 +177,7 @@ def batch_norm(
     Parameters
     ----------
     x : array (N, C) or (N, C, H, W), floating
-    gamma, beta : array (C,), dtype of `x`
+    gamma, beta : array (C,), dtype of `x` (float32 for float16, as all that follows)
         Scale and shift.
     running_mean, running_var : array (C,), dtype of `x`
         Changed in place in training: running = (1 - momentum) * running + momentum * value, with the unbiased
@@ -197,7 +198,7 @@ def batch_norm(
     """
     backend_of(x, gamma, beta, running_mean, running_var)
     for name, array in (("gamma", gamma), ("beta", beta), ("running_mean", running_mean), ("running_var", running_var)):
-        check_like(name, array, (x.shape[1],) if x.ndim > 1 else (), x.dtype)
+        check_like(name, array, (x.shape[1],) if x.ndim > 1 else (), wide(x.dtype))
     op = BatchNormOp(gamma, beta, running_mean, running_var, training=training, momentum=momentum, eps=eps)
     return run((op,), x)
 

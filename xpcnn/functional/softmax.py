@@ -5,6 +5,7 @@ from __future__ import annotations
 from xpcnn.backend import Array, backend_of
 from xpcnn.errors import ShapeError
 from xpcnn.functional.layout import check_floating, check_like
+from xpcnn.functional.precision import cast, is_narrow
 
 
 def softmax(x: Array, axis: int = -1) -> Array:
@@ -24,8 +25,11 @@ def softmax(x: Array, axis: int = -1) -> Array:
     DTypeError, ShapeError
         `x` is not floating, or has no such axis.
     """
-    xp = backend_of(x).xp
+    backend = backend_of(x)
     _check(x, axis)
+    if is_narrow(x.dtype):
+        return cast(backend, softmax(cast(backend, x, "float32"), axis), x.dtype)
+    xp = backend.xp
     e = xp.exp(xp.subtract(x, xp.max(x, axis=axis, keepdims=True)))
     return xp.divide(e, xp.sum(e, axis=axis, keepdims=True))
 
@@ -33,14 +37,19 @@ def softmax(x: Array, axis: int = -1) -> Array:
 def softmax_backward(dy: Array, y: Array, axis: int = -1) -> Array:
     """Return dx = y (dy - sum of dy y) of `softmax`, from its result `y`."""
     check_like("dy", dy, tuple(y.shape), y.dtype)
-    backend_of(dy, y)
+    backend = backend_of(dy, y)
+    if is_narrow(y.dtype):
+        return cast(backend, softmax_backward(cast(backend, dy, "float32"), cast(backend, y, "float32"), axis), y.dtype)
     return y * (dy - (dy * y).sum(axis=axis, keepdims=True))
 
 
 def log_softmax(x: Array, axis: int = -1) -> Array:
     """Return x - log(sum of exp(x)) along `axis`; arguments and result as for `softmax`."""
-    xp = backend_of(x).xp
+    backend = backend_of(x)
     _check(x, axis)
+    if is_narrow(x.dtype):
+        return cast(backend, log_softmax(cast(backend, x, "float32"), axis), x.dtype)
+    xp = backend.xp
     shifted = x - x.max(axis=axis, keepdims=True)
     return shifted - xp.log(xp.exp(shifted).sum(axis=axis, keepdims=True))
 
@@ -48,7 +57,11 @@ def log_softmax(x: Array, axis: int = -1) -> Array:
 def log_softmax_backward(dy: Array, y: Array, axis: int = -1) -> Array:
     """Return dx = dy - exp(y) * sum of dy of `log_softmax`, from its result `y`."""
     check_like("dy", dy, tuple(y.shape), y.dtype)
-    xp = backend_of(dy, y).xp
+    backend = backend_of(dy, y)
+    if is_narrow(y.dtype):
+        wider = cast(backend, dy, "float32"), cast(backend, y, "float32")
+        return cast(backend, log_softmax_backward(*wider, axis), y.dtype)
+    xp = backend.xp
     return dy - xp.exp(y) * dy.sum(axis=axis, keepdims=True)
 
 

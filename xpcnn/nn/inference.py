@@ -15,6 +15,7 @@ from xpcnn.functional.spans import spans
 from xpcnn.functional.windows import integer
 from xpcnn.nn.folding import Path, fold
 from xpcnn.nn.module import Module, no_grad
+from xpcnn.nn.precision import computes_in_float16
 
 GRAIN = 16  # images: pieces of a batch are multiples, so that the rows of a product fill whole registers
 
@@ -45,7 +46,7 @@ class Inference:
     Raises
     ------
     ConfigError
-        `model` is no module, or one of the user's own cannot be copied.
+        `model` is no module, has float16 parameters, or one of the user's own cannot be copied.
 
     Notes
     -----
@@ -59,6 +60,10 @@ class Inference:
     def __init__(self, model: Module, records: int = 8) -> None:
         if not isinstance(model, Module):
             raise ConfigError(f"model: expected an instance of xpcnn.nn.Module, got {type(model).__name__}")
+        if computes_in_float16(model):
+            raise ConfigError(
+                "model: expected float32 or float64 parameters, got float16; take copy.deepcopy(model).float()"
+            )
         self.backend: Backend = model.backend
         self._path = fold(model)
         self._records = integer("records", records, 0) if self._path.is_known and self.backend.captures else 0

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from xpcnn import backend as switch
 from xpcnn.backend import Array, Backend, backend_of, get_backend
 from xpcnn.errors import DTypeError, ShapeError, StateError
+from xpcnn.functional.precision import cast, check_precision
 from xpcnn.nn.parameter import Parameter
 
 Self = TypeVar("Self", bound="Module")
@@ -191,9 +192,54 @@ class Module:
         for parameter in self.parameters():
             parameter.zero_grad()
 
-    def to(self: Self, backend: str) -> Self:
-        """Move parameters, gradients and buffers to a backend; what forwards have kept is dropped."""
-        target = switch.resolve(backend)
+    def to(self: Self, backend: str | None = None, *, dtype: Any = None) -> Self:
+        """Move parameters, gradients and buffers to a backend, change their dtype, or both; forget what forwards kept.
+
+        Parameters
+        ----------
+        backend : str, optional
+            As `set_backend` takes it.
+        dtype : str or dtype, optional
+            "float32", "float64" or "float16". float16 is for products: batch norm keeps its parameters and statistics
+            in float32. Inputs must then be float16, as the outputs are; a `Trainer` sees to both.
+
+        Raises
+        ------
+        BackendError
+            The backend is not there.
+        DTypeError
+            The dtype is none of the three.
+        """
+        kind = None if dtype is None else check_precision(dtype)
+        if backend is not None:
+            self._move(switch.resolve(backend))
+        if kind is not None:
+            self.forget()
+            for module in self.modules():
+                module._cast("float32" if kind == "float16" and module.keeps_float32 else kind)
+        return self
+
+    def half(self: Self) -> Self:
+        """Change parameters to float16, but for batch norm's: `to(dtype="float16")`."""
+        return self.to(dtype="float16")
+
+    def float(self: Self) -> Self:
+        """Change parameters and buffers to float32: `to(dtype="float32")`."""
+        return self.to(dtype="float32")
+
+    keeps_float32: ClassVar[bool] = False  # whether its own parameters and buffers stay float32 in a float16 network
+
+    def _cast(self, dtype: str) -> None:
+        for value in vars(self).values():
+            if isinstance(value, Parameter):
+                value.cast(dtype)
+        for name in self._buffers:
+            array = getattr(self, name)
+            if array.dtype.kind == "f" and array.dtype != dtype:
+                backend = backend_of(array)
+                setattr(self, name, backend.place(cast(backend, array, dtype)))
+
+    def _move(self, target: Backend) -> None:
         self.forget()
         for parameter in self.parameters():
             parameter.to(target)
@@ -203,7 +249,6 @@ class Module:
                 here = backend_of(array)
                 if here is not target:
                     setattr(module, name, target.place(target.asarray(here.to_numpy(array))))
-        return self
 
     def state_dict(self) -> dict[str, Array]:
         """Return parameters and persistent buffers by path, the live arrays."""

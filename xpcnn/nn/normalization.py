@@ -22,6 +22,7 @@ class _BatchNorm(ChannelLayer):
     eps, momentum : float
         running = (1 - momentum) * running + momentum * batch.
     dtype : str or dtype
+        float16 means float32 here.
 
     Attributes
     ----------
@@ -32,6 +33,7 @@ class _BatchNorm(ChannelLayer):
     """
 
     ndim: ClassVar[int]
+    keeps_float32 = True  # sums over a batch, and what they scale, have no room in float16
     running_mean: Array
     running_var: Array
 
@@ -39,6 +41,7 @@ class _BatchNorm(ChannelLayer):
         super().__init__()
         num_features = integer("num_features", num_features, 1)
         self.eps, self.momentum = eps, momentum
+        dtype = "float32" if str(dtype) == "float16" else dtype
         ones, zeros = [1.0] * num_features, [0.0] * num_features
         self.weight = new_parameter("weight", lambda shape: ones, (num_features,), dtype)
         self.bias = new_parameter("bias", lambda shape: zeros, (num_features,), dtype)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from xpcnn.backend import Array, Backend, backend_of
 from xpcnn.errors import DTypeError, ShapeError
+from xpcnn.functional.precision import cast
 
 
 class Parameter:
@@ -93,6 +96,12 @@ class Parameter:
         if here is not backend:
             self._data = backend.asarray(here.to_numpy(self._data))
             self._grad = backend.asarray(here.to_numpy(self.grad))
+
+    def cast(self, dtype: Any) -> None:
+        """Change the dtype of values and gradient."""
+        if self._data.dtype != dtype:
+            backend = backend_of(self._data)
+            self._data, self._grad = cast(backend, self._data, dtype), cast(backend, self.grad, dtype)
 
     def __repr__(self) -> str:
         return f"Parameter({self.name!r}, shape={self.shape}, dtype={self._data.dtype})"

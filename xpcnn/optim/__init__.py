@@ -5,6 +5,7 @@ from xpcnn.optim.adam import Adam, AdamW
 from xpcnn.optim.clip import clip_grad_norm
 from xpcnn.optim.optimizer import Optimizer
 from xpcnn.optim.rmsprop import RMSprop
+from xpcnn.optim.scaler import GradScaler
 from xpcnn.optim.schedule import CosineAnnealingLR, ExponentialLR, InverseTimeLR, OneCycleLR, Schedule, StepLR
 from xpcnn.optim.sgd import SGD
 
@@ -15,6 +16,7 @@ __all__ = [
     "AdamW",
     "CosineAnnealingLR",
     "ExponentialLR",
+    "GradScaler",
     "InverseTimeLR",
     "OneCycleLR",
     "Optimizer",

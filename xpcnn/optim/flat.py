@@ -2,14 +2,19 @@
 
 Parameters keep their shapes; their `.data` and `.grad` become views into the buffer, so layers write gradients
 straight into it. Each parameter starts at a multiple of 64 bytes; the gaps hold zeros.
+
+float16 parameters have a float32 master copy, on which the update works, with float32 state; the parameters are its
+roundings (Micikevicius et al. 2018, arXiv:1710.03740, section 3.1).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from xpcnn.backend import Array, Backend, backend_of
+from xpcnn.functional.precision import is_narrow, wide
 from xpcnn.nn import Parameter
 
 ALIGNMENT = 64  # bytes: a cache line, and the width of AVX-512
@@ -18,6 +23,7 @@ ALIGNMENT = 64  # bytes: a cache line, and the width of AVX-512
 CHUNK = 1 << 17
 # Squares of gradients below this change no step by an eps of 1e-8, and no parameter this small changes a sum.
 NEGLIGIBLE = 1e-30
+MASTER = "master"  # how a state calls the float32 copy of float16 parameters
 
 Update = Callable[..., None]
 
@@ -37,6 +43,13 @@ class Flat:
         How many hyperparameters the update reads from `hyper`.
     guarded : bool
         Whether `guard` will be called (see there).
+
+    Attributes
+    ----------
+    data, grad : (size,) array
+        What the parameters' arrays are views of.
+    master, slope : (size,) array
+        What the update reads and writes: `data` and `grad` themselves, or float32 beside float16.
     """
 
     def __init__(
@@ -59,18 +72,22 @@ class Flat:
             self.places.append((slice(size, size + count), shape))
             size += -(-count // step) * step
         self.size = size
+        self.is_narrow, self.wide = is_narrow(self.dtype), wide(self.dtype)
 
-        def zeros(*shape: int) -> Array:
-            return backend.place(backend.zeros(shape, self.dtype))
+        def zeros(*shape: int, dtype: Any = self.wide) -> Array:
+            return backend.place(backend.zeros(shape, dtype))
 
-        self.data, self.grad = zeros(size), zeros(size)
+        self.data = self.master = zeros(size, dtype=self.dtype)
+        self.grad = self.slope = zeros(size, dtype=self.dtype)
+        if self.is_narrow:
+            self.master, self.slope = zeros(size), zeros(size)
         self.state = {name: zeros(size) for name in state}
         for name, value in state.items():
             if value:
                 self.state[name][...] = value
         self.hyper = zeros(hyper_size)
         self.applied = zeros(hyper_size) if guarded else self.hyper
-        self._zero, self._sum = zeros(1), zeros()
+        self._zero, self._sum = zeros(1, dtype=self.dtype), zeros()
         self.views: list[tuple[Parameter, Array, Array]] = []
         for parameter, data, grad in zip(parameters, self.split(self.data), self.split(self.grad), strict=True):
             data[...] = parameter.data
@@ -80,7 +97,8 @@ class Flat:
                 grad[...] = parameter.grad if here is backend else backend.asarray(here.to_numpy(parameter.grad))
             parameter.data, parameter.grad, parameter.grad_is_zero = data, grad, zero
             self.views.append((parameter, data, grad))
-        arrays = [self.data, self.grad, *self.state.values()]
+        backend.xp.copyto(self.master, self.data)
+        arrays = [self.data, self.grad, self.master, self.slope, *self.state.values()]
         self.chunks = [
             (*(array[start : start + CHUNK] for array in arrays), self.applied) for start in range(0, size, CHUNK)
         ]
@@ -90,6 +108,10 @@ class Flat:
     def split(self, flat: Array) -> list[Array]:
         """Return each parameter's part of a flat array, in the parameter's shape."""
         return [flat[place].reshape(shape) for place, shape in self.places]
+
+    def kept(self) -> dict[str, Array]:
+        """Return the arrays that a state holds beside the parameters, by name."""
+        return {**self.state, MASTER: self.master} if self.is_narrow else self.state
 
     def adopt(self, zeros: bool) -> bool:
         """Take in arrays that were put in place of the views since the last step.
@@ -117,7 +139,11 @@ class Flat:
 
     def sum_gradients(self) -> Array:
         """Return the sum of all gradients in an array that the next call writes again."""
-        self.backend.for_array(self.grad).xp.sum(self.grad, out=self._sum)
+        xp = self.backend.for_array(self.grad).xp
+        if self.is_narrow:
+            xp.sum(self.grad, dtype=self.wide, out=self._sum)  # finite numbers must not add up to infinity
+        else:
+            xp.sum(self.grad, out=self._sum)
         return self._sum
 
     def guard(self, ok: Array, identity: Array) -> None:
@@ -132,15 +158,40 @@ class Flat:
     def flush_denormals(self) -> None:
         """Set what is all but zero to zero, in the data and the state; the gaps between parameters stay zero."""
         xp = self.backend.for_array(self.data).xp
-        for array in (self.data, *self.state.values()):
+        for array in (self.master, *self.state.values()):
             for start in range(0, self.size, CHUNK):
                 part = array[start : start + CHUNK]
                 xp.multiply(part, xp.greater(xp.absolute(part), NEGLIGIBLE), out=part)
 
-    def apply(self, update: Update, work: float) -> None:
-        """Run `update` over the buffer; `work` is its cost per element."""
+    def apply(self, update: Update, work: float, scale: Array | None = None) -> None:
+        """Run `update` over the buffer; `work` is its cost per element.
+
+        `scale` (1,) is what the gradients are too large by; those of float32 parameters are divided where they lie.
+        """
         backend = self.backend.for_array(self.data)
+
+        def run(chunk: tuple[Array, ...]) -> None:
+            data, grad, master, slope, *rest = chunk
+            if self.is_narrow:
+                _widen(backend, data, grad, master, slope)
+            if scale is not None:
+                backend.xp.divide(slope, scale, out=slope)
+            update(backend, master, slope, *rest)
+            if self.is_narrow:
+                with backend.errstate():
+                    backend.xp.copyto(data, master)
+
         if len(self.chunks) == 1:
-            update(backend, *self.chunks[0])
+            run(self.chunks[0])
         else:
-            backend.parallel(lambda chunk: update(backend, *chunk), self.chunks, work * self.size)
+            backend.parallel(run, self.chunks, work * self.size)
+
+
+def _widen(backend: Backend, data: Array, grad: Array, master: Array, slope: Array) -> None:
+    """Bring gradients to `slope`, and to `master` the parameters that somebody has written since the last update."""
+    xp = backend.xp
+    rounded = backend.scratch("rounded", data.shape, data.dtype)
+    with backend.errstate():
+        xp.copyto(rounded, master)
+        xp.copyto(master, data, where=xp.not_equal(rounded, data))
+        xp.copyto(slope, grad)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from xpcnn.errors import ConfigError, DataError
+from xpcnn.functional.precision import wide
 from xpcnn.nn import Parameter
 
 Number = float | int | bool
@@ -64,7 +65,7 @@ def read_number(state: Mapping[str, Any], key: str, like: Number) -> Number:
 def read_array(state: Mapping[str, Any], key: str, parameter: Parameter) -> Any:
     """Return an array of a state that belongs to `parameter`."""
     value = state.get(key)
-    shape, dtype = tuple(parameter.data.shape), parameter.data.dtype
+    shape, dtype = tuple(parameter.data.shape), wide(parameter.data.dtype)
     if getattr(value, "shape", None) != shape or getattr(value, "dtype", None) != dtype:
         got = "none" if value is None else f"{getattr(value, 'dtype', type(value))} {getattr(value, 'shape', '')}"
         raise DataError(f"optimiser state: expected {key!r} as {dtype} {shape}, got {got}")

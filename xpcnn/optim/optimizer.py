@@ -11,8 +11,9 @@ from typing import Any
 
 from xpcnn.backend import Array, backend_of
 from xpcnn.errors import ConfigError, DataError, StateError
+from xpcnn.functional.precision import is_narrow
 from xpcnn.nn import Parameter
-from xpcnn.optim.flat import Flat
+from xpcnn.optim.flat import MASTER, Flat
 from xpcnn.optim.groups import Group, Number, check_range, make_groups, put, read_array, read_number
 
 
@@ -32,6 +33,8 @@ class Optimizer:
         Each group's parameters and options; options may be changed between steps.
     generation : int
         Changes whenever arrays or the kind of update change, so that a captured step must be captured again.
+    grad_scale : (1,) float32 array or None
+        What all gradients are too large by; `apply` divides them by it (see `GradScaler`).
 
     Raises
     ------
@@ -44,6 +47,7 @@ class Optimizer:
         for group in self.param_groups:
             self._check(group)
         self.generation = 0
+        self.grad_scale: Array | None = None
         self._guarded = False
         self._memory: list[dict[str, Number]] = [self._fresh(group) for group in self.param_groups]
         self._plans = [_Plan() for _ in self.param_groups]
@@ -129,14 +133,14 @@ class Optimizer:
                 plan.update = partial(kind[0], **kind[1])
                 self.generation += 1
             for flat in plan.flats:
-                flat.hyper[...] = flat.backend.asarray(hyper, flat.dtype)
+                flat.hyper[...] = flat.backend.asarray(hyper, flat.wide)
             plan.hyper = hyper
 
     def apply(self) -> None:
         """Finish a step on the backend: nothing here depends on values that change on the host."""
         for plan in self._plans:
             for flat in plan.flats:
-                flat.apply(plan.update, 10.0)
+                flat.apply(plan.update, 10.0, self.grad_scale)
 
     def flush_denormals(self) -> None:
         """Set parameters and state below 1e-30 to zero, where the host computes in float32.
@@ -147,7 +151,7 @@ class Optimizer:
         """
         for plan in self._plans:
             for flat in plan.flats:
-                if flat.backend.immediate and flat.dtype.itemsize == 4:
+                if flat.backend.immediate and flat.master.itemsize == 4:
                     flat.flush_denormals()
 
     # --- numbers that are not finite --------------------------------------------------------------------------------
@@ -174,13 +178,15 @@ class Optimizer:
     def state_dict(self) -> dict[str, Any]:
         """Return all that a bit-exact continuation needs, flat: host arrays and plain numbers by name.
 
-        Arrays are `"state.PARAMETER.NAME"`, options `"group.GROUP.OPTION"`, counters `"memory.GROUP.NAME"`.
+        Arrays are `"state.PARAMETER.NAME"`, options `"group.GROUP.OPTION"`, counters `"memory.GROUP.NAME"`. A float16
+        parameter has `"state.PARAMETER.master"` too.
         """
+        self.gather()
         result: dict[str, Any] = self._numbers()
         order = self._order()
         for plan in self._plans:
             for flat in plan.flats:
-                for name, array in flat.state.items():
+                for name, array in flat.kept().items():
                     host = flat.backend.to_numpy(array)
                     for parameter, part in zip(flat.parameters, flat.split(host), strict=True):
                         result[f"state.{order[id(parameter)]}.{name}"] = part.copy()
@@ -207,7 +213,8 @@ class Optimizer:
             except ConfigError as error:
                 raise DataError(f"optimiser state: {error}") from error
             for parameter in group["params"]:
-                for name in self._state(group):  # the options decide which arrays there are
+                names = [*self._state(group), *([MASTER] if is_narrow(parameter.data.dtype) else [])]
+                for name in names:  # the options decide which arrays there are
                     key = f"state.{order[id(parameter)]}.{name}"
                     arrays[id(parameter), name] = read_array(state, key, parameter)
                     known[key] = 0
@@ -243,8 +250,10 @@ class Optimizer:
         """Make the flat buffers anew where the parameters are now, with the given state, or with the one there is."""
         self.generation += 1
         arrays: dict[tuple[int, str], Any] = dict(state or {})
+        has_masters = any(is_narrow(parameter.data.dtype) for parameter in group["params"])
         for flat in plan.flats if state is None else []:
-            for name, array in flat.state.items():
+            # Where parameters have just become float16, the float32 ones that they were go on as their masters.
+            for name, array in {**flat.state, **({MASTER: flat.master} if has_masters else {})}.items():
                 host = flat.backend.to_numpy(array)
                 for parameter, part in zip(flat.parameters, flat.split(host), strict=True):
                     arrays[id(parameter), name] = part
@@ -256,16 +265,16 @@ class Optimizer:
         for parameters in kinds.values():
             backend = backend_of(parameters[0].data)
             flat = Flat(parameters, backend, self._state(group), len(self.identity), self._guarded)
-            for name, array in flat.state.items():
+            for name, array in flat.kept().items():
                 for parameter, part in zip(parameters, flat.split(array), strict=True):
                     kept = arrays.get((id(parameter), name))
                     if kept is not None and kept.shape == part.shape:
-                        part[...] = backend.asarray(kept, flat.dtype)
+                        part[...] = backend.asarray(kept, flat.wide)
             if plan.hyper is not None:
-                flat.hyper[...] = backend.asarray(plan.hyper, flat.dtype)
+                flat.hyper[...] = backend.asarray(plan.hyper, flat.wide)
             plan.flats.append(flat)
         plan.parameters = list(group["params"])
-        plan.identities = [flat.backend.asarray(self.identity, flat.dtype) for flat in plan.flats]
+        plan.identities = [flat.backend.asarray(self.identity, flat.wide) for flat in plan.flats]
 
 
 class _Plan:

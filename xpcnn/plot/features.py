@@ -11,6 +11,7 @@ from xpcnn.backend import backend_of
 from xpcnn.errors import ConfigError, ShapeError
 from xpcnn.nn import Conv2d, Module, no_grad
 from xpcnn.nn.module import trace
+from xpcnn.nn.precision import call
 from xpcnn.plot.figure import INK, PathLike, add_image, host, mosaic, new_figure, write_png
 
 _WIDTH = 8.4  # inches
@@ -84,7 +85,7 @@ def feature_maps(model: Module, image: Any, path: PathLike) -> Path:
     try:
         model.eval()
         with no_grad(), trace() as calls:
-            model(x)
+            call(model, x)
     finally:
         for module, training in modes:
             module.training = training

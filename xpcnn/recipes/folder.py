@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from xpcnn.training.files import explained, write_text
 SETTINGS, MODEL, HISTORY, CHECKPOINTS = "run.json", "model.safetensors", "history", "checkpoints"
 FORMAT = "xpcnn run 1"
 LARGEST_JSON = 1 << 26  # bytes
+PRECISIONS = ("float32", "float16")
 
 PathLike = str | os.PathLike[str]
 
@@ -29,6 +30,7 @@ class Settings:
     batch_size: int
     seed: int
     as_written: bool
+    precision: str = "float32"
 
 
 _TYPES: dict[str, tuple[type, ...]] = {
@@ -38,6 +40,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "batch_size": (int,),
     "seed": (int,),
     "as_written": (bool,),
+    "precision": (str,),
 }
 
 
@@ -102,9 +105,11 @@ def read(folder: PathLike) -> tuple[Settings, dict[str, Any]]:
     if not isinstance(found, dict) or content.get("format") != FORMAT:
         raise DataError(f"{source}: damaged: expected format {FORMAT!r} and settings; train again")
     for each in fields(Settings):
-        value = found.get(each.name, ...)
+        value = found.setdefault(each.name, ... if each.default is MISSING else each.default)
         if type(value) not in _TYPES[each.name] or (type(value) is int and value < 0):
             raise DataError(f"{source}: damaged: expected {each.name} of a run, got {value!r:.40}; train again")
+    if found["precision"] not in PRECISIONS:
+        raise DataError(f"{source}: damaged: expected precision of a run, got {found['precision']!r:.40}; train again")
     return Settings(**{each.name: found[each.name] for each in fields(Settings)}), content
 
 

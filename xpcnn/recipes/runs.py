@@ -15,8 +15,10 @@ from xpcnn.backend import use_backend
 from xpcnn.data import DataLoader
 from xpcnn.datasets import Dataset
 from xpcnn.errors import ConfigError, DataError
+from xpcnn.functional.precision import check_precision
 from xpcnn.information import info
 from xpcnn.nn import Module
+from xpcnn.optim import GradScaler
 from xpcnn.recipes import folder as folders
 from xpcnn.recipes import sources
 from xpcnn.recipes.evaluation import EvaluatingTrainer, Evaluation, evaluate
@@ -71,6 +73,7 @@ def run(
     seed: int | None = None,
     out: str | os.PathLike[str] | None = None,
     as_written: bool = False,
+    precision: str | None = None,
     resume: bool = False,
     callbacks: Sequence[Any] = (),
     progress: bool = False,
@@ -91,6 +94,9 @@ def run(
         The run folder: parameters, run.json, history, checkpoints. Without it nothing is written.
     as_written : bool
         Train with the document's own initial values and rates.
+    precision : str, optional
+        "float32" by default; "float16": parameters and activations in float16, float32 masters of the parameters, and a
+        scale of the loss that finds itself (`nn.Module.half`, `optim.GradScaler`).
     resume : bool
         Go on with the run in `out`, with its settings; begin where there is none.
     callbacks : sequence
@@ -105,7 +111,7 @@ def run(
     KeyboardInterrupt
         Ctrl-C, after a checkpoint was written to `out`.
     """
-    settings = choose(name, data, epochs, batch_size, seed, as_written, out if resume else None)
+    settings = choose(name, data, epochs, batch_size, seed, as_written, out if resume else None, precision)
     recipe = recipe_of(settings)
     if progress:
         callbacks = [*callbacks, Progress(recipe.log_every)]
@@ -121,6 +127,7 @@ def choose(
     seed: int | None,
     as_written: bool,
     resumed: str | os.PathLike[str] | None = None,
+    precision: str | None = None,
 ) -> Settings:
     """Return the settings that follow from what was asked for, checked; those of the run in `resumed` where it has one.
 
@@ -132,12 +139,16 @@ def choose(
     for option, value, least in (("epochs", epochs, 1), ("batch_size", batch_size, 1), ("seed", seed, 0)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
             raise ConfigError(f"{option}: expected an integer of {least} or more, got {value!r}")
+    if precision is not None and precision not in folders.PRECISIONS:
+        check_precision(precision)
+        raise ConfigError(f"precision: expected {' or '.join(folders.PRECISIONS)}, got {precision!r}")
     if data is not None and os.path.exists(data):
         data = os.path.abspath(data)
     if resumed is not None and folders.is_run(resumed):
         settings, _ = folders.read(resumed)
         asked: dict[str, Any] = {"recipe": name, "data": data, "epochs": epochs, "batch_size": batch_size}
-        for option, wanted in {**asked, "seed": seed, "as_written": as_written or None}.items():
+        asked |= {"seed": seed, "as_written": as_written or None, "precision": precision}
+        for option, wanted in asked.items():
             if wanted is not None and wanted != getattr(settings, option):
                 raise ConfigError(
                     f"{option}: expected {getattr(settings, option)!r} as the run in {resumed} has it, got {wanted!r}; "
@@ -152,6 +163,7 @@ def choose(
         batch_size=batch_size or recipe.batch_size,
         seed=DEFAULT_SEED if seed is None else seed,
         as_written=bool(as_written),
+        precision=precision or folders.PRECISIONS[0],
     )
 
 
@@ -206,6 +218,8 @@ def load_model(folder: str | os.PathLike[str], *, backend: str | None = None) ->
         )
     with use_backend(backend) if backend else contextlib.nullcontext():
         model = recipe.create_model()
+    if settings.precision == "float16":
+        model.half()
     parameters = Path(folder) / folders.MODEL
     load_parameters(model, parameters)
     return model.eval(), recipe, settings, kind
@@ -225,6 +239,10 @@ def _run(recipe: Recipe, settings: Settings, folder: Path | None, resume: bool, 
     test = recipe.evaluation_loader(test_set, kind)
     validation = test if validation_set is None else recipe.evaluation_loader(validation_set, kind)
     optimizer = recipe.optimizer(model)
+    scaler = None
+    if settings.precision == "float16":
+        model.half()  # after the optimiser, which goes on from the float32 values
+        scaler = GradScaler()
     schedule = recipe.schedule(optimizer, settings.epochs * len(train)) if recipe.schedule else None
     trainer = EvaluatingTrainer(
         model,
@@ -232,6 +250,7 @@ def _run(recipe: Recipe, settings: Settings, folder: Path | None, resume: bool, 
         recipe.create_criterion(),
         schedule=schedule,
         callbacks=callbacks,
+        scaler=scaler,
         checkpoint=Checkpointer(folder / folders.CHECKPOINTS) if folder is not None else None,
     )
     about = _describe(recipe, model, train, kind, began)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from xpcnn.backend import Array, Backend
 from xpcnn.nn import Module, no_grad
 from xpcnn.nn.module import trace
+from xpcnn.nn.precision import call
 
 if TYPE_CHECKING:
     from xpcnn.training.step import Step
@@ -51,6 +52,8 @@ def explain(step: Step, x: Array, labels: Array, lr: float) -> str:
     largest = float(backend.to_numpy(backend.xp.max(backend.xp.absolute(x))))
     if largest > LARGE_INPUT:
         return f"{where}; likely cause: unscaled input (values up to {largest:.4g}: divide pixels by 255)"
+    if step.scale_is_fixed:
+        return f"{where}; likely cause: the scale of the loss is too high, use a lower one or a backoff_factor below 1"
     return f"{where}; likely cause: the learning rate ({lr:.4g}) is too high, try a tenth of it"
 
 
@@ -59,7 +62,7 @@ def _first_bad_layer(step: Step, x: Array) -> tuple[str, Module] | None:
     backend, model = step.backend, step.model
     try:
         with no_grad(), backend.errstate(), trace() as record:
-            model(x)
+            call(model, x)
         names = {id(module): name for name, module in model.named_modules()}
         for module, before, after in record:
             if id(module) in names and is_finite(backend, before) and not is_finite(backend, after):

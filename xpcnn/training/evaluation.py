@@ -10,6 +10,7 @@ from xpcnn.backend import Array, backend_of
 from xpcnn.errors import DataError
 from xpcnn.nn import Inference, Module, no_grad
 from xpcnn.nn.module import is_ours
+from xpcnn.nn.precision import call, computes_in_float16
 from xpcnn.training.metrics import Ledger, Metrics, write_hits
 
 
@@ -75,6 +76,8 @@ def fastest_forward(model: Module) -> Callable[[Array], Array]:
 
     Modules of the user's own are called where they are: they may count, draw, or look at what is around them.
     """
+    if computes_in_float16(model):
+        return lambda x: call(model, x, True)
     if not all(is_ours(module) for module in model.modules()):
         return model
     # On a device an evaluation's few batches do not pay for a record.

@@ -39,6 +39,7 @@ def capture_state(trainer: Trainer, train: Any = None) -> State:
             "totals": totals,
             "optimizer": {name: value for name, value in optimizer.items() if not hasattr(value, "shape")},
             "schedule": trainer.schedule.state_dict() if trainer.schedule is not None else None,
+            "scaler": trainer.scaler.state_dict() if trainer.scaler is not None else None,
             "random": random.get_state(),
             "loader": train.state_dict() if hasattr(train, "state_dict") else None,
             "backend": trainer.model.backend.name,
@@ -75,6 +76,8 @@ def _restore(trainer: Trainer, state: State, train: Any) -> None:
         raise DataError(f"history: expected {counters['step']} steps, got {len(history)}")
     if (numbers.get("schedule") is None) != (trainer.schedule is None):
         raise DataError("schedule: expected one in both the checkpoint and the trainer, or in neither")
+    if (numbers.get("scaler") is None) != (trainer.scaler is None):
+        raise DataError("scaler: expected one in both the checkpoint and the trainer, or in neither")
     if not isinstance(numbers.get("optimizer"), Mapping) or parts["optimizer"].keys() & numbers["optimizer"].keys():
         raise DataError("optimizer: expected its arrays and its numbers by name")
     optimizer = {**parts["optimizer"], **numbers["optimizer"]}
@@ -85,6 +88,8 @@ def _restore(trainer: Trainer, state: State, train: Any) -> None:
         trainer.schedule.load_state_dict(numbers["schedule"])
         # A schedule writes rates; what a user has changed beside it is the optimiser's to say.
         trainer.optimizer.load_state_dict(optimizer)
+    if trainer.scaler is not None:
+        trainer.scaler.load_state_dict(numbers["scaler"])
     if hasattr(train, "load_state_dict"):
         train.load_state_dict(numbers.get("loader"))
     random.set_state(numbers["random"])

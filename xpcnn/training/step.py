@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 from xpcnn.backend import Array, Backend, backend_of
 from xpcnn.errors import BackendError, ConfigError
 from xpcnn.functional.layout import copy_batch_last
+from xpcnn.functional.precision import cast_batch
 from xpcnn.nn.module import is_ours
+from xpcnn.nn.precision import call, computes_in_float16
 from xpcnn.optim import clip_grad_norm
 from xpcnn.training.diagnosis import explain
 from xpcnn.training.metrics import Ledger, write_hits
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 
 EAGER_STEPS = 3  # run before one is recorded: kernels are compiled and workspaces made by then
 
-Row = tuple[float, float, bool]  # loss, right answers, whether the update was left out
+Row = tuple[float, float, bool, bool]  # loss, right answers, whether the update was left out and whether that is fatal
 
 
 class Step:
@@ -37,6 +39,8 @@ class Step:
         Runs a step on a batch (x, labels).
     immediate : bool
         Whether a step is known when it returns.
+    scale_is_fixed : bool
+        Whether the loss is scaled and the scale is never lowered.
 
     Raises
     ------
@@ -55,9 +59,15 @@ class Step:
         self._kept = [(buffer, backend.place(backend.copy(buffer))) for _, buffer in trainer.model.named_buffers()]
         self._parameters = trainer.model.parameters()
         self._clip = trainer.clip_norm
-        self._ledger = Ledger(backend, 3, 1 if self.immediate else trainer.read_every)
-        row = self._ledger.row  # loss, right answers, sum of gradients
+        self._ledger = Ledger(backend, 4, 1 if self.immediate else trainer.read_every)
+        row = self._ledger.row  # loss, right answers, sum of gradients, scale of the loss
         self._loss, self._hits, self._slope = row[0:1], row[1:2].reshape(()), row[2:3]
+        self._scaler = trainer.scaler
+        self._scale = None if self._scaler is None else self._scaler.place(backend)
+        self._scale_used = row[3:4]
+        self.scale_is_fixed = self._scaler is not None and self._scaler.backoff_factor == 1.0
+        self.optimizer.grad_scale = self._scale
+        self._is_float16 = computes_in_float16(trainer.model)
         self._ok = backend.xp.ones((1,), dtype=bool)
         self._sticky = trainer.nonfinite == "stop"
         self._rows: list[Row] = []
@@ -73,9 +83,14 @@ class Step:
     def read(self) -> list[Row]:
         """Return what came of each step since the last call; waits for the device."""
         if not self.immediate:
-            self._rows = [(loss, hits, not math.isfinite(loss + slope)) for loss, hits, slope in self._ledger.read()]
+            self._rows = [self._judged(*row) for row in self._ledger.read()]
         rows, self._rows = self._rows, []
         return rows
+
+    def _judged(self, loss: float, hits: float, slope: float, scale: float) -> Row:
+        bad = not math.isfinite(loss + slope)
+        fatal = bad and (self._scaler is None or not math.isfinite(loss) or not self._scaler.can_lower(scale))
+        return loss, hits, bad, fatal
 
     # --- the two kinds ----------------------------------------------------------------------------------------------
 
@@ -85,14 +100,14 @@ class Step:
         if replay is None or not self._replayed(replay[0]):
             with self.backend.as_recorded():
                 self._compute(x, labels)
-        loss, hits, slope = self.backend.to_numpy(self._ledger.row).tolist()
-        good = math.isfinite(loss + slope)
-        self._rows.append((loss, hits, not good))
-        if good:
+        row = self._judged(*self.backend.to_numpy(self._ledger.row).tolist())
+        self._rows.append(row)
+        _, _, bad, fatal = row
+        if not bad:
             if self._clip is not None:
                 for parameter in self._parameters:
                     parameter.grad_is_zero = False  # a replay does not run what says so
-                clip_grad_norm(self._parameters, self._clip)
+                clip_grad_norm(self._parameters, self._clip, scale=self._scale)
             optimizer.upload()
             if replay is None or not self._records:
                 optimizer.apply()
@@ -101,6 +116,8 @@ class Step:
         else:
             self.restore_buffers()
             self._batch = x, labels
+        if self._scaler is not None and not (fatal and self._sticky):
+            self._scaler.update(self.backend.asarray([not bad]))
         optimizer.zero_grad()
 
     def _deferred(self, x: Array, labels: Array) -> None:
@@ -119,9 +136,7 @@ class Step:
         xp = backend_of(x).xp
         for buffer, copy in self._kept:
             xp.copyto(copy, buffer)
-        logits = self.model(x)
-        xp.copyto(self._loss, self.criterion(logits, labels))
-        self.model.backward_parameters(self.criterion.backward())
+        logits = self._forward_and_backward(x, labels)
         self.optimizer.collect()
         write_hits(logits, labels, self._hits)
         first, *others = self.optimizer.gradient_sums()
@@ -129,17 +144,39 @@ class Step:
         for total in others:
             xp.add(self._slope, total, out=self._slope)
 
+    def _forward_and_backward(self, x: Array, labels: Array) -> Array:
+        """Write loss and scale to the ledger and gradients, times the scale, to the parameters; return the logits."""
+        backend = backend_of(x)
+        xp = backend.xp
+        logits = call(self.model, x, self._is_float16)
+        xp.copyto(self._loss, self.criterion(logits, labels))
+        dlogits = self.criterion.backward()
+        if self._scale is not None:
+            xp.copyto(self._scale_used, self._scale)
+            dlogits = xp.multiply(dlogits, self._scale)
+        if self._is_float16:  # after the scaling, which is what saves small numbers
+            dlogits = cast_batch(backend, dlogits, "float16")
+        self.model.backward_parameters(dlogits)
+        return logits
+
     def _compute_and_update(self, x: Array, labels: Array) -> None:
         self._compute(x, labels)
         if self._clip is not None:
-            clip_grad_norm(self._parameters, self._clip)
+            clip_grad_norm(self._parameters, self._clip, scale=self._scale)
         xp = self.backend.xp
         ok = xp.isfinite(self._loss + self._slope)
-        if self._sticky:  # after the first bad step nothing changes any more
-            xp.logical_and(ok, self._ok, out=self._ok)
-            ok = self._ok
+        if self._sticky:  # after the first fatal step nothing changes any more
+            if self._scaler is None:
+                xp.logical_and(ok, self._ok, out=self._ok)
+                ok = self._ok
+            else:
+                passing = xp.logical_and(xp.isfinite(self._loss), self._scaler.can_lower(self._scale))
+                xp.logical_and(xp.logical_or(ok, passing), self._ok, out=self._ok)
+                ok = xp.logical_and(ok, self._ok)
         self.optimizer.guard(ok)
         self.optimizer.apply()
+        if self._scaler is not None:
+            self._scaler.update(ok, self._ok if self._sticky else None)
         if self._kept:
             bad = xp.logical_not(ok)
             for buffer, copy in self._kept:
@@ -209,8 +246,7 @@ class Step:
     def run_backward(self, x: Array, labels: Array) -> None:
         """Run a forward and a backward that update nothing but the gradients."""
         self.optimizer.zero_grad()
-        self.criterion(self.model(x), labels)
-        self.model.backward_parameters(self.criterion.backward())
+        self._forward_and_backward(x, labels)
 
     def try_size(self, x: Array, labels: Array) -> None:
         """Run forward and backward, to see whether there is memory for a batch; leaves the state as it was."""

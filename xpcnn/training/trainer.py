@@ -12,7 +12,7 @@ from typing import Any
 from xpcnn.backend import Array, backend_of
 from xpcnn.errors import ConfigError, DataError, NonFiniteError, OutOfMemoryError
 from xpcnn.nn import Module
-from xpcnn.optim import Optimizer, Schedule
+from xpcnn.optim import GradScaler, Optimizer, Schedule
 from xpcnn.training.callbacks import Callback, methods
 from xpcnn.training.checkpoint import Checkpointer
 from xpcnn.training.diagnosis import largest_batch, layer_of_traceback
@@ -51,6 +51,10 @@ class Trainer:
         What happens at a loss or gradient that is nan or infinite: `NonFiniteError`, or the update is left out.
     clip_norm : float or None
         The highest common norm of the gradients.
+    scaler : GradScaler or None
+        Scales the loss for a float16 model (`model.half()`, which works without one too, but rounds small gradients to
+        zero). A gradient that overflows is then no error: the update is left out and the scale lowered, unless it
+        cannot be lowered any more or the loss itself is nan or infinite.
 
     Attributes
     ----------
@@ -61,7 +65,7 @@ class Trainer:
     interrupted : bool
         Set it to end the training after the present step, as Ctrl-C does.
     skipped : int
-        Updates left out because of nan or inf.
+        Updates left out because of nan or inf, those that overflowed included.
 
     Raises
     ------
@@ -81,6 +85,7 @@ class Trainer:
         checkpoint: Checkpointer | None = None,
         nonfinite: str = "stop",
         clip_norm: float | None = None,
+        scaler: GradScaler | None = None,
         read_every: int = READ_EVERY,
     ) -> None:
         if not isinstance(model, Module):
@@ -99,10 +104,12 @@ class Trainer:
             raise ConfigError(f"read_every: expected an integer of 1 or more, got {read_every!r}")
         if checkpoint is not None and not isinstance(checkpoint, Checkpointer):
             raise ConfigError(f"checkpoint: expected a Checkpointer, got {type(checkpoint).__name__}")
+        if scaler is not None and not isinstance(scaler, GradScaler):
+            raise ConfigError(f"scaler: expected an optim.GradScaler, got {type(scaler).__name__}")
         self.model, self.optimizer, self.criterion, self.schedule = model, optimizer, criterion, schedule
         self.callbacks = list(callbacks)
         self.capture, self.checkpoint, self.nonfinite = capture, checkpoint, nonfinite
-        self.clip_norm, self.read_every = clip_norm, read_every
+        self.clip_norm, self.scaler, self.read_every = clip_norm, scaler, read_every
         self.step = self.epoch = self.batch = self.first_epoch = self.skipped = 0
         self.batches_per_epoch: int | None = None
         self.epochs = 0
@@ -296,9 +303,9 @@ class Trainer:
             return
         rows = self._step.read()
         first = self.step - len(rows) + 1
-        for i, ((loss, hits, bad), (size, lr)) in enumerate(zip(rows, self._pending, strict=True)):
+        for i, ((loss, hits, bad, fatal), (size, lr)) in enumerate(zip(rows, self._pending, strict=True)):
             if bad:
-                if self.nonfinite == "stop":
+                if fatal and self.nonfinite == "stop":
                     self._pending.clear()
                     self.step -= len(rows) - i  # nothing was updated from this step on
                     self.batch -= len(rows) - i
