@@ -265,7 +265,7 @@ def test_float16_runs_stop_resume_and_read_back(digits, tmp_path, backend):
 
 def test_float16_begins_with_the_float32_values(digits):
     """The masters are the initial values of the float32 run, not their roundings."""
-    seen = []
+    seen, scales = [], []
 
     class Look:
         def on_fit_start(self, trainer):
@@ -273,10 +273,12 @@ def test_float16_begins_with_the_float32_values(digits):
             state = trainer.optimizer.state_dict()
             seen.append([state.get(f"state.{i}.master") for i in range(len(members))])
             seen.append([trainer.model.backend.to_numpy(p.data).copy() for p in members])
+            scales.append(trainer.scaler and trainer.scaler.get_scale())
 
     recipes.run("lenet5", data=digits, precision="float16", callbacks=[Look()])
     recipes.run("lenet5", data=digits, callbacks=[Look()])
     masters, halves, _, plain = seen
+    assert scales == [65536.0, None]
     assert sum(half.dtype == np.float16 for half in halves) == 10
     for master, half, value in zip(masters, halves, plain, strict=True):
         np.testing.assert_array_equal(value if master is None else master, value)
