@@ -247,9 +247,9 @@ def main() -> int:
     rates = None if options.quick else Worker("rates", pythons["xpcnn"], options.threads)
     output = options.output or ("" if options.quick or options.workloads else "cpu-table.json")
     start_facts = {**harness.facts(), "threads": options.threads, "effort": vars(effort)}
-    about: dict[str, Any] = {}
     path = harness.RESULTS / output
-    rows = json.loads(path.read_text())["rows"] if output and options.workloads and path.exists() else []
+    kept = json.loads(path.read_text()) if output and options.workloads and path.exists() else {"rows": [], "peers": {}}
+    rows, about = kept["rows"], kept["peers"]
     order = list(w.WORKLOADS)
     try:
         for workload in chosen:
