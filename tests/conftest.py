@@ -5,6 +5,7 @@ XPCNN_TEST_BACKENDS (default "numpy,fake") names the backends of every test that
 """
 
 import os
+import signal
 
 import numpy as np
 import pytest
@@ -15,6 +16,9 @@ from xpcnn.backend import get_backend, register_backend, use_backend
 from xpcnn.errors import BackendError
 
 from .fake_device import FakeBackend, counters
+
+# A suite started in the background of a shell inherits that Ctrl-C is ignored; its tests of Ctrl-C must not.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile(
     "xpcnn",
