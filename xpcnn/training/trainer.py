@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from xpcnn.backend import Array, backend_of
+from xpcnn.backend.memory import trim
 from xpcnn.errors import ConfigError, DataError, NonFiniteError, OutOfMemoryError
 from xpcnn.nn import Module
 from xpcnn.optim import GradScaler, Optimizer, Schedule
@@ -346,7 +347,9 @@ class Trainer:
         if self.checkpoint is None:
             raise ConfigError("checkpoint: expected a trainer with checkpoint=Checkpointer(folder), got none")
         self.read()
-        return self.checkpoint.write(capture_state(self, train), score)
+        path = self.checkpoint.write(capture_state(self, train), score)
+        trim()  # the state and its file, gone now, grow with the history and would be taken from ever higher memory
+        return path
 
     # --- what may go wrong --------------------------------------------------------------------------------------------
 
