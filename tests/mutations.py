@@ -81,20 +81,28 @@ def check_reader(
         for damaged in mutations(content, np.random.default_rng(seed), count):
             damaged = wrap(damaged)
             path.write_bytes(damaged)
-            before = tracemalloc.get_traced_memory()[0]
-            tracemalloc.reset_peak()
-            with no_hang():
-                try:
-                    check(read(path))
-                    end, message = "read as valid data", ""
-                except XpcnnError as error:
-                    end, message = type(error).__name__, str(error)
-            ends[end] += 1
-            assert "\n" not in message
-            used = tracemalloc.get_traced_memory()[1] - before
-            assert used < (2 << 20) + bytes_per_byte * len(damaged), f"{used} bytes for a file of {len(damaged)}"
+            allowed = (2 << 20) + bytes_per_byte * len(damaged)
+            used, error = _read(lambda: check(read(path)))
+            if used > allowed:  # the reader, or a table of the interpreter that grew just then: that one grows once
+                used, error = _read(lambda: check(read(path)))
+            ends[type(error).__name__ if error else "read as valid data"] += 1
+            assert "\n" not in str(error)
+            assert used <= allowed, f"{used} bytes for a file of {len(damaged)}"
     finally:
         tracemalloc.stop()
+
+
+def _read(read: Callable[[], None]) -> tuple[int, XpcnnError | None]:
+    """Return the most bytes held while reading, and the error in which it ended."""
+    before = tracemalloc.get_traced_memory()[0]
+    tracemalloc.reset_peak()
+    end = None
+    with no_hang():
+        try:
+            read()
+        except XpcnnError as error:
+            end = error.with_traceback(None)
+    return tracemalloc.get_traced_memory()[1] - before, end
 
 
 @contextmanager
