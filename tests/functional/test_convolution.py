@@ -75,10 +75,13 @@ def test_winograd_agrees_with_the_loops(backend, rng, monkeypatch, size, padding
     check_op(backend, *CONV, arrays, rng=rng, padding=padding)
 
 
-def test_winograd_in_small_tiles(backend, rng, monkeypatch):
+@pytest.mark.parametrize("slab_bytes", [1, 4000, 8000, 40_000])
+@pytest.mark.parametrize("columns", [1, 14])
+def test_winograd_in_small_tiles(backend, rng, monkeypatch, slab_bytes, columns):
     monkeypatch.setattr(backend, "winograd_channels", 1)
     monkeypatch.setattr(winograd, "FEWEST_IMAGES", 1)
-    monkeypatch.setattr(backend, "column_bytes", 1)
+    monkeypatch.setattr(winograd, "COLUMNS", columns)
+    monkeypatch.setattr(backend, "slab_bytes", slab_bytes)
     arrays = [values(rng, (2, 3, 14, 9)), values(rng, (4, 3, 3, 3)), values(rng, (4,))]
     check_op(backend, *CONV, arrays, rng=rng, padding=1)
 

@@ -151,15 +151,11 @@ class Backend:
         """
         raise NotImplementedError
 
-    def tiles_view(self, image: Array, top: int, left: int, shape: Sequence[int], step: int) -> Array:
-        """Return overlapping tiles of image (C, H, W, N) as a view (C, R, S, height, width, N).
-
-        `shape` is (R, S, height, width); tile (0, 0) begins at (top, left), the others `step` pixels apart.
-        """
-        across, down, along, batch = image.strides
-        strides = (across, step * down, step * along, down, along, batch)
-        whole = (image.shape[0], *shape, image.shape[3])
-        return self.xp.lib.stride_tricks.as_strided(image[:, top:, left:], whole, strides)
+    def windows_view(self, a: Array, axis: int, count: int, size: int, step: int) -> Array:
+        """Return `a` as a view whose `axis` is (count, size): windows that begin every `step` along it."""
+        shape = (*a.shape[:axis], count, size, *a.shape[axis + 1 :])
+        strides = (*a.strides[:axis], step * a.strides[axis], *a.strides[axis:])
+        return self.xp.lib.stride_tricks.as_strided(a, shape, strides)
 
     def row_sums(self, a: Array) -> Array:
         """Return the sum of each row of `a` (rows, n)."""

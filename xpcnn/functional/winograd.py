@@ -1,26 +1,27 @@
 """Winograd's F(4x4, 3x3): a 3x3 convolution of stride 1 with a quarter of the multiplications, as matrix products.
 
-A tile of 6x6 pixels d gives 4x4 outputs. With B, G and A of Lavin and Gray (arXiv:1509.09308, section 4.3) and
-(x) the Kronecker product, rows counting the positions in a tile:
+A tile d of 6x6 pixels and a filter w give 4x4 outputs. With B, G and A of Lavin and Gray (arXiv:1509.09308, section
+4.3), and i for one of the 36 positions in a tile:
 
-    V = (B^T (x) B^T) D      36 rows; D are the tiles, windows of 6 by a stride of 4
-    U = (G (x) G) W          36 matrices (F, C)
-    M_i = U_i V_i            36 products
-    Y = (A^T (x) A^T) M      16 rows, 4x4 outputs each
+    V = B^T d B        U = G w G^T        M_i = U_i V_i, matrices over channels and tiles        Y = A^T M A
 
-The adjoints give both gradients from M' = (A (x) A) dY: dU_i = M'_i V_i^T and dV_i = U_i^T M'_i. The price is a
-rounding error of some 2e-6 relative in float32, ten times that of the direct product;
+The adjoints give both gradients from M' = A dY A^T: dU_i = M'_i V_i^T and dV_i = U_i^T M'_i. B^T d is a product for
+whole strips of six image rows, which neighbouring tiles share; what is left of a tile is one small product for each
+row of a strip. Neither needs the tiles as arrays of their own: they are views of the image and of the strips.
+
+The price is a rounding error of some 2e-6 relative in float32, ten times that of the direct product;
 `xpcnn.functional.winograd.enabled` set to False keeps every convolution direct.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 from xpcnn.backend import Array, Backend
+from xpcnn.functional.bias import add_bias
 from xpcnn.functional.spans import spans
 from xpcnn.functional.windows import Windows
 
@@ -31,8 +32,7 @@ enabled = True
 TILE, WINDOW = 4, 6
 FEWEST_IMAGES = 12  # a tile is a product with as many columns; with fewer than this the direct way is faster
 LINE = 16  # floats of a cache line
-# Columns that a block has at least: below, products are slower, dW's more so, which sum over them.
-FORWARD_COLUMNS, GRADIENT_COLUMNS = 256, 512
+COLUMNS = 512  # that a block has at least: with fewer, products are slower, dW's more so, which sum over them
 
 _B_T: list[list[float]] = [
     [4, 0, -5, 0, 1, 0],
@@ -69,67 +69,95 @@ def suits(backend: Backend, weight: Array, over: Windows, groups: int, n: int) -
 
 
 @lru_cache(maxsize=16)
-def _matrices(backend: Backend, dtype: Any) -> tuple[Array, Array, Array]:
-    """Return B^T (x) B^T (36, 36), G (x) G (36, 9) and A^T (x) A^T (16, 36) on the backend."""
+def _matrices(backend: Backend, dtype: Any) -> tuple[Array, Array, Array, Array]:
+    """Return B^T (6, 6), A (6, 4), A^T (4, 6) and G (x) G (36, 9) on the backend."""
 
-    def squared(m: list[list[float]]) -> Array:
-        matrix = backend.asarray([[a * b for a in row for b in other] for row in m for other in m], dtype)
-        return backend.constant(backend.left_factor(matrix))
+    def matrix(rows: list[list[float]]) -> Array:
+        return backend.constant(backend.left_factor(backend.asarray(rows, dtype)))
 
-    return squared(_B_T), squared(_G), squared(_A_T)
+    a = [list(column) for column in zip(*_A_T, strict=True)]
+    g = [[p * q for p in row for q in other] for row in _G for other in _G]
+    return matrix(_B_T), matrix(a), matrix(_A_T), matrix(g)
 
 
 class _Plan:
-    """The tiles of one convolution, cut into blocks that stay in a core's cache, and their work arrays.
+    """The tiles of one convolution, cut into blocks of R rows of S tiles that stay in a core's cache.
 
-    Tiles lie as (C, R, S, side, side, N): R rows of S tiles, each one contiguous piece. What is multiplied lies as
-    (36, C, R*S*N), one matrix a position.
+    What is multiplied lies as (36, C, R*S*N), one matrix a position.
     """
 
     def __init__(self, backend: Backend, over: Windows, channels: int, filters: int, n: int, dtype: Any) -> None:
         self.backend, self.n, self.dtype = backend, n, dtype
-        axes = over.h, over.w
-        self.inputs = [_Tiles(axis.size, axis.before, WINDOW, -(-axis.out // TILE)) for axis in axes]
-        self.outputs = [_Tiles(axis.out, 0, TILE, -(-axis.out // TILE)) for axis in axes]
+        self.inputs = [_Tiles(axis.size, axis.before, WINDOW, -(-axis.out // TILE)) for axis in (over.h, over.w)]
+        self.outputs = [_Tiles(axis.out, 0, TILE, -(-axis.out // TILE)) for axis in (over.h, over.w)]
         self.tile_bytes = WINDOW * WINDOW * max(channels, filters) * n * dtype.itemsize
+        self.room = 2 * (backend.slab_bytes or backend.column_bytes)
 
-    def blocks(self, least_columns: int) -> list[Block]:
-        """Cut the tiles into blocks of about `column_bytes` a work array, but not below `least_columns` columns."""
+    def blocks(self) -> list[Block]:
+        """Cut the tiles into blocks whose work arrays take about `self.room` each, but not below `COLUMNS` columns."""
         high, wide = self.inputs[0].count, self.inputs[1].count
-        tiles = max(-(-least_columns // self.n), self.backend.column_bytes // self.tile_bytes)
+        tiles = max(-(-COLUMNS // self.n), self.room // self.tile_bytes)
         rows = max(1, min(tiles // wide, -(-high // self.backend.get_num_threads())))
         across = spans(wide, -(-wide // tiles))
         return [(r, s) for r in spans(high, -(-high // rows)) for s in across]
 
-    def gather(self, image: Array, tiles: list[_Tiles], block: Block) -> Array:
-        """Return the tiles of a block of image (C, H, W, N) as (C, T, 36 or 16, N), zeros beyond its edges."""
-        side = tiles[0].side
-        shape = (image.shape[0], len(block[0]), len(block[1]), side, side, self.n)
-        out = self.backend.scratch("tiles", shape, self.dtype)
-        xp = self.backend.xp
-        for tiling, part, places in zip(tiles, block, (out, out.swapaxes(1, 2).swapaxes(3, 4)), strict=True):
-            for index, taps, _ in tiling.pieces(part):
-                for outside in (slice(0, taps.start), slice(taps.stop, side)):
-                    if outside.stop > outside.start:
-                        xp.copyto(places[:, index, :, outside], 0)
-        for place, pixels in self._pairs(out, image, tiles, block):
-            xp.copyto(place, pixels)
-        return out.reshape(image.shape[0], -1, side * side, self.n)  # (C, T, side*side, N)
+    def parts(self, block: Block) -> list[tuple[slice, slice]]:
+        """Cut the six rows of positions where a block is large for the cache; return those rows and their positions."""
+        size = self.tile_bytes * len(block[0]) * len(block[1])
+        rows = next((rows for rows in (6, 3, 2) if size * rows <= 6 * self.room), 1)
+        return [(slice(i, i + rows), slice(6 * i, 6 * (i + rows))) for i in range(0, 6, rows)]
 
-    def put(self, out: Array, image: Array, block: Block) -> None:
-        """Write the output tiles of a block, out (F, T, 16, N), to their places in image (F, OH, OW, N)."""
-        shape = (image.shape[0], len(block[0]), len(block[1]), TILE, TILE, self.n)
-        for place, pixels in self._pairs(out.reshape(shape), image, self.outputs, block):
-            self.backend.xp.copyto(pixels, place)
+    def strips(self, matrix: Array, image: Array, tiles: list[_Tiles], block: Block, slot: str) -> Array:
+        """Return matrix d for all tiles d of a block of image (C, H, W, N), zero beyond its edges: (C, R, 6, X, N)."""
+        down, along = tiles
+        rows, columns = block
+        left, width = TILE * columns.start - along.before, TILE * (len(columns) - 1) + along.side
+        low, high = max(0, -left), max(0, min(width, along.size - left))
+        strips = self.backend.scratch(slot, (image.shape[0], len(rows), WINDOW, width, self.n), self.dtype)
+        for outside in (slice(0, low), slice(max(low, high), width)):
+            if outside.stop > outside.start:
+                self.backend.xp.copyto(strips[:, :, :, outside], 0)
+        if low < high:
+            for index, taps, top in down.pieces(rows):
+                part = strips[:, index, :, low:high]  # (C, R', 6, X, N)
+                if taps.stop:
+                    lines = self._lines(image, top, part.shape[1], taps, left + low, left + high)  # (C, R', taps, X*N)
+                    self.backend.matmul(matrix[:, taps], lines, out=_rows(part))
+                else:
+                    self.backend.xp.copyto(part, 0)
+        return strips
 
-    def _pairs(self, out: Array, image: Array, tiles: list[_Tiles], block: Block) -> Iterator[tuple[Array, Array]]:
-        """Yield parts of the tiles (C, R, S, side, side, N) with the view of the image that they cover."""
-        for rows, down, top in tiles[0].pieces(block[0]):
-            for columns, along, left in tiles[1].pieces(block[1]):
-                if not down.stop or not along.stop:  # wholly outside
-                    continue
-                place = out[:, rows, columns, down, along]
-                yield place, self.backend.tiles_view(image, top, left, place.shape[1:5], TILE)
+    def positions(self, matrix: Array, strips: Array, side: int, block: Block, part: slice, slot: str) -> Array:
+        """Return d matrix^T for the tiles d, `side` pixels wide, in `part` of the strips: (6*part, C, R*S*N)."""
+        windows = self.backend.windows_view(strips[:, :, part], 3, len(block[1]), side, TILE)  # (C, R, P, S, side, N)
+        out = self.scratch(slot, WINDOW * windows.shape[2], strips.shape[0], block)
+        self.backend.matmul(matrix, windows, out=self._by_strip(out, block))
+        return out
+
+    def collect(self, matrix: Array, m: Array, strips: Array, block: Block, part: slice) -> None:
+        """Write m matrix^T for the products m (6*part, F, R*S*N) to `part` of the strips (F, R, 6, 4*S, N)."""
+        place = strips[:, :, part]
+        place = place.reshape(*place.shape[:3], len(block[1]), TILE, self.n)  # (F, R, P, S, 4, N)
+        self.backend.matmul(matrix, self._by_strip(m, block), out=place)
+
+    def write(self, matrix: Array, strips: Array, image: Array, block: Block) -> None:
+        """Write matrix s, the outputs of the strips s of a block, to their places in image (F, OH, OW, N)."""
+        down, along = self.outputs
+        rows, columns = block
+        left, right = TILE * columns.start, min(along.size, TILE * columns.stop)
+        for index, taps, top in down.pieces(rows):
+            part = _rows(strips[:, index, :, : right - left])  # (F, R', 6, X*N)
+            self.backend.matmul(matrix[taps], part, out=self._lines(image, top, part.shape[1], taps, left, right))
+
+    def _lines(self, image: Array, top: int, count: int, taps: slice, left: int, right: int) -> Array:
+        """Return the view (C, count, taps, X*N) of image rows, a strip beginning every four from `top` on."""
+        lines = image[:, top:, left:right]
+        return _rows(self.backend.windows_view(lines, 1, count, taps.stop - taps.start, TILE))
+
+    def _by_strip(self, matrices: Array, block: Block) -> Array:
+        """Return (6*P, C, R*S*N) as a view (C, R, P, S, 6, N)."""
+        shape = -1, WINDOW, matrices.shape[1], len(block[0]), len(block[1]), self.n
+        return matrices.reshape(shape).transpose(2, 3, 0, 4, 1, 5)
 
     def scratch(self, slot: str, rows: int, channels: int, block: Block) -> Array:
         """Return a work array (rows, channels, R*S*N) whose strides are no multiples of a page.
@@ -141,10 +169,10 @@ class _Plan:
         whole = self.backend.scratch(slot, (rows, channels * padded + LINE), self.dtype)
         return whole[:, : channels * padded].reshape(rows, channels, padded)[..., :columns]
 
-    def by_tile(self, matrices: Array) -> Array:
-        """Return work arrays (rows, C, T*N) as a view (C, T, rows, N)."""
-        rows, channels, _ = matrices.shape
-        return matrices.reshape(rows, channels, -1, self.n).transpose(1, 2, 0, 3)
+
+def _rows(lines: Array) -> Array:
+    """Return lines (..., X, N) as a view (..., X*N)."""
+    return lines.reshape(*lines.shape[:-2], -1)
 
 
 @dataclass(frozen=True)
@@ -176,7 +204,7 @@ class _Tiles:
 def filters(backend: Backend, weight: Array) -> Array:
     """Return U = (G (x) G) W as (36, F, C)."""
     f, c = weight.shape[:2]
-    g = _matrices(backend.home, weight.dtype)[1]
+    g = _matrices(backend.home, weight.dtype)[3]
     taps = backend.contiguous(weight.transpose(2, 3, 1, 0)).reshape(9, -1)  # (9, C*F)
     return backend.matmul(g, taps).reshape(WINDOW * WINDOW, c, f).swapaxes(1, 2)  # as `left_factor`
 
@@ -193,22 +221,23 @@ def forward_tasks(
     """Return the tasks that fill y (F, OH, OW, N) from x (C, H, W, N); `factor` is `filters(weight)`."""
     f, c = weight.shape[:2]
     plan = _Plan(backend, over, c, f, x.shape[3], x.dtype)
-    b, _, a = _matrices(backend.home, x.dtype)
+    b, _, a, _ = _matrices(backend.home, x.dtype)
     u = filters(backend, weight) if factor is None else factor
 
     def task(block: Block) -> None:
-        d = plan.gather(x, plan.inputs, block)  # (C, T, 36, N)
-        v = plan.scratch("v", 36, c, block)
-        backend.matmul(b, d, out=plan.by_tile(v))
-        m = backend.matmul(u, v, out=plan.scratch("m", 36, f, block))
-        by_tile = plan.by_tile(m)  # (F, T, 36, N)
-        tiles = backend.scratch("tiles", (*by_tile.shape[:2], 16, plan.n), x.dtype)
-        backend.matmul(a, by_tile, out=tiles)
+        strips = plan.strips(b, x, plan.inputs, block, "strips")
+        shape = f, len(block[0]), WINDOW, TILE * len(block[1]), plan.n
+        results = backend.scratch("results", shape, x.dtype)
+        for part, rows in plan.parts(block):
+            v = plan.positions(b, strips, WINDOW, block, part, "v")
+            m = backend.matmul(u[rows], v, out=plan.scratch("m", v.shape[0], f, block))
+            plan.collect(a, m, results, block, part)
+        plan.write(a, results, y, block)
         if bias is not None:
-            backend.xp.add(tiles, bias.reshape(-1, 1, 1, 1), out=tiles)
-        plan.put(tiles, y, block)
+            rows, columns = (slice(TILE * part.start, TILE * part.stop) for part in block)
+            add_bias(backend, y[:, rows, columns], bias)
 
-    return [lambda block=block: task(block) for block in plan.blocks(FORWARD_COLUMNS)]  # type: ignore[misc]
+    return [lambda block=block: task(block) for block in plan.blocks()]  # type: ignore[misc]
 
 
 def weight_tasks(
@@ -217,20 +246,20 @@ def weight_tasks(
     """Return the tasks that share the work on dW out, and what adds their shares up in order: (F, C, 3, 3)."""
     f, c = weight.shape[:2]
     plan = _Plan(backend, over, c, f, x.shape[3], x.dtype)
-    b, g, a = _matrices(backend.home, x.dtype)
-    spread = backend.left_factor(a.T)
-    blocks = plan.blocks(GRADIENT_COLUMNS)
+    b, a, _, g = _matrices(backend.home, x.dtype)
+    blocks = plan.blocks()
     shares: list[Array] = [None] * len(blocks)
 
     def task(index: int) -> None:
         block = blocks[index]
-        d = plan.gather(x, plan.inputs, block)  # (C, T, 36, N)
-        v = plan.scratch("v", 36, c, block)
-        backend.matmul(b, d, out=plan.by_tile(v))
-        e = plan.gather(dy, plan.outputs, block)  # (F, T, 16, N)
-        m = plan.scratch("m", 36, f, block)
-        backend.matmul(spread, e, out=plan.by_tile(m))
-        shares[index] = backend.outer_sum(m[:, None], v[:, None])  # (36, F, C)
+        left = plan.strips(a, dy, plan.outputs, block, "results")
+        right = plan.strips(b, x, plan.inputs, block, "strips")
+        share = backend.empty((36, f, c), x.dtype)
+        for part, rows in plan.parts(block):
+            m = plan.positions(a, left, TILE, block, part, "m")
+            v = plan.positions(b, right, WINDOW, block, part, "v")
+            backend.xp.copyto(share[rows], backend.outer_sum(m[:, None], v[:, None]))  # (36, F, C)
+        shares[index] = share
 
     def collect() -> Array:
         total = shares[0]
