@@ -164,7 +164,7 @@ def conv2d_backward(
     dx = None
     if input_gradient:
         dx = backend.empty(x.shape, x.dtype)
-        tasks = input_tasks(backend, dy, weight, over, groups, dx) + tasks
+        tasks = _together(backend, input_tasks(backend, dy, weight, over, groups, dx), tasks)
     backend.parallel(_run, tasks, (1 + input_gradient) * _work(weight, over, n))
     dbias = channel_sums(backend, dy) if has_bias else None
     return (None if dx is None else batch_first(dx)), collect(), dbias
@@ -172,6 +172,18 @@ def conv2d_backward(
 
 def _run(task: Task) -> None:
     task()
+
+
+def _together(backend: Backend, first: list[Task], second: list[Task]) -> list[Task]:
+    """Return pairs of tasks, which read dY at the same place one after the other, where they can be shared out so."""
+
+    def both(a: Task, b: Task) -> None:
+        a()
+        b()
+
+    if len(first) != len(second) or len(first) % backend.get_num_threads():
+        return first + second
+    return [lambda a=a, b=b: both(a, b) for a, b in zip(first, second, strict=True)]  # type: ignore[misc]
 
 
 def _work(weight: Array, over: Windows, n: int) -> float:
