@@ -21,6 +21,7 @@ from xpcnn.functional.bias import channel_sums
 from xpcnn.functional.input_gradient import input_tasks
 from xpcnn.functional.layout import batch_first, batch_last, check_floating, check_like, check_ndim
 from xpcnn.functional.precision import cast, cast_all, cast_batch, goes_through_float32, is_narrow
+from xpcnn.functional.spans import spans
 from xpcnn.functional.tiles import Task, Tiles, forward_tasks, weight_factor
 from xpcnn.functional.windows import Padding, Size, Windows, integer, windows
 
@@ -165,9 +166,11 @@ def conv2d_backward(
     if input_gradient:
         dx = backend.empty(x.shape, x.dtype)
         tasks = _together(backend, input_tasks(backend, dy, weight, over, groups, dx), tasks)
-    backend.parallel(_run, tasks, (1 + input_gradient) * _work(weight, over, n))
-    dbias = channel_sums(backend, dy) if has_bias else None
-    return (None if dx is None else batch_first(dx)), collect(), dbias
+    sums: Any = [], lambda: None
+    if has_bias:
+        sums = _bias_tasks(backend, dy)
+    backend.parallel(_run, tasks + sums[0], (1 + input_gradient) * _work(weight, over, n))
+    return (None if dx is None else batch_first(dx)), collect(), sums[1]()
 
 
 def _run(task: Task) -> None:
@@ -243,3 +246,19 @@ def _weight_tasks(
         return total if total.dtype == weight.dtype else cast(backend, total, weight.dtype)
 
     return [lambda i=i: tile(i) for i in range(len(steps))], collect  # type: ignore[misc]
+
+
+# --- db = sum of dY ---------------------------------------------------------------------------------------------------
+
+
+def _bias_tasks(backend: Backend, dy: Array) -> tuple[list[Task], Callable[[], Array]]:
+    """Return a task for each thread, and what gives the sums of dy (F, OH, OW, N) after them."""
+    parts = [slice(part.start, part.stop) for part in spans(dy.shape[0], backend.get_num_threads())]
+    if len(parts) == 1:
+        return [], lambda: channel_sums(backend, dy)
+    sums = backend.empty((dy.shape[0],), dy.dtype)
+
+    def task(part: slice) -> None:
+        backend.xp.copyto(sums[part], channel_sums(backend, dy[part]))
+
+    return [lambda part=part: task(part) for part in parts], lambda: sums  # type: ignore[misc]
