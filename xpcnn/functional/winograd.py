@@ -90,7 +90,7 @@ class _Plan:
         self.backend, self.n, self.dtype = backend, n, dtype
         self.inputs = [_Tiles(axis.size, axis.before, WINDOW, -(-axis.out // TILE)) for axis in (over.h, over.w)]
         self.outputs = [_Tiles(axis.out, 0, TILE, -(-axis.out // TILE)) for axis in (over.h, over.w)]
-        self.tile_bytes = WINDOW * WINDOW * max(channels, filters) * n * dtype.itemsize
+        self.tile_bytes = WINDOW * WINDOW * (channels + filters) // 2 * n * dtype.itemsize
         self.room = 2 * (backend.slab_bytes or backend.column_bytes)
 
     def blocks(self) -> list[Block]:
