@@ -138,3 +138,20 @@ def test_a_record_uses_a_block_again_once_the_step_has_dropped_it():
     pool = backend.capture(step)._recorder.blocks
     assert isinstance(pool, BlockPool)
     assert len(pool.kept) == 1
+
+
+def test_a_record_has_no_claim_on_what_it_saw_through_windows():
+    backend = xpcnn.get_backend()
+    memory = []
+
+    def step():
+        recording = backend.for_array(None)
+        a = recording.empty((4, 1 << 18), "float32")
+        recording.xp.copyto(a, 1)
+        recording.xp.add(recording.windows_view(a, 1, 10, 6, 4), 1, out=recording.empty((4, 10, 6), "float32"))
+        memory.append(a.__array_interface__["data"][0])
+        del a
+        memory.append(recording.empty((4, 1 << 18), "float32").__array_interface__["data"][0])
+
+    backend.capture(step)
+    assert memory[0] == memory[1]

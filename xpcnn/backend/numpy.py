@@ -224,6 +224,12 @@ class NumpyBackend(Backend):
         shape = (groups, count, kernel * rows, columns)
         return np.ndarray(shape, lowered.dtype, lowered, 0, (across_groups, stride * across_rows, down, along))
 
+    def windows_view(self, a: Any, axis: int, count: int, size: int, step: int) -> Any:
+        strides = a.strides
+        shape = (*a.shape[:axis], count, size, *a.shape[axis + 1 :])
+        strides = (*strides[:axis], step * strides[axis], *strides[axis:])
+        return np.asarray(_Windows(a, shape, strides))
+
     def row_sums(self, a: Any) -> Any:
         # A product with ones runs at the speed of BLAS, two to three times that of a pairwise sum.
         with self.blas.single():  # its threads would spin on for a while, on the cores of the pool
@@ -276,6 +282,16 @@ class NumpyBackend(Backend):
             if "avx512f" in flags and architecture in ("Haswell", "Zen", "Sandybridge"):
                 lines.append(f"the {architecture} kernel does not use this processor's AVX-512: update NumPy")
         return lines
+
+
+class _Windows:
+    """What NumPy makes a view of: `as_strided`, in a third of the time that threads wait for."""
+
+    __slots__ = ("__array_interface__", "base")
+
+    def __init__(self, base: Any, shape: tuple[int, ...], strides: tuple[int, ...]) -> None:
+        self.base = base
+        self.__array_interface__ = {**base.__array_interface__, "shape": shape, "strides": strides}
 
 
 def _processor() -> str:

@@ -204,9 +204,9 @@ def _alias(pool: BlockPool, a: Any) -> Any:
     if not isinstance(a, np.ndarray):
         return a
     base: Any = a
-    while isinstance(base, np.ndarray):
-        base = base.base
-    if not isinstance(base, Block) or base.pool is not pool:
+    while base is not None and not isinstance(base, Block):
+        base = getattr(base, "base", None)  # an array, or what `as_strided` puts between a view and its array
+    if base is None or base.pool is not pool:
         return a
     return np.asarray(_Place(a))
 

@@ -15,7 +15,7 @@ The price is a rounding error of some 2e-6 relative in float32, ten times that o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -118,7 +118,7 @@ class _Plan:
             if outside.stop > outside.start:
                 self.backend.xp.copyto(strips[:, :, :, outside], 0)
         if low < high:
-            for index, taps, top in down.pieces(rows):
+            for index, taps, top in _pieces(down, rows):
                 part = strips[:, index, :, low:high]  # (C, R', 6, X, N)
                 if taps.stop:
                     lines = self._lines(image, top, part.shape[1], taps, left + low, left + high)  # (C, R', taps, X*N)
@@ -145,7 +145,7 @@ class _Plan:
         down, along = self.outputs
         rows, columns = block
         left, right = TILE * columns.start, min(along.size, TILE * columns.stop)
-        for index, taps, top in down.pieces(rows):
+        for index, taps, top in _pieces(down, rows):
             part = _rows(strips[:, index, :, : right - left])  # (F, R', 6, X*N)
             self.backend.matmul(matrix[taps], part, out=self._lines(image, top, part.shape[1], taps, left, right))
 
@@ -184,21 +184,23 @@ class _Tiles:
     side: int
     count: int
 
-    def pieces(self, part: range) -> list[tuple[slice, slice, int]]:
-        """Return which neighbouring tiles of `part` meet the image with the same taps, perhaps none, and where."""
-        found: list[tuple[int, int, int]] = []  # first tile, first tap, last tap
-        for tile in part:
-            first = TILE * tile - self.before
-            taps = max(0, -first), min(self.side, self.size - first)
-            if taps[0] >= taps[1]:
-                taps = 0, 0
-            if not found or found[-1][1:] != taps:
-                found.append((tile, *taps))
-        ends = [tile for tile, _, _ in found[1:]] + [part.stop]
-        return [
-            (slice(tile - part.start, end - part.start), slice(low, high), TILE * tile - self.before + low)
-            for (tile, low, high), end in zip(found, ends, strict=True)
-        ]
+
+@lru_cache(maxsize=256)
+def _pieces(tiles: _Tiles, part: range) -> Sequence[tuple[slice, slice, int]]:
+    """Return which neighbouring tiles of `part` meet the image with the same taps, perhaps none, and where."""
+    found: list[tuple[int, int, int]] = []  # first tile, first tap, last tap
+    for tile in part:
+        first = TILE * tile - tiles.before
+        taps = max(0, -first), min(tiles.side, tiles.size - first)
+        if taps[0] >= taps[1]:
+            taps = 0, 0
+        if not found or found[-1][1:] != taps:
+            found.append((tile, *taps))
+    ends = [tile for tile, _, _ in found[1:]] + [part.stop]
+    return [
+        (slice(tile - part.start, end - part.start), slice(low, high), TILE * tile - tiles.before + low)
+        for (tile, low, high), end in zip(found, ends, strict=True)
+    ]
 
 
 def filters(backend: Backend, weight: Array) -> Array:
