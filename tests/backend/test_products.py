@@ -54,13 +54,18 @@ def test_an_outer_piece_divides_and_is_small(k, f, n):
         assert rows * filters * width <= products.SMALL
 
 
-@pytest.mark.parametrize(("k", "f", "n"), [(144, 16, 4096), (150, 16, 1280), (27, 64, 2048), (25, 6, 3584), (7, 3, 11)])
+@pytest.mark.parametrize(
+    ("k", "f", "n"), [(144, 16, 4096), (144, 16, 1024), (150, 16, 1280), (27, 64, 2048), (25, 6, 3584), (7, 3, 11)]
+)
 @pytest.mark.parametrize("stack", [(1, 1), (1, 4), (3, 1), (2, 3)])
-def test_outer_sums(backend, stack, k, f, n):
+@pytest.mark.parametrize("given", [False, True])
+def test_outer_sums(backend, stack, k, f, n, given):
     a, b = normal(*stack, k, n), normal(*stack, f, n) + 1
-    got = backend.outer_sum(a, b)
+    out = backend.empty((stack[0], k, f), "float32") if given else None
+    got = backend.outer_sum(a, b, out)
     want = np.einsum("grkn,grfn->gkf", a.astype(float), b.astype(float))
     assert got.shape == (stack[0], k, f)
+    assert out is None or got is out
     np.testing.assert_allclose(got, want, rtol=2e-4, atol=2e-2)
 
 

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import xpcnn
 from tests.functional.strategies import values
 from xpcnn import nn
 from xpcnn.errors import ConfigError, DTypeError, ShapeError, StateError
@@ -259,3 +260,71 @@ def test_float64_into_a_float32_model(backend, net):
 def test_arguments_that_do_not_fit(backend, make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+BODIES = {
+    "conv": lambda: [nn.Conv2d(3, 3, 3, padding=1)],
+    "conv, norm": lambda: [nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)],
+    "norm": lambda: [nn.BatchNorm2d(3)],
+    "conv, norm, tanh, dropout": lambda: [nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.Tanh(), nn.Dropout(0.2)],
+    "nothing": list,
+}
+FOLLOWERS = {
+    "relu": lambda: [nn.ReLU()],
+    "relu, pool": lambda: [nn.ReLU(), nn.MaxPool2d(2)],
+    "dropout, norm": lambda: [nn.Dropout(0.3), nn.BatchNorm2d(3)],
+}
+
+
+@pytest.mark.parametrize("body", BODIES)
+@pytest.mark.parametrize("followers", FOLLOWERS)
+@pytest.mark.parametrize("shortcut", [None, lambda: nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))])
+@pytest.mark.parametrize("slab_bytes", [1, 1 << 20])
+def test_a_residual_block_in_a_chain_gives_the_bits_of_its_layers(
+    backend, rng, monkeypatch, body, followers, shortcut, slab_bytes
+):
+    monkeypatch.setattr(backend, "slab_bytes", slab_bytes)
+
+    def build():
+        xpcnn.manual_seed(1)
+        block = nn.Residual(nn.Sequential(*BODIES[body]()), None if shortcut is None else shortcut())
+        return nn.Sequential(nn.Conv2d(3, 3, 1), block, *FOLLOWERS[followers](), nn.Flatten())
+
+    chained, apart = build(), build()
+    x = [backend.asarray(values(rng, (4, 3, 6, 6), "float32")) for _ in range(2)]
+    with trace():
+        wanted = [apart(each) for each in x]
+    got = [chained(each) for each in x]
+    dy = backend.asarray(values(rng, got[0].shape, "float32"))
+    wanted += [apart.backward(dy), apart.backward(dy)]  # the last forward's first
+    with pytest.raises(ShapeError):
+        chained.backward(dy[:1])
+    got += [chained.backward(dy), chained.backward(dy)]
+    wanted += [p.grad for p in apart.parameters()] + [b for _, b in apart.named_buffers()]
+    got += [p.grad for p in chained.parameters()] + [b for _, b in chained.named_buffers()]
+    for mine, theirs in zip(got, wanted, strict=True):
+        assert np.array_equal(backend.to_numpy(mine), backend.to_numpy(theirs))
+    chained(x[0])
+    chained.forget()
+    with pytest.raises(StateError):
+        chained.backward(dy)
+
+
+def test_a_residual_block_in_a_chain_sees_layers_added_later(backend, rng):
+    body = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))
+    net = nn.Sequential(nn.Residual(body), nn.ReLU())
+    x = backend.asarray(values(rng, (4, 3, 5, 5), "float32"))
+    before = net(x)
+    body.append(nn.Tanh())
+    after = net(x)
+    assert not np.array_equal(backend.to_numpy(before), backend.to_numpy(after))
+    with nn.no_grad():
+        assert np.array_equal(backend.to_numpy(after), np.maximum(backend.to_numpy(body(x) + x), 0))
+    for _ in range(2):
+        net.backward(backend.asarray(values(rng, after.shape, "float32")))
+
+
+def test_a_residual_block_in_a_chain_names_a_shortcut_that_does_not_fit(backend, rng):
+    net = nn.Sequential(nn.Residual(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))), nn.ReLU())
+    with pytest.raises(ShapeError, match=r"shortcut: expected the body's shape \(2, 4, 5, 5\), got \(2, 3, 5, 5\)"):
+        net(backend.asarray(values(rng, (2, 3, 5, 5), "float32")))

@@ -132,13 +132,21 @@ class Backend:
             return self.xp.matmul(a, b)
         return self.xp.matmul(a, b, out=out)
 
-    def outer_sum(self, a: Array, b: Array) -> Array:
-        """Return the sum over R of a (G, R, K, N) times the transpose of b (G, R, F, N): (G, K, F)."""
+    def outer_sum(self, a: Array, b: Array, out: Array | None = None) -> Array:
+        """Return the sum over R of a (G, R, K, N) times the transpose of b (G, R, F, N): (G, K, F).
+
+        `out`, where given, is C-contiguous and takes it.
+        """
         if a.shape[:2] == (1, 1):  # two matrices: a stack of one would be copied where cuBLAS wants it otherwise
-            return self.matmul(a[0, 0], b[0, 0].swapaxes(0, 1))[None]
-        if a.shape[1] == 1:
-            return self.matmul(a[:, 0], b[:, 0].swapaxes(-1, -2))
-        return self.xp.sum(self.matmul(a, b.swapaxes(-1, -2)), axis=1)
+            total = self.matmul(a[0, 0], b[0, 0].swapaxes(0, 1))[None]
+        elif a.shape[1] == 1:
+            total = self.matmul(a[:, 0], b[:, 0].swapaxes(-1, -2))
+        else:
+            total = self.xp.sum(self.matmul(a, b.swapaxes(-1, -2)), axis=1)
+        if out is None:
+            return total
+        self.xp.copyto(out, total)
+        return out
 
     def left_factor(self, a: Array) -> Array:
         """Return `a` (..., M, K) as a left factor of `matmul` should lie in memory."""

@@ -199,19 +199,22 @@ class NumpyBackend(Backend):
     def _in_pieces(self, dtype: Any) -> bool:
         return self.blas.multiplies_small and dtype == np.float32
 
-    def outer_sum(self, a: Any, b: Any) -> Any:
+    def outer_sum(self, a: Any, b: Any, out: Any = None) -> Any:
         piece = products.outer_piece(a.shape[2], b.shape[2], a.shape[3]) if self._in_pieces(a.dtype) else None
         if piece is None:
-            return super().outer_sum(a, b)
+            return super().outer_sum(a, b, out)
         left, right = products.outer_pieces(a, b, piece)
         shape = (*left.shape[:4], right.shape[4], left.shape[-2], right.shape[-1])  # (G, R, P, K', F', k, f)
-        parts = self.scratch("parts", shape, a.dtype)
+        if out is None:
+            out = self.empty((a.shape[0], a.shape[2], b.shape[2]), a.dtype)
+        place = products.outer_place(out, piece)  # (G, K', F', k, f)
         with self.blas.single():
+            if shape[1] * shape[2] == 1:  # nothing to add up
+                self.xp.matmul(left[:, 0, 0], right[:, 0, 0], out=place)
+                return out
+            parts = self.scratch("parts", shape, a.dtype)
             self.xp.matmul(left, right, out=parts)
-        total = self.xp.sum(parts.reshape(shape[0], -1, *shape[3:]), axis=1)  # (G, K', F', k, f)
-        out = self.empty((a.shape[0], a.shape[2], b.shape[2]), a.dtype)
-        total, place = products.join_outer(total, out)
-        self.xp.copyto(place, total)
+        self.xp.sum(parts.reshape(shape[0], -1, *shape[3:]), axis=1, out=place)
         return out
 
     def left_factor(self, a: Any) -> Any:

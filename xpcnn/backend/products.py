@@ -63,7 +63,8 @@ def outer_pieces(a: Any, b: Any, piece: tuple[int, int, int]) -> tuple[Any, Any]
     return a.transpose(0, 1, 4, 2, 3, 5)[:, :, :, :, None], b.transpose(0, 1, 4, 2, 5, 3)[:, :, :, None]
 
 
-def join_outer(total: Any, out: Any) -> Any:
-    """Return views of total (G, K', F', k, f) and out (G, K, F) that have the same shape."""
-    g, across, along, rows, filters = total.shape
-    return total, out.reshape(g, across, rows, along, filters).transpose(0, 1, 3, 2, 4)
+def outer_place(out: Any, piece: tuple[int, int, int]) -> Any:
+    """Return out (G, K, F) as a view (G, K', F', k, f) of what the pieces give."""
+    rows, filters, _ = piece
+    g, k, f = out.shape
+    return out.reshape(g, k // rows, rows, f // filters, filters).transpose(0, 1, 3, 2, 4)

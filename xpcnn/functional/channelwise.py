@@ -31,6 +31,9 @@ class ChannelOp:
         Whether the cache refers to `x` or `out`, which then outlive the call.
     elementwise : bool
         Whether each value of `out` depends on that value of `x` and its channel alone: `out` may then be `x`.
+    dx_is_dy : bool
+        Whether dx is dy itself: what comes after then writes it to `gradient`, an array as large as the whole. Such an
+        operation is neither the first nor the last of a chain.
     passes : int
         About how often forward reads or writes every number, to judge whether threads pay.
     """
@@ -39,6 +42,8 @@ class ChannelOp:
     keeps_input: ClassVar[bool] = False
     keeps_output: ClassVar[bool] = False
     elementwise: ClassVar[bool] = False
+    dx_is_dy: ClassVar[bool] = False
+    gradient: Array = None
     passes: ClassVar[int] = 2
 
     def out_shape(self, shape: Shape) -> Shape:
@@ -141,8 +146,14 @@ def run_backward(dy: Array, cache: ChainCache) -> Array:
     def work(index: int) -> None:
         channels, a = slabs[index], dy[slabs[index]]
         for i in range(len(ops) - 1, -1, -1):
-            shape = (a.shape[0], *shapes[i][1:])
-            out = dx[channels] if i == 0 else backend.scratch(f"slab{i % 2}", shape, dtype)
+            if ops[i].dx_is_dy:
+                continue
+            if i == 0:
+                out = dx[channels]
+            elif ops[i - 1].dx_is_dy:
+                out = ops[i - 1].gradient[channels]
+            else:
+                out = backend.scratch(f"slab{i % 2}", (a.shape[0], *shapes[i][1:]), dtype)
             ops[i].backward(backend, a, caches[index][i], channels, out)
             a = out
 

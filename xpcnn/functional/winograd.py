@@ -260,7 +260,7 @@ def weight_tasks(
         for part, rows in plan.parts(block):
             m = plan.positions(a, left, TILE, block, part, "m")
             v = plan.positions(b, right, WINDOW, block, part, "v")
-            backend.xp.copyto(share[rows], backend.outer_sum(m[:, None], v[:, None]))  # (36, F, C)
+            backend.outer_sum(m[:, None], v[:, None], out=share[rows])  # (6*P, F, C)
         shares[index] = share
 
     def collect() -> Array:

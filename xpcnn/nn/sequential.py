@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from xpcnn.backend import Array
+from xpcnn.backend import Array, backend_of
 from xpcnn.errors import ConfigError
-from xpcnn.nn.channelwise import backward_chain, forward_chain, runs_in_chain
+from xpcnn.functional.addition import AddOp
+from xpcnn.functional.layout import batch_first, batch_last
+from xpcnn.functional.precision import is_narrow
+from xpcnn.nn.channelwise import ChannelLayer, backward_chain, forward_chain, runs_in_chain
 from xpcnn.nn.module import Module, is_traced
+from xpcnn.nn.residual import Residual, add
 
 
 class _Chain(Module):
@@ -23,6 +27,79 @@ class _Chain(Module):
 
     def backward(self, dy: Array) -> Array:
         return backward_chain(self, self.members, dy)
+
+
+class _Sum(ChannelLayer):
+    """Adds `other` to what comes; its backward leaves the gradient of both in `gradient`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.other: Array = None
+        self.gradient: Array = None
+
+    def channel_op(self) -> AddOp:
+        return AddOp(self.other)
+
+    def prepare_backward(self, op: AddOp) -> None:
+        op.make_gradient(backend_of(op.other))
+
+    def finish_backward(self, op: AddOp) -> None:
+        self.gradient, op.gradient = op.gradient, None
+
+
+class _ResidualChain(Module):
+    """A residual block and the channelwise layers after it.
+
+    The last channelwise layers of the body, the sum and those layers run as one chain: a batch norm, the sum and a ReLU
+    read and write their numbers once, not four times.
+    """
+
+    def __init__(self, block: Residual, followers: list[Module]) -> None:
+        super().__init__()
+        self.block, self.followers = block, tuple(followers)
+        self.sum = _Sum()
+        self.chain = _Chain(followers)
+
+    def forward(self, x: Array) -> Array:
+        body = self.block.body
+        steps = body.chained if isinstance(body, Sequential) else ()
+        tail = _members(steps[-1]) if steps else ()
+        if not tail or is_narrow(x.dtype):  # the chain would compute in float32, the sum is of float16
+            self._use(self.followers)
+            y = self.chain(self.block(x))
+            self.keep((None, self.chain))
+            return y
+        *steps, _ = steps
+        other = x if self.block.shortcut is None else self.block.shortcut(x)
+        for step in steps:
+            x = step(x)
+        self._use((*tail, self.sum, *self.followers))
+        self.sum.other = batch_last(backend_of(other), other)
+        try:
+            y = self.chain(x)
+        finally:
+            self.sum.other = None
+        self.keep((steps, self.chain))
+        return y
+
+    def _use(self, members: tuple[Module, ...]) -> None:
+        if self.chain.members != members:  # the body has been given another layer since
+            self.chain = _Chain(list(members))
+
+    def backward(self, dy: Array) -> Array:
+        steps, chain = self.take()
+        try:
+            dy = chain.backward(dy)
+        except Exception:
+            self.keep((steps, chain))
+            raise
+        if steps is None:
+            return self.block.backward(dy)
+        gradient, self.sum.gradient = batch_first(self.sum.gradient), None
+        for step in reversed(steps):
+            dy = step.backward(dy)
+        shortcut = self.block.shortcut
+        return add(dy, gradient if shortcut is None else shortcut.backward(gradient))
 
 
 class Sequential(Module):
@@ -52,6 +129,11 @@ class Sequential(Module):
         self._layers = layers
         self._steps = {"chained": _chain(layers)}  # a dict hides them from the search for children
 
+    @property
+    def chained(self) -> Sequence[Module]:
+        """The layers as they run, neighbours that keep channels apart as one."""
+        return self._steps["chained"]
+
     def append(self, layer: Module) -> Sequential:
         """Add a layer at the end."""
         self._set((*self._layers, layer))
@@ -73,7 +155,7 @@ class Sequential(Module):
     def forward(self, x: Array) -> Array:
         """Return the last layer's y."""
         # One by one where calls are recorded; backward then finds the steps that forward took.
-        steps = self._layers if is_traced() else self._steps["chained"]
+        steps = self._layers if is_traced() else self.chained
         for step in steps:
             x = step(x)
         self.keep(steps)
@@ -112,8 +194,10 @@ class Sequential(Module):
         super().forget()
         for module in self.modules():
             if isinstance(module, Sequential):
-                for step in module._steps["chained"]:
+                for step in module.chained:
                     step._kept.clear()
+                    if isinstance(step, _ResidualChain):
+                        step.chain._kept.clear()
 
 
 def _chain(layers: Sequence[Module]) -> Sequence[Module]:
@@ -124,9 +208,18 @@ def _chain(layers: Sequence[Module]) -> Sequence[Module]:
         if layer is not None and runs_in_chain(layer):
             run.append(layer)
             continue
-        if run:
+        if run and steps and type(steps[-1]) is Residual:
+            steps[-1] = _ResidualChain(steps[-1], run)
+        elif run:
             steps.append(run[0] if len(run) == 1 else _Chain(run))
-            run = []
+        run = []
         if layer is not None:
             steps.append(layer)
     return steps
+
+
+def _members(step: Module) -> tuple[Module, ...]:
+    """Return the layers of a chain, or of a step that could be one."""
+    if isinstance(step, _Chain):
+        return step.members
+    return (step,) if runs_in_chain(step) else ()
