@@ -39,7 +39,7 @@ class NumpyBackend(Backend):
     fused = {"fill_columns": numpy_windows.fill_columns, "lower_rows": numpy_windows.lower_rows}  # noqa: RUF012
     immediate = True
     stacks_rows = True
-    # From this many input and output channels on, Winograd's fewer multiplications outweigh its extra copies
+    # From this many input and output channels on, Winograd's fewer multiplications outweigh its transforms
     # (measured: `python bench/run.py conv-64x14`; see `functional/winograd.py`).
     winograd_channels = 16
     # What a core's own cache holds beside the weights and the output of a tile.
