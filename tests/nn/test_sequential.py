@@ -295,6 +295,8 @@ def test_a_residual_block_in_a_chain_gives_the_bits_of_its_layers(
     with trace():
         wanted = [apart(each) for each in x]
     got = [chained(each) for each in x]
+    in_one = any(type(layer).__name__ == "_Sum" for layer in chained.chained[1].chain.members)
+    assert in_one == (body not in ("conv", "nothing"))
     dy = backend.asarray(values(rng, got[0].shape, "float32"))
     wanted += [apart.backward(dy), apart.backward(dy)]  # the last forward's first
     with pytest.raises(ShapeError):
@@ -322,6 +324,19 @@ def test_a_residual_block_in_a_chain_sees_layers_added_later(backend, rng):
         assert np.array_equal(backend.to_numpy(after), np.maximum(backend.to_numpy(body(x) + x), 0))
     for _ in range(2):
         net.backward(backend.asarray(values(rng, after.shape, "float32")))
+
+
+def test_a_residual_block_in_a_chain_calls_a_body_with_a_forward_of_its_own(backend, rng):
+    class Doubled(nn.Sequential):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    net = nn.Sequential(nn.Residual(Doubled(nn.Conv2d(3, 3, 1), nn.Tanh())), nn.ReLU())
+    x = backend.asarray(values(rng, (4, 3, 5, 5), "float32"))
+    got = net(x)
+    with trace():
+        wanted = net(x)
+    assert np.array_equal(backend.to_numpy(got), backend.to_numpy(wanted))
 
 
 def test_a_residual_block_in_a_chain_names_a_shortcut_that_does_not_fit(backend, rng):

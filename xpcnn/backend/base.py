@@ -163,6 +163,10 @@ class Backend:
         """Return `a` as a view whose `axis` is (count, size): windows that begin every `step` along it."""
         shape = (*a.shape[:axis], count, size, *a.shape[axis + 1 :])
         strides = (*a.strides[:axis], step * a.strides[axis], *a.strides[axis:])
+        return self.strided_view(a, shape, strides)
+
+    def strided_view(self, a: Array, shape: tuple[int, ...], strides: tuple[int, ...]) -> Array:
+        """Return a view from the first element of `a` on; nothing checks that it stays inside."""
         return self.xp.lib.stride_tricks.as_strided(a, shape, strides)
 
     def row_sums(self, a: Array) -> Array:

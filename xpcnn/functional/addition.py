@@ -9,6 +9,15 @@ from xpcnn.errors import ShapeError
 from xpcnn.functional.channelwise import ChannelOp, Shape
 
 
+def check_paths(body: Shape, other: Shape) -> None:
+    """Raise ShapeError unless a body and its shortcut give one shape, (N, ...)."""
+    if body != other:
+        raise ShapeError(
+            f"shortcut: expected the body's shape {body}, got {other}; "
+            "give a shortcut that changes channels and stride alike"
+        )
+
+
 class AddOp(ChannelOp):
     """y = x + other, of one shape, batch-last; both gradients are dy, which `gradient` holds after a backward."""
 
@@ -18,14 +27,11 @@ class AddOp(ChannelOp):
 
     def __init__(self, other: Array) -> None:
         self.other = other
+        self.arrays = (other,)
 
     def out_shape(self, shape: Shape) -> Shape:
-        if shape != self.other.shape:
-            body, other = ((s[-1], *s[:-1]) for s in (shape, tuple(self.other.shape)))
-            raise ShapeError(
-                f"shortcut: expected the body's shape {body}, got {other}; "
-                "give a shortcut that changes channels and stride alike"
-            )
+        other = self.other.shape
+        check_paths((shape[-1], *shape[:-1]), (other[-1], *other[:-1]))
         return shape
 
     def forward(self, backend: Backend, x: Array, channels: slice, out: Array, keep: bool) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from xpcnn.backend import Array, backend_of
-from xpcnn.errors import ShapeError
+from xpcnn.functional.addition import check_paths
 from xpcnn.functional.layout import batch_first, batch_last
 from xpcnn.functional.spans import spans
 from xpcnn.nn.module import Module
@@ -37,11 +37,7 @@ class Residual(Module):
 
 def add_paths(y: Array, other: Array, *, reuse: bool = False) -> Array:
     """Return y + other, what a body and its shortcut give; with `reuse`, y may be written over."""
-    if y.shape != other.shape:
-        raise ShapeError(
-            f"shortcut: expected the body's shape {tuple(y.shape)}, got {tuple(other.shape)}; "
-            "give a shortcut that changes channels and stride alike"
-        )
+    check_paths(tuple(y.shape), tuple(other.shape))
     return add(y, other, reuse=reuse)
 
 

@@ -62,7 +62,7 @@ class _ResidualChain(Module):
 
     def forward(self, x: Array) -> Array:
         body = self.block.body
-        steps = body.chained if isinstance(body, Sequential) else ()
+        steps = body.chained if type(body) is Sequential else ()  # a subclass may have a forward of its own
         tail = _members(steps[-1]) if steps else ()
         if not tail or is_narrow(x.dtype):  # the chain would compute in float32, the sum is of float16
             self._use(self.followers)
