@@ -158,14 +158,14 @@ def conv2d_backward(
         dweight, dbias = cast_all(backend, rest, x.dtype)
         return None if dx is None else cast_batch(backend, dx, x.dtype), dweight, dbias
     dy = batch_last(backend, dy)  # (F, OH, OW, N)
-    if winograd.suits(backend, weight, over, groups, n):
-        tasks, collect = winograd.weight_tasks(backend, dy, x, weight, over)
+    dx = backend.empty(x.shape, x.dtype) if input_gradient else None
+    turned = winograd.gradient_windows(backend, weight, over, groups, n)
+    if turned is not None:
+        tasks, collect = winograd.gradient_tasks(backend, dy, x, weight, turned, dx)
     else:
         tasks, collect = _weight_tasks(backend, dy, x, weight, over, groups)
-    dx = None
-    if input_gradient:
-        dx = backend.empty(x.shape, x.dtype)
-        tasks = _together(backend, input_tasks(backend, dy, weight, over, groups, dx), tasks)
+        if dx is not None:
+            tasks = _together(backend, input_tasks(backend, dy, weight, over, groups, dx), tasks)
     sums: Any = [], lambda: None
     if has_bias:
         sums = _bias_tasks(backend, dy)

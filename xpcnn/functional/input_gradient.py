@@ -7,36 +7,25 @@ two, rows are gathered and columns spread: KH rows of dY in one product, KW addi
 from __future__ import annotations
 
 from xpcnn.backend import Array, Backend
-from xpcnn.functional import winograd
 from xpcnn.functional.columns import add_columns
 from xpcnn.functional.spans import spans
 from xpcnn.functional.tiles import Task, forward_tasks
-from xpcnn.functional.windows import Axis, Windows
+from xpcnn.functional.windows import Windows
 
 
 def input_tasks(backend: Backend, dy: Array, weight: Array, over: Windows, groups: int, dx: Array) -> list[Task]:
     """Return the tasks that fill dx (C, H, W, N), the way that multiplies and copies least."""
-    turned = Windows(*axes) if all(axes := [_turned(axis) for axis in (over.h, over.w)]) else None  # type: ignore[arg-type]
-    # Gathers multiply for every pixel, the scatter for every window: with many more pixels than windows they lose.
-    crowded = 2 * over.h.size * over.w.size < 3 * over.h.out * over.w.out
-    if turned is not None and crowded:
+    turned = over.turned
+    # Gathers multiply for every pixel, the scatter for every window.
+    if turned is not None and over.is_crowded and (over.is_pointwise or not backend.stacks_rows):
         f, c, kh, kw = weight.shape
-        if over.is_pointwise or not backend.stacks_rows or winograd.suits(backend, weight, over, groups, dy.shape[3]):
-            flipped = weight.reshape(groups, f // groups, c, kh, kw)[..., ::-1, ::-1].transpose(0, 2, 1, 3, 4)
-            flipped = backend.contiguous(flipped).reshape(groups * c, f // groups, kh, kw)  # (C, F/G, KH, KW)
-            return forward_tasks(backend, dy, flipped, None, turned, groups, dx)
+        flipped = weight.reshape(groups, f // groups, c, kh, kw)[..., ::-1, ::-1].transpose(0, 2, 1, 3, 4)
+        flipped = backend.contiguous(flipped).reshape(groups * c, f // groups, kh, kw)  # (C, F/G, KH, KW)
+        return forward_tasks(backend, dy, flipped, None, turned, groups, dx)
     h = over.h
     if backend.stacks_rows and h.kernel > 1 and h.stride == h.dilation == 1 and h.size < 2 * h.out:
         return _spread_tasks(backend, dy, weight, over, groups, dx)
     return _scatter_tasks(backend, dy, weight, over, groups, dx)
-
-
-def _turned(axis: Axis) -> Axis | None:
-    """Return the windows over dY of one direction, whose taps are those of dX; None where they do not line up."""
-    before, after = axis.extent - 1 - axis.before, axis.extent - 1 - axis.after
-    if axis.stride != 1 or before < 0 or after < 0:
-        return None
-    return Axis(axis.out, axis.kernel, 1, axis.dilation, before, after, axis.size)
 
 
 def _spread_tasks(backend: Backend, dy: Array, weight: Array, over: Windows, groups: int, dx: Array) -> list[Task]:

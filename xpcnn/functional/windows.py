@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, Literal
 
 from xpcnn.errors import DTypeError, ShapeError
@@ -53,6 +53,14 @@ class Axis:
     def extent(self) -> int:
         """How many pixels a window spans."""
         return (self.kernel - 1) * self.dilation + 1
+
+    @property
+    def turned(self) -> Axis | None:
+        """The windows over the outputs whose taps give the pixels' gradients; None where they do not line up."""
+        before, after = self.extent - 1 - self.before, self.extent - 1 - self.after
+        if self.stride != 1 or before < 0 or after < 0:
+            return None
+        return Axis(self.out, self.kernel, 1, self.dilation, before, after, self.size)
 
     def overlap(self, tap: int, first: int, last: int) -> tuple[slice, slice]:
         """Return which of the windows `first` to `last` meet the image with this tap, and the pixels they meet.
@@ -104,6 +112,17 @@ class Windows:
     def is_padded(self) -> bool:
         """Whether any side is padded."""
         return bool(self.h.before or self.h.after or self.w.before or self.w.after)
+
+    @cached_property
+    def turned(self) -> Windows | None:
+        """The windows of a convolution of the outputs that gives the gradients of the pixels (see `Axis.turned`)."""
+        h, w = self.h.turned, self.w.turned
+        return None if h is None or w is None else Windows(h, w)
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether there are not many more pixels than windows: else to work for every pixel costs too much."""
+        return 2 * self.h.size * self.w.size < 3 * self.h.out * self.w.out
 
     def taps(self) -> list[tuple[int, int]]:
         """Return every (row, column) of a window, row by row."""

@@ -5,9 +5,13 @@ A tile d of 6x6 pixels and a filter w give 4x4 outputs. With B, G and A of Lavin
 
     V = B^T d B        U = G w G^T        M_i = U_i V_i, matrices over channels and tiles        Y = A^T M A
 
-The adjoints give both gradients from M' = A dY A^T: dU_i = M'_i V_i^T and dV_i = U_i^T M'_i. B^T d is a product for
-whole strips of six image rows, which neighbouring tiles share; what is left of a tile is one small product for each
-row of a strip. Neither needs the tiles as arrays of their own: they are views of the image and of the strips.
+The gradient by the image is such a convolution of dY with the turned filters, and its V, of windows of dY, serves the
+gradient by the filters as well: that is F(3x3, 4x4), the correlation of those windows with tiles x of the image, whose
+transform is X = A x A^T, and dU_i = X_i V_i^T. One pass over dY gives both.
+
+B^T d is a product for whole strips of six image rows, which neighbouring tiles share; what is left of a tile is one
+small product for each row of a strip. Neither needs the tiles as arrays of their own: they are views of the image and
+of the strips.
 
 The price is a rounding error of some 2e-6 relative in float32, ten times that of the direct product;
 `xpcnn.functional.winograd.enabled` set to False keeps every convolution direct.
@@ -108,18 +112,22 @@ class _Plan:
         return [(slice(i, i + rows), slice(6 * i, 6 * (i + rows))) for i in range(0, 6, rows)]
 
     def strips(self, matrix: Array, image: Array, tiles: list[_Tiles], block: Block, slot: str) -> Array:
-        """Return matrix d for all tiles d of a block of image (C, H, W, N), zero beyond its edges: (C, R, 6, X, N)."""
+        """Return matrix d for all tiles d of a block of image (C, H, W, N), zero beyond its edges: (C, R, P, X, N).
+
+        P is 6, or fewer where `matrix` has fewer rows.
+        """
         down, along = tiles
         rows, columns = block
         left, width = TILE * columns.start - along.before, TILE * (len(columns) - 1) + along.side
         low, high = max(0, -left), max(0, min(width, along.size - left))
-        strips = self.backend.scratch(slot, (image.shape[0], len(rows), WINDOW, width, self.n), self.dtype)
+        shape = image.shape[0], len(rows), matrix.shape[0], width, self.n
+        strips = self.backend.scratch(slot, shape, self.dtype)
         for outside in (slice(0, low), slice(max(low, high), width)):
             if outside.stop > outside.start:
                 self.backend.xp.copyto(strips[:, :, :, outside], 0)
         if low < high:
             for index, taps, top in _pieces(down, rows):
-                part = strips[:, index, :, low:high]  # (C, R', 6, X, N)
+                part = strips[:, index, :, low:high]  # (C, R', P, X, N)
                 if taps.stop:
                     lines = self._lines(image, top, part.shape[1], taps, left + low, left + high)  # (C, R', taps, X*N)
                     self.backend.matmul(matrix[:, taps], lines, out=_rows(part))
@@ -242,32 +250,48 @@ def forward_tasks(
     return [lambda block=block: task(block) for block in plan.blocks()]  # type: ignore[misc]
 
 
-def weight_tasks(
-    backend: Backend, dy: Array, x: Array, weight: Array, over: Windows
+def gradient_windows(backend: Backend, weight: Array, over: Windows, groups: int, n: int) -> Windows | None:
+    """Return the windows of dY that both gradients of a convolution are made of; None where they go another way."""
+    return over.turned if suits(backend, weight, over, groups, n) and over.is_crowded else None
+
+
+def gradient_tasks(
+    backend: Backend, dy: Array, x: Array, weight: Array, turned: Windows, dx: Array | None
 ) -> tuple[list[Task], Callable[[], Array]]:
-    """Return the tasks that share the work on dW out, and what adds their shares up in order: (F, C, 3, 3)."""
+    """Return the tasks that fill dx (C, H, W, N), where it is given, and share the work on dW out.
+
+    `turned` is from `gradient_windows`. The second result adds the shares of dW (F, C, 3, 3) up in their order.
+    """
     f, c = weight.shape[:2]
-    plan = _Plan(backend, over, c, f, x.shape[3], x.dtype)
-    b, a, _, g = _matrices(backend.home, x.dtype)
+    plan = _Plan(backend, turned, f, c, x.shape[3], x.dtype)
+    b, a, a_t, g = _matrices(backend.home, x.dtype)
+    u = filters(backend, weight.swapaxes(0, 1)[..., ::-1, ::-1]) if dx is not None else None  # (36, C, F)
     blocks = plan.blocks()
     shares: list[Array] = [None] * len(blocks)
 
     def task(index: int) -> None:
         block = blocks[index]
-        left = plan.strips(a, dy, plan.outputs, block, "results")
-        right = plan.strips(b, x, plan.inputs, block, "strips")
-        share = backend.empty((36, f, c), x.dtype)
+        windows = plan.strips(b, dy, plan.inputs, block, "strips")  # (F, R, 6, 4*S+2, N)
+        shape = c, len(block[0]), WINDOW, TILE * len(block[1]), plan.n
+        results = backend.scratch("results", shape, x.dtype) if u is not None else None
+        share = backend.empty((WINDOW * WINDOW, c, f), x.dtype)
         for part, rows in plan.parts(block):
-            m = plan.positions(a, left, TILE, block, part, "m")
-            v = plan.positions(b, right, WINDOW, block, part, "v")
-            backend.outer_sum(m[:, None], v[:, None], out=share[rows])  # (6*P, F, C)
+            v = plan.positions(b, windows, WINDOW, block, part, "v")  # (6*P, F, R*S*N)
+            if u is not None:
+                m = backend.matmul(u[rows], v, out=plan.scratch("m", v.shape[0], c, block))
+                plan.collect(a_t, m, results, block, part)
+            tiles = plan.strips(a[part], x, plan.outputs, block, "tiles")  # (C, R, P, 4*S, N)
+            m = plan.positions(a, tiles, TILE, block, slice(None), "m")  # (6*P, C, R*S*N)
+            backend.outer_sum(m[:, None], v[:, None], out=share[rows])
+        if u is not None:
+            plan.write(a_t, results, dx, block)
         shares[index] = share
 
     def collect() -> Array:
         total = shares[0]
         for share in shares[1:]:
             backend.xp.add(total, share, out=total)
-        dw = backend.matmul(g.T, total.reshape(36, -1)).reshape(3, 3, f, c)
-        return backend.contiguous(dw.transpose(2, 3, 0, 1))  # (F, C, 3, 3)
+        dw = backend.matmul(g.T, total.reshape(WINDOW * WINDOW, -1)).reshape(3, 3, c, f)
+        return backend.contiguous(dw[::-1, ::-1].transpose(3, 2, 0, 1))  # (F, C, 3, 3)
 
     return [lambda i=i: task(i) for i in range(len(blocks))], collect  # type: ignore[misc]
