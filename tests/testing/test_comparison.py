@@ -27,6 +27,8 @@ def test_values_agree_to_the_digits_of_the_dtype():
         refuses(x + np.array(4 * far, dtype), x, "values: 2 of 2 entries are further apart")
     assert_close(np.array([1.1]), np.array([1.0]), tolerance=0.2)
     refuses(np.array([1.1]), np.array([1.0]), r"worst at \(0,\): expected np.float64\(1.0\)", tolerance=0.05)
+    refuses(np.array([1.1]), np.array([1.0]), "values", tolerance=0.05, terms=1.5)
+    assert_close(np.array([1.1]), np.array([1.0]), tolerance=0.05, terms=3.0)
 
 
 def test_integers_and_booleans_must_be_equal():

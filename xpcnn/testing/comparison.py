@@ -20,7 +20,13 @@ def default_tolerance(dtype: Any) -> float:
 
 
 def assert_close(
-    actual: Any, expected: Any, *, tolerance: float | None = None, same_backend: bool = True, same_dtype: bool = True
+    actual: Any,
+    expected: Any,
+    *,
+    tolerance: float | None = None,
+    terms: float = 0.0,
+    same_backend: bool = True,
+    same_dtype: bool = True,
 ) -> None:
     """Check that two arrays are of one backend, shape and dtype, and then that their values agree.
 
@@ -30,6 +36,8 @@ def assert_close(
     tolerance : float, optional
         Allowed |actual - expected| as a share of the largest finite |expected| of the array; the dtype decides
         (`default_tolerance`). nan equals nan, and an infinity the same infinity.
+    terms : float
+        The largest |term| of the sums that the array holds, where they may cancel: rounding goes by the terms.
     same_backend, same_dtype : bool
         Pass False to compare with an oracle on the host, or in float64.
 
@@ -51,7 +59,7 @@ def assert_close(
         return
     share = default_tolerance(left.dtype) if tolerance is None else tolerance
     finite = right[np.isfinite(right)]
-    allowed = share * (float(np.max(np.abs(finite))) if finite.size else 1.0)
+    allowed = share * max(terms, float(np.max(np.abs(finite))) if finite.size else 1.0)
     with np.errstate(invalid="ignore"):  # inf - inf
         error = np.array(np.abs(left.astype(np.float64) - right.astype(np.float64)))
     error[(left == right) | (np.isnan(left) & np.isnan(right))] = 0.0
