@@ -113,6 +113,13 @@ class Windows:
         """Whether any side is padded."""
         return bool(self.h.before or self.h.after or self.w.before or self.w.after)
 
+    @property
+    def is_inside(self) -> bool:
+        """Whether every window lies inside the image."""
+        return all(
+            not axis.before and (axis.out - 1) * axis.stride + axis.extent <= axis.size for axis in (self.h, self.w)
+        )
+
     @cached_property
     def turned(self) -> Windows | None:
         """The windows of a convolution of the outputs that gives the gradients of the pixels (see `Axis.turned`)."""
