@@ -155,9 +155,12 @@ class Backend:
     def overlapping_rows(self, lowered: Array, count: int, stride: int, kernel: int) -> Array:
         """Return `count` windows of `kernel` rows each over lowered (G, M, K, P) as a view (G, count, kernel*K, P).
 
-        Only a backend with `stacks_rows` needs it.
+        The rows lie one behind the other; only a backend with `stacks_rows` needs it.
         """
-        raise NotImplementedError
+        groups, _, k, columns = lowered.shape
+        across_groups, across_rows, down, along = lowered.strides
+        strides = across_groups, stride * across_rows, down, along
+        return self.strided_view(lowered, (groups, count, kernel * k, columns), strides)
 
     def windows_view(self, a: Array, axis: int, count: int, size: int, step: int) -> Array:
         """Return `a` as a view whose `axis` is (count, size): windows that begin every `step` along it."""

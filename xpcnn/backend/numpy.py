@@ -221,12 +221,6 @@ class NumpyBackend(Backend):
         # OpenBLAS's kernels for small matrices are 1.1 times faster on a left factor with contiguous columns.
         return self.contiguous(a.swapaxes(-1, -2)).swapaxes(-1, -2)
 
-    def overlapping_rows(self, lowered: Any, count: int, stride: int, kernel: int) -> Any:
-        groups, _, rows, columns = lowered.shape
-        across_groups, across_rows, down, along = lowered.strides
-        shape = (groups, count, kernel * rows, columns)
-        return np.ndarray(shape, lowered.dtype, lowered, 0, (across_groups, stride * across_rows, down, along))
-
     def strided_view(self, a: Any, shape: tuple[int, ...], strides: tuple[int, ...]) -> Any:
         return np.asarray(_View(a, shape, strides))
 

@@ -10,7 +10,7 @@ from xpcnn.backend import Array, Backend
 from xpcnn.functional.columns import add_columns
 from xpcnn.functional.spans import spans
 from xpcnn.functional.tiles import Task, forward_tasks
-from xpcnn.functional.windows import Windows
+from xpcnn.functional.windows import Axis, Windows
 
 
 def input_tasks(backend: Backend, dy: Array, weight: Array, over: Windows, groups: int, dx: Array) -> list[Task]:
@@ -23,7 +23,7 @@ def input_tasks(backend: Backend, dy: Array, weight: Array, over: Windows, group
         flipped = backend.contiguous(flipped).reshape(groups * c, f // groups, kh, kw)  # (C, F/G, KH, KW)
         return forward_tasks(backend, dy, flipped, None, turned, groups, dx)
     h = over.h
-    if backend.stacks_rows and h.kernel > 1 and h.stride == h.dilation == 1 and h.size < 2 * h.out:
+    if backend.stacks_rows and h.kernel > 1 and h.dilation == 1 and h.size < 2 * h.stride * h.out:
         return _spread_tasks(backend, dy, weight, over, groups, dx)
     return _scatter_tasks(backend, dy, weight, over, groups, dx)
 
@@ -31,40 +31,80 @@ def input_tasks(backend: Backend, dy: Array, weight: Array, over: Windows, group
 def _spread_tasks(backend: Backend, dy: Array, weight: Array, over: Windows, groups: int, dx: Array) -> list[Task]:
     """Return one task per tile of rows of dx: gathered along the height, spread along the width.
 
-    The adjoint of `lower_rows`: the KH rows of dY that an image row meets are contiguous, so that one product with a
-    stack of overlapping matrices sums over them, and KW copies, not KH*KW, remain to be added.
+    The adjoint of `lower_rows`. Of every `stride` neighbouring image rows, each meets other taps: those that are a
+    multiple of the stride apart. The rows of dY that it meets are contiguous, so that one product with a stack of
+    overlapping matrices sums over them, and only KW products remain to be added.
     """
     f, c, kh, kw = weight.shape
     n, h, w = dy.shape[3], over.h, over.w
-    matrix = weight.reshape(groups, f // groups, c, kh, kw)[:, :, :, ::-1].transpose(0, 2, 4, 3, 1)
-    matrix = backend.contiguous(matrix).reshape(groups, 1, c * kw, kh * (f // groups))  # (G, 1, C/G*KW, KH*F/G)
-    matrix = backend.left_factor(matrix)
+    matrices = weight.reshape(groups, f // groups, c, kh, kw).transpose(0, 2, 4, 3, 1)  # (G, C/G, KW, KH, F/G)
+    classes = [_RowClass(backend, matrices, h, phase) for phase in range(h.stride)]
+    low = min(each.first for each in classes)
+    beyond = max(each.first + each.taps for each in classes) - 1 - low  # rows of dY that a tile meets beside its own
     row_bytes = (f + groups * c * kw) * w.out * n * dy.dtype.itemsize
-    step = max(1, min(backend.column_bytes // row_bytes, -(-h.size // backend.get_num_threads())))
+    count = -(-h.size // h.stride)
+    step = max(1, min(backend.column_bytes // row_bytes, -(-count // backend.get_num_threads())))
     grad = dy.reshape(groups, f // groups, h.out, w.out, n)
     target = dx.reshape(groups, c, h.size, w.size, n)
-    taps = [w.overlap(j, 0, w.out) for j in range(kw)]
 
     def tile(rows: range) -> None:
-        first, needed = rows.start + h.before - (kh - 1), len(rows) + kh - 1
-        top, bottom = max(0, -first), max(0, first + needed - h.out)
+        first, needed = rows.start + low, len(rows) + beyond
+        top, bottom = min(needed, max(0, -first)), min(needed, max(0, first + needed - h.out))
         shape = (groups, needed, f // groups, w.out, n)
         meets = backend.bordered((shape, top, bottom), shape, dy.dtype)
         inside = grad[:, :, first + top : first + needed - bottom].transpose(0, 2, 1, 3, 4)  # (G, M, F/G, OW, N)
         backend.xp.copyto(meets[:, top : needed - bottom], inside)
         flat = meets.reshape(groups, needed, f // groups, w.out * n)
-        stack = backend.overlapping_rows(flat, len(rows), 1, kh)  # (G, R, KH*F/G, OW*N)
-        product = backend.scratch("columns", (groups, len(rows), c * kw, w.out * n), dy.dtype)
-        backend.matmul(matrix, stack, out=product)
-        spread = product.reshape(groups, len(rows), c, kw, w.out, n)
-        spread = spread.transpose(0, 2, 3, 1, 4, 5)  # (G, C/G, KW, R, OW, N)
-        place = target[:, :, rows.start : rows.stop]
-        backend.xp.copyto(place, 0)
-        for j, (there, pixels) in enumerate(taps):
-            pixel = place[:, :, :, pixels]
-            backend.xp.add(pixel, spread[:, :, j, :, there], out=pixel)
+        for phase, each in enumerate(classes):
+            place = target[:, :, h.stride * rows.start + phase : h.stride * rows.stop : h.stride]  # (G, C/G, R, W, N)
+            r = place.shape[2]
+            if not r or not each.taps:
+                backend.xp.copyto(place, 0)
+                continue
+            stack = backend.overlapping_rows(flat[:, each.first - low :], r, 1, each.taps)  # (G, R, T*F/G, OW*N)
+            product = backend.scratch("columns", (groups, r, c * kw, w.out * n), dy.dtype)
+            backend.matmul(each.matrix, stack, out=product)
+            spread = product.reshape(groups, r, c, kw, w.out, n).transpose(0, 2, 3, 1, 4, 5)  # (G, C/G, KW, R, OW, N)
+            _add_taps(backend, spread, w, place)
 
-    return [lambda rows=rows: tile(rows) for rows in spans(h.size, -(-h.size // step))]  # type: ignore[misc]
+    return [lambda rows=rows: tile(rows) for rows in spans(count, -(-count // step))]  # type: ignore[misc]
+
+
+class _RowClass:
+    """The image rows stride*u + phase: they meet `taps` rows of dY from u + `first` on, each with its row of taps."""
+
+    def __init__(self, backend: Backend, matrices: Array, h: Axis, phase: int) -> None:
+        rows = range((phase + h.before) % h.stride, h.kernel, h.stride)
+        self.taps = len(rows)
+        self.first = (phase + h.before - rows[-1]) // h.stride if rows else 0
+        if rows:
+            g, c, kw, _, f = matrices.shape
+            own = matrices[:, :, :, rows.start :: h.stride][:, :, :, ::-1]  # (G, C/G, KW, T, F/G)
+            matrix = backend.contiguous(own).reshape(g, 1, c * kw, self.taps * f)  # (G, 1, C/G*KW, T*F/G)
+            self.matrix = backend.left_factor(matrix)
+
+
+def _add_taps(backend: Backend, spread: Array, w: Axis, place: Array) -> None:
+    """Write to place (G, C/G, R, W, N) the sums over the taps KW of spread (G, C/G, KW, R, OW, N), which it changes."""
+    xp = backend.xp
+    taps = [(j, *w.overlap(j, 0, w.out)) for j in range(w.kernel)]
+    for phase in range(w.stride):
+        pixels = place[:, :, :, phase :: w.stride]
+        own = [tap for tap in taps if (tap[0] - w.before - phase) % w.stride == 0]
+        whole = next((tap for tap in own if tap[1].stop - tap[1].start == pixels.shape[3]), None)
+        if whole is None:
+            xp.copyto(pixels, 0)
+            for j, there, where in own:
+                xp.add(place[:, :, :, where], spread[:, :, j, :, there], out=place[:, :, :, where])
+            continue
+        # Added up where they lie side by side: image columns of one phase are apart.
+        total = spread[:, :, whole[0], :, whole[1]]
+        for j, there, where in own:
+            if j != whole[0]:
+                start = (where.start - phase) // w.stride
+                part = total[:, :, :, start : start + there.stop - there.start]
+                xp.add(part, spread[:, :, j, :, there], out=part)
+        xp.copyto(pixels, total)
 
 
 def _scatter_tasks(backend: Backend, dy: Array, weight: Array, over: Windows, groups: int, dx: Array) -> list[Task]:
