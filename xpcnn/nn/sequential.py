@@ -99,7 +99,9 @@ class _ResidualChain(Module):
         for step in reversed(steps):
             dy = step.backward(dy)
         shortcut = self.block.shortcut
-        return add(dy, gradient if shortcut is None else shortcut.backward(gradient))
+        if shortcut is None:
+            return add(gradient, dy, reuse=True)  # nobody else has it
+        return add(dy, shortcut.backward(gradient))
 
 
 class Sequential(Module):
