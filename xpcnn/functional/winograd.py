@@ -215,8 +215,37 @@ def filters(backend: Backend, weight: Array) -> Array:
     """Return U = (G (x) G) W as (36, F, C)."""
     f, c = weight.shape[:2]
     g = _matrices(backend.home, weight.dtype)[3]
-    taps = backend.contiguous(weight.transpose(2, 3, 1, 0)).reshape(9, -1)  # (9, C*F)
-    return backend.matmul(g, taps).reshape(WINDOW * WINDOW, c, f).swapaxes(1, 2)  # as `left_factor`
+    u = backend.empty((WINDOW * WINDOW, c, f), weight.dtype)
+
+    def part(channels: slice) -> None:
+        taps = backend.contiguous(weight[:, channels].transpose(2, 3, 1, 0)).reshape(9, -1)  # (9, C'*F)
+        backend.matmul(g, taps, out=u[:, channels].reshape(WINDOW * WINDOW, -1))
+
+    _share_channels(backend, part, c, f)
+    return u.swapaxes(1, 2)  # as `left_factor`
+
+
+def _filter_gradient(backend: Backend, shares: list[Array], dtype: Any) -> Array:
+    """Return dW (F, C, 3, 3), turned by half a turn, from the shares (36, C, F) of dU, added up in their order."""
+    _, c, f = shares[0].shape
+    g = _matrices(backend.home, dtype)[3]
+    dw = backend.empty((f, c, 3, 3), dtype)
+
+    def part(channels: slice) -> None:
+        total = shares[0][:, channels]
+        for share in shares[1:]:
+            backend.xp.add(total, share[:, channels], out=total)
+        taps = backend.matmul(g.T, total.reshape(WINDOW * WINDOW, -1)).reshape(3, 3, -1, f)  # (3, 3, C', F)
+        backend.xp.copyto(dw[:, channels], taps[::-1, ::-1].transpose(3, 2, 0, 1))
+
+    _share_channels(backend, part, c, f)
+    return dw
+
+
+def _share_channels(backend: Backend, part: Callable[[slice], None], c: int, f: int) -> None:
+    """Share out what is done with (36, 9) and each of C*F filters, by channels."""
+    parts = [slice(each.start, each.stop) for each in spans(c, backend.get_num_threads())]
+    backend.parallel(part, parts, 50.0 * c * f)
 
 
 def forward_tasks(
@@ -264,7 +293,7 @@ def gradient_tasks(
     """
     f, c = weight.shape[:2]
     plan = _Plan(backend, turned, f, c, x.shape[3], x.dtype)
-    b, a, a_t, g = _matrices(backend.home, x.dtype)
+    b, a, a_t, _ = _matrices(backend.home, x.dtype)
     u = filters(backend, weight.swapaxes(0, 1)[..., ::-1, ::-1]) if dx is not None else None  # (36, C, F)
     blocks = plan.blocks()
     shares: list[Array] = [None] * len(blocks)
@@ -287,11 +316,5 @@ def gradient_tasks(
             plan.write(a_t, results, dx, block)
         shares[index] = share
 
-    def collect() -> Array:
-        total = shares[0]
-        for share in shares[1:]:
-            backend.xp.add(total, share, out=total)
-        dw = backend.matmul(g.T, total.reshape(WINDOW * WINDOW, -1)).reshape(3, 3, c, f)
-        return backend.contiguous(dw[::-1, ::-1].transpose(3, 2, 0, 1))  # (F, C, 3, 3)
-
-    return [lambda i=i: task(i) for i in range(len(blocks))], collect  # type: ignore[misc]
+    tasks: list[Task] = [lambda i=i: task(i) for i in range(len(blocks))]  # type: ignore[misc]
+    return tasks, lambda: _filter_gradient(backend, shares, x.dtype)

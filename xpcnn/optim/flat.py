@@ -15,6 +15,7 @@ from typing import Any
 
 from xpcnn.backend import Array, Backend, backend_of
 from xpcnn.functional.precision import is_narrow, wide
+from xpcnn.functional.spans import spans
 from xpcnn.nn import Parameter
 
 ALIGNMENT = 64  # bytes: a cache line, and the width of AVX-512
@@ -88,6 +89,7 @@ class Flat:
         self.hyper = zeros(hyper_size)
         self.applied = zeros(hyper_size) if guarded else self.hyper
         self._zero, self._sum = zeros(1, dtype=self.dtype), zeros()
+        self._sums = zeros(min(size, backend.get_num_threads()))
         self.views: list[tuple[Parameter, Array, Array]] = []
         for parameter, data, grad in zip(parameters, self.split(self.data), self.split(self.grad), strict=True):
             data[...] = parameter.data
@@ -139,12 +141,16 @@ class Flat:
 
     def sum_gradients(self) -> Array:
         """Return the sum of all gradients in an array that the next call writes again."""
-        xp = self.backend.for_array(self.grad).xp
-        if self.is_narrow:
-            xp.sum(self.grad, dtype=self.wide, out=self._sum)  # finite numbers must not add up to infinity
-        else:
-            xp.sum(self.grad, out=self._sum)
-        return self._sum
+        backend = self.backend.for_array(self.grad)
+        parts = spans(self.size, len(self._sums))
+        dtype = {"dtype": self.wide} if self.is_narrow else {}  # finite numbers must not add up to infinity
+
+        def add_up(index: int) -> None:
+            part = self.grad[parts[index].start : parts[index].stop]
+            backend.xp.sum(part, out=self._sums[index, ...], **dtype)
+
+        backend.parallel(add_up, range(len(parts)), float(self.size))
+        return self._sums[0, ...] if len(parts) == 1 else backend.xp.sum(self._sums, out=self._sum)
 
     def guard(self, ok: Array, identity: Array) -> None:
         """Let the next update change nothing where `ok` (1,) is False, without the host having to know.
