@@ -15,12 +15,14 @@ from xpcnn.backend import numpy_tape, numpy_windows, products
 from xpcnn.backend.base import Backend
 from xpcnn.backend.memory import BlockPool, aligned, trim
 from xpcnn.backend.partner import Partners
+from xpcnn.backend.spans import spans
 from xpcnn.backend.threads import WORTH_A_THREAD, Blas, ThreadPool
 from xpcnn.errors import DTypeError
 
 # OpenBLAS itself keeps products below this many multiply-adds in one thread (interface/gemm.c), so they need no hold.
 SINGLE_THREADED_PRODUCT = 65536 * 4
-SHARED_PRODUCT = 10 * WORTH_A_THREAD  # multiply-adds of a product that is shared out to the threads
+# Multiply-adds from which a product is shared out.
+SHARED_PRODUCT, SHARED_PRODUCT_OF_HELPERS = 1.5e7, 1e6
 
 # The working set of a slab of channels. Threads wait for each other at every call and want few of them; a helper
 # process has nobody to wait for, and a quarter lies in a core's own cache. Measured on two cores, ms per step:
@@ -58,7 +60,7 @@ class NumpyBackend(Backend):
     @property
     def slab_bytes(self) -> int | None:
         """The working set of one slab of channels in this thread."""
-        return getattr(self._local, "slab_bytes", None) or self._slab_bytes
+        return SLAB_BYTES_OF_HELPERS if self._helped else self._slab_bytes
 
     @slab_bytes.setter
     def slab_bytes(self, value: int | None) -> None:
@@ -66,12 +68,17 @@ class NumpyBackend(Backend):
 
     @contextlib.contextmanager
     def as_recorded(self) -> Iterator[None]:
-        before = getattr(self._local, "slab_bytes", None)
-        self._local.slab_bytes = None if self.partners.arena is None else SLAB_BYTES_OF_HELPERS
+        before = self._helped
+        self._local.helped = self.partners.arena is not None
         try:
             yield
         finally:
-            self._local.slab_bytes = before
+            self._local.helped = before
+
+    @property
+    def _helped(self) -> bool:
+        """Whether this thread works as the record of its work will, which helpers play."""
+        return getattr(self._local, "helped", False)
 
     def owns(self, array: Any) -> bool:
         return isinstance(array, np.ndarray)
@@ -168,20 +175,23 @@ class NumpyBackend(Backend):
         size = m * n * k
         if size <= SINGLE_THREADED_PRODUCT:
             return self.xp.matmul(a, b, out=out)
-        # A pool at work already holds BLAS; a product of two matrices outside of one is shared out by rows.
+        # A pool at work already holds BLAS; a product of two matrices outside of one is shared out.
         threads = self.get_num_threads()
-        if size < SHARED_PRODUCT or threads == 1 or m < 2 * threads or a.ndim != 2 or b.ndim != 2 or self.pool.busy:
+        least = SHARED_PRODUCT_OF_HELPERS if self._helped else SHARED_PRODUCT
+        if size < least or threads == 1 or a.ndim != 2 or b.ndim != 2 or self.pool.busy:
             with self.blas.single():
                 return self._product(a, b, out)
         if out is None:
             out = self.empty((m, n), np.result_type(a, b))
-        edges = [m * i // threads for i in range(threads + 1)]
 
-        def rows(i: int) -> None:
-            part = slice(edges[i], edges[i + 1])
-            self._product(a[part], b, out[part])
+        def strip(part: range) -> None:
+            if m >= n:
+                self._product(a[part.start : part.stop], b, out[part.start : part.stop])
+            else:
+                columns = slice(part.start, part.stop)
+                self._product(a, b[:, columns], out[:, columns])
 
-        self.parallel(rows, range(threads), size)
+        self.parallel(strip, spans(max(m, n), threads), size)
         return out
 
     def _product(self, a: Any, b: Any, out: Any) -> Any:

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
 from xpcnn.backend import Array, Backend, backend_of
+from xpcnn.backend.spans import spans
 from xpcnn.errors import DTypeError, ShapeError
 from xpcnn.functional.layout import batch_first, batch_last, check_backend, check_floating, check_like
 from xpcnn.functional.precision import cast_batch, is_narrow, wide
-from xpcnn.functional.spans import spans
 
 Shape = tuple[int, ...]
 

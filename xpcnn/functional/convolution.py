@@ -15,13 +15,13 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from xpcnn.backend import Array, Backend, backend_of
+from xpcnn.backend.spans import spans
 from xpcnn.errors import DTypeError, ShapeError
 from xpcnn.functional import winograd
 from xpcnn.functional.bias import channel_sums
 from xpcnn.functional.input_gradient import input_tasks
 from xpcnn.functional.layout import batch_first, batch_last, check_floating, check_like, check_ndim
 from xpcnn.functional.precision import cast, cast_all, cast_batch, goes_through_float32, is_narrow
-from xpcnn.functional.spans import spans
 from xpcnn.functional.tiles import Task, Tiles, forward_tasks, weight_factor
 from xpcnn.functional.windows import Padding, Size, Windows, integer, windows
 

@@ -7,8 +7,8 @@ two, rows are gathered and columns spread: KH rows of dY in one product, KW addi
 from __future__ import annotations
 
 from xpcnn.backend import Array, Backend
+from xpcnn.backend.spans import spans
 from xpcnn.functional.columns import add_columns
-from xpcnn.functional.spans import spans
 from xpcnn.functional.tiles import Task, forward_tasks
 from xpcnn.functional.windows import Axis, Windows
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from xpcnn.backend import Array, Backend
+from xpcnn.backend.spans import spans
 from xpcnn.functional import winograd
 from xpcnn.functional.bias import add_bias
 from xpcnn.functional.columns import fill_columns, lower_rows, rows_needed
-from xpcnn.functional.spans import spans
 from xpcnn.functional.windows import Windows
 
 Task = Callable[[], None]

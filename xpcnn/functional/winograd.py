@@ -25,8 +25,8 @@ from functools import lru_cache
 from typing import Any
 
 from xpcnn.backend import Array, Backend
+from xpcnn.backend.spans import spans
 from xpcnn.functional.bias import add_bias
-from xpcnn.functional.spans import spans
 from xpcnn.functional.windows import Windows
 
 Task = Callable[[], None]

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from typing import Any
 
 from xpcnn.backend import Array, Backend
+from xpcnn.backend.spans import spans
 from xpcnn.errors import BackendError, ConfigError, ShapeError, XpcnnError
 from xpcnn.functional.layout import check_backend, copy_batch_last, empty_batch_last
-from xpcnn.functional.spans import spans
 from xpcnn.functional.windows import integer
 from xpcnn.nn.folding import Path, fold
 from xpcnn.nn.module import Module, no_grad

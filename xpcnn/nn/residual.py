@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from xpcnn.backend import Array, backend_of
+from xpcnn.backend.spans import spans
 from xpcnn.functional.addition import check_paths
 from xpcnn.functional.layout import batch_first, batch_last
-from xpcnn.functional.spans import spans
 from xpcnn.nn.module import Module
 
 

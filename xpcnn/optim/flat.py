@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from xpcnn.backend import Array, Backend, backend_of
+from xpcnn.backend.spans import spans
 from xpcnn.functional.precision import is_narrow, wide
-from xpcnn.functional.spans import spans
 from xpcnn.nn import Parameter
 
 ALIGNMENT = 64  # bytes: a cache line, and the width of AVX-512
