@@ -35,6 +35,8 @@ def test_conv2d_agrees_with_the_loops(backend, case):
         ((3, 4, 5, 6), (2, 4, 5, 6), {}),  # the window is the image
         ((2, 3, 5, 5), (4, 3, 2, 2), {"padding": "same", "stride": 2}),
         ((70, 2, 3, 3), (3, 2, 2, 2), {"stride": 4}),  # the stride leaves pixels out
+        ((2, 3, 9, 11), (4, 3, 3, 4), {"stride": (2, 3), "padding": (1, 2), "dilation": (1, 2)}),  # taps by stride
+        ((2, 4, 8, 9), (6, 2, 5, 3), {"stride": (3, 2), "padding": ((4, 1), (0, 2)), "groups": 2}),
     ],
 )
 def test_conv2d_of_odd_geometry(backend, rng, x_shape, weight_shape, options):

@@ -21,8 +21,9 @@ from xpcnn.errors import DTypeError
 
 # OpenBLAS itself keeps products below this many multiply-adds in one thread (interface/gemm.c), so they need no hold.
 SINGLE_THREADED_PRODUCT = 65536 * 4
-# Multiply-adds from which a product is shared out.
-SHARED_PRODUCT, SHARED_PRODUCT_OF_HELPERS = 1.5e7, 1e6
+# Multiply-adds from which a product is cut into a strip for each thread: one that a helper process may be handed. Who
+# makes the strips does not change their bits, how many there are may.
+SHARED_PRODUCT = 1e6
 
 # The working set of a slab of channels. Threads wait for each other at every call and want few of them; a helper
 # process has nobody to wait for, and a quarter lies in a core's own cache. Measured on two cores, ms per step:
@@ -60,7 +61,7 @@ class NumpyBackend(Backend):
     @property
     def slab_bytes(self) -> int | None:
         """The working set of one slab of channels in this thread."""
-        return SLAB_BYTES_OF_HELPERS if self._helped else self._slab_bytes
+        return getattr(self._local, "slab_bytes", None) or self._slab_bytes
 
     @slab_bytes.setter
     def slab_bytes(self, value: int | None) -> None:
@@ -68,17 +69,12 @@ class NumpyBackend(Backend):
 
     @contextlib.contextmanager
     def as_recorded(self) -> Iterator[None]:
-        before = self._helped
-        self._local.helped = self.partners.arena is not None
+        before = getattr(self._local, "slab_bytes", None)
+        self._local.slab_bytes = None if self.partners.arena is None else SLAB_BYTES_OF_HELPERS
         try:
             yield
         finally:
-            self._local.helped = before
-
-    @property
-    def _helped(self) -> bool:
-        """Whether this thread works as the record of its work will, which helpers play."""
-        return getattr(self._local, "helped", False)
+            self._local.slab_bytes = before
 
     def owns(self, array: Any) -> bool:
         return isinstance(array, np.ndarray)
@@ -177,8 +173,7 @@ class NumpyBackend(Backend):
             return self.xp.matmul(a, b, out=out)
         # A pool at work already holds BLAS; a product of two matrices outside of one is shared out.
         threads = self.get_num_threads()
-        least = SHARED_PRODUCT_OF_HELPERS if self._helped else SHARED_PRODUCT
-        if size < least or threads == 1 or a.ndim != 2 or b.ndim != 2 or self.pool.busy:
+        if size < SHARED_PRODUCT or threads == 1 or a.ndim != 2 or b.ndim != 2 or self.pool.busy:
             with self.blas.single():
                 return self._product(a, b, out)
         if out is None:
@@ -191,7 +186,7 @@ class NumpyBackend(Backend):
                 columns = slice(part.start, part.stop)
                 self._product(a, b[:, columns], out[:, columns])
 
-        self.parallel(strip, spans(max(m, n), threads), size)
+        self.parallel(strip, spans(max(m, n), threads), size / 8)  # eight multiply-adds in the time of one operation
         return out
 
     def _product(self, a: Any, b: Any, out: Any) -> Any:

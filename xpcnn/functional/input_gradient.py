@@ -90,7 +90,7 @@ def _add_taps(backend: Backend, spread: Array, w: Axis, place: Array) -> None:
     taps = [(j, *w.overlap(j, 0, w.out)) for j in range(w.kernel)]
     for phase in range(w.stride):
         pixels = place[:, :, :, phase :: w.stride]
-        own = [tap for tap in taps if (tap[0] - w.before - phase) % w.stride == 0]
+        own = [tap for tap in taps if (tap[0] * w.dilation - w.before - phase) % w.stride == 0]
         whole = next((tap for tap in own if tap[1].stop - tap[1].start == pixels.shape[3]), None)
         if whole is None:
             xp.copyto(pixels, 0)

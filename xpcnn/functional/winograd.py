@@ -5,13 +5,11 @@ A tile d of 6x6 pixels and a filter w give 4x4 outputs. With B, G and A of Lavin
 
     V = B^T d B        U = G w G^T        M_i = U_i V_i, matrices over channels and tiles        Y = A^T M A
 
-The gradient by the image is such a convolution of dY with the turned filters, and its V, of windows of dY, serves the
-gradient by the filters as well: that is F(3x3, 4x4), the correlation of those windows with tiles x of the image, whose
-transform is X = A x A^T, and dU_i = X_i V_i^T. One pass over dY gives both.
+The gradient by the image is such a convolution of dY with turned filters. Its V, of windows of dY, gives that by the
+filters too: F(3x3, 4x4), the correlation of those windows with tiles x of the image: X = A x A^T, dU_i = X_i V_i^T.
 
 B^T d is a product for whole strips of six image rows, which neighbouring tiles share; what is left of a tile is one
-small product for each row of a strip. Neither needs the tiles as arrays of their own: they are views of the image and
-of the strips.
+product for each row of a strip. Tiles are views of the image and of the strips.
 
 The price is a rounding error of some 2e-6 relative in float32, ten times that of the direct product;
 `xpcnn.functional.winograd.enabled` set to False keeps every convolution direct.
@@ -121,10 +119,10 @@ class _Plan:
         left, width = TILE * columns.start - along.before, TILE * (len(columns) - 1) + along.side
         low, high = max(0, -left), max(0, min(width, along.size - left))
         shape = image.shape[0], len(rows), matrix.shape[0], width, self.n
-        strips = self.backend.scratch(slot, shape, self.dtype)
-        for outside in (slice(0, low), slice(max(low, high), width)):
-            if outside.stop > outside.start:
-                self.backend.xp.copyto(strips[:, :, :, outside], 0)
+        if low or high < width:  # beyond the edges nothing is ever written
+            strips = self.backend.bordered((slot, shape, low, high), shape, self.dtype)
+        else:
+            strips = self.backend.scratch(slot, shape, self.dtype)
         if low < high:
             for index, taps, top in _pieces(down, rows):
                 part = strips[:, index, :, low:high]  # (C, R', P, X, N)
