@@ -89,7 +89,7 @@ class Flat:
         self.hyper = zeros(hyper_size)
         self.applied = zeros(hyper_size) if guarded else self.hyper
         self._zero, self._sum = zeros(1, dtype=self.dtype), zeros()
-        self._sums = zeros(min(size, backend.get_num_threads()))
+        self._sums = zeros(max(1, min(size // CHUNK, backend.get_num_threads())))
         self.views: list[tuple[Parameter, Array, Array]] = []
         for parameter, data, grad in zip(parameters, self.split(self.data), self.split(self.grad), strict=True):
             data[...] = parameter.data
