@@ -138,15 +138,11 @@ class Backend:
         `out`, where given, is C-contiguous and takes it.
         """
         if a.shape[:2] == (1, 1):  # two matrices: a stack of one would be copied where cuBLAS wants it otherwise
-            total = self.matmul(a[0, 0], b[0, 0].swapaxes(0, 1))[None]
-        elif a.shape[1] == 1:
-            total = self.matmul(a[:, 0], b[:, 0].swapaxes(-1, -2))
-        else:
-            total = self.xp.sum(self.matmul(a, b.swapaxes(-1, -2)), axis=1)
-        if out is None:
-            return total
-        self.xp.copyto(out, total)
-        return out
+            total = self.matmul(a[0, 0], b[0, 0].swapaxes(0, 1), out=None if out is None else out[0])
+            return total[None] if out is None else out
+        if a.shape[1] == 1:
+            return self.matmul(a[:, 0], b[:, 0].swapaxes(-1, -2), out=out)
+        return self.xp.sum(self.matmul(a, b.swapaxes(-1, -2)), axis=1, out=out)
 
     def left_factor(self, a: Array) -> Array:
         """Return `a` (..., M, K) as a left factor of `matmul` should lie in memory."""

@@ -50,7 +50,7 @@ def outer_piece(k: int, f: int, n: int) -> tuple[int, int, int] | None:
         rows = next((d for d in range(17, 37) if k % d == 0), 0)
     filters = _divisor(f, min(64, SMALL_OUTER // max(1, rows)))
     columns = _divisor(n, min(1024, SMALL // max(1, rows * filters)), WIDTH)
-    return (rows, filters, columns) if rows and filters >= 4 and columns >= 256 else None
+    return (rows, filters, columns) if rows and filters >= 4 and columns >= 128 else None
 
 
 def outer_pieces(a: Any, b: Any, piece: tuple[int, int, int]) -> tuple[Any, Any]:
