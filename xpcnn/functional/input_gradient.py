@@ -1,7 +1,7 @@
 """The gradient of a convolution by its input: three ways to bring dY back to the pixels, and which one to take.
 
 A gather is a convolution of dY with the weights turned by half a turn. A scatter is W^T dY and col2im. Between the
-two, rows are gathered and columns spread: KH rows of dY in one product, KW additions.
+two, rows are gathered and columns spread: the rows of dY that an image row meets in one product, KW additions.
 """
 
 from __future__ import annotations

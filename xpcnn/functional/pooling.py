@@ -1,4 +1,4 @@
-"""Max, average and global average pooling: one pass over the image per tap of the window, channel by channel.
+"""Max, average and global average pooling, tap by tap of the window and channel by channel.
 
 Max-pooling is a knock-out of the window's taps: neighbours meet, the greater goes on, of equals the first. Which of two
 was ahead is kept, and backward plays the rounds the other way, each match handing the gradient to its winner. Gradients
