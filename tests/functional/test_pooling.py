@@ -6,7 +6,9 @@ from tests.functional.checks import check_op
 from tests.functional.strategies import distinct, poolings, values
 from xpcnn import functional as F
 from xpcnn.errors import DTypeError, ShapeError
+from xpcnn.functional import pooling
 from xpcnn.functional import reference as R
+from xpcnn.functional.channelwise import run
 from xpcnn.testing import numerical_gradient
 
 MAX = (F.max_pool2d, F.max_pool2d_backward), (R.max_pool2d, R.max_pool2d_backward)
@@ -34,6 +36,15 @@ def test_max_pool2d_sends_ties_to_the_first(backend, case):
     rng = case.rng()
     x = np.round(values(rng, case.x_shape, case.dtype))
     check_op(backend, *with_kernel(MAX, case.kernel), [x], layout=case.layout, rng=rng, **case.options)
+
+
+@given(case=poolings(dilated=True))
+def test_maxima_are_the_same_where_nothing_is_kept_for_backward(backend, case):
+    x = backend.asarray(values(case.rng(), case.x_shape, case.dtype))
+    over = pooling.geometry(case.kernel, **case.options)
+    y, _ = run((pooling.MaxPoolOp(over),), x, keep=False)
+    expected, _ = F.max_pool2d(x, case.kernel, **case.options)
+    assert np.array_equal(backend.to_numpy(y), backend.to_numpy(expected))
 
 
 @given(case=poolings())

@@ -165,7 +165,7 @@ def conv2d_backward(
     else:
         tasks, collect = _weight_tasks(backend, dy, x, weight, over, groups)
         if dx is not None:
-            tasks = _together(backend, input_tasks(backend, dy, weight, over, groups, dx), tasks)
+            tasks = input_tasks(backend, dy, weight, over, groups, dx) + tasks
     sums: Any = [], lambda: None
     if has_bias:
         sums = _bias_tasks(backend, dy)
@@ -175,18 +175,6 @@ def conv2d_backward(
 
 def _run(task: Task) -> None:
     task()
-
-
-def _together(backend: Backend, first: list[Task], second: list[Task]) -> list[Task]:
-    """Return pairs of tasks, which read dY at the same place one after the other, where they can be shared out so."""
-
-    def both(a: Task, b: Task) -> None:
-        a()
-        b()
-
-    if len(first) != len(second) or len(first) % backend.get_num_threads():
-        return first + second
-    return [lambda a=a, b=b: both(a, b) for a, b in zip(first, second, strict=True)]  # type: ignore[misc]
 
 
 def _work(weight: Array, over: Windows, n: int) -> float:

@@ -23,11 +23,13 @@ from xpcnn.functional.windows import Axis, Padding, Size, Windows, pair, windows
 def max_pool_forward(backend: Backend, x: Array, over: Windows, out: Array, keep: bool) -> Any:
     """Fill out (C, OH, OW, N) with the maxima over x (C, H, W, N) and return what the backward needs."""
     xp = backend.xp
+    if not keep:  # nobody asks who won
+        _fill_maxima(backend, x, over, out)
+        return None
     taps = _gather(backend, x, over)  # (T, C, OH, OW, N)
-    ahead = backend.empty((len(taps) - 1, *out.shape), bool) if keep else None
+    ahead = backend.empty((len(taps) - 1, *out.shape), bool)
     for left, right, matches in _rounds(taps):
-        if ahead is not None:
-            xp.greater(right, left, out=ahead[matches])
+        xp.greater(right, left, out=ahead[matches])
         is_final = matches.stop == len(taps) - 1
         xp.maximum(left, right, out=out[None] if is_final else left)
     if len(taps) == 1:
@@ -58,6 +60,16 @@ def max_pool_backward_from(backend: Backend, dy: Array, ahead: Any, over: Window
             xp.copyto(target, values)
         else:
             xp.add(target, values, out=target)
+
+
+def _fill_maxima(backend: Backend, x: Array, over: Windows, out: Array) -> None:
+    (there, pixels), *taps = _taps(over)
+    if out[:, there[0], there[1]].shape != out.shape:
+        backend.xp.copyto(out, -math.inf)
+    backend.xp.copyto(out[:, there[0], there[1]], x[:, pixels[0], pixels[1]])
+    for there, pixels in taps:
+        place = out[:, there[0], there[1]]
+        backend.xp.maximum(place, x[:, pixels[0], pixels[1]], out=place)
 
 
 def _gather(backend: Backend, x: Array, over: Windows) -> Array:
