@@ -4,8 +4,8 @@ Threads play until helpers have started, which takes a fraction of a second, and
 make the same calls over the same arrays: a replay gives the same bits whoever plays it.
 
 Medians on two cores of a Xeon (a virtual machine), ms per step without (XPCNN_PROCESSES=0) and with one helper:
-lenet5 6.2 and 4.3, deep3 40 and 36.6 (with 32 images 11.6 and 9.5), three-layer 14.6 and 13.3, vgg8 209 and 195,
-resnet20 287 and 268.
+lenet5 6.8 and 4.1, deep3 31 and 24 (with 32 images 10.4 and 6.8), three-layer 12.6 and 10.7, vgg8 172 and 150,
+resnet20 208 and 162.
 """
 
 from __future__ import annotations
