@@ -86,3 +86,15 @@ def test_other_kernels_and_dtypes_get_whole_products(backend, monkeypatch):
     backend.outer_sum(b[None, None], b[None, None, :16])
     monkeypatch.setattr(backend.blas, "_small", False)
     backend.matmul(a.astype(np.float32), b.astype(np.float32))
+
+
+@pytest.mark.parametrize(("m", "k", "n"), [(300, 130, 31), (31, 130, 301), (3, 1, 5), (1, 600_000, 2)])
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("given", [False, True])
+def test_products_cut_into_strips(backend, monkeypatch, m, k, n, threads, given):
+    monkeypatch.setattr(backend, "get_num_threads", lambda: threads)
+    a, b = normal(m, k), normal(n, k).T
+    out = backend.empty((m, n), "float32") if given else None
+    got = backend.matmul(a, b, out=out)
+    assert out is None or got is out
+    np.testing.assert_allclose(got, a.astype(float) @ b.astype(float), rtol=2e-4, atol=2e-2)

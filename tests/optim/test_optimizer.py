@@ -302,6 +302,24 @@ def test_gradient_sums_show_what_is_not_finite(backend, place, value):
     assert not np.isfinite([backend.to_numpy(total) for total in optimizer.gradient_sums()]).all()
 
 
+@pytest.mark.parametrize("place", [0, -1])
+def test_gradient_sums_made_in_parts_leave_nothing_out(backend, rng, monkeypatch, place):
+    monkeypatch.setattr(flat, "CHUNK", 32)
+    monkeypatch.setattr(backend, "get_num_threads", lambda: 3)
+    parameter = Parameter(backend.asarray(rng.normal(size=1000)))
+    optimizer = optim.SGD([parameter], 0.1)
+    gradient = rng.normal(size=1000)
+    parameter.accumulate(backend.asarray(gradient))
+    optimizer.collect()
+    (total,) = optimizer.gradient_sums()
+    assert float(backend.to_numpy(total)) == pytest.approx(gradient.sum(), rel=1e-12)
+    bad = np.zeros(1000)
+    bad[place] = np.nan
+    parameter.accumulate(backend.asarray(bad))
+    optimizer.collect()
+    assert np.isnan(backend.to_numpy(optimizer.gradient_sums()[0]))
+
+
 @pytest.mark.parametrize("when", [0, 2])
 def test_guard_leaves_everything_as_it_was(backend, make, when):
     members = parameters()

@@ -13,11 +13,6 @@ import numpy as np
 Array = np.ndarray[Any, Any]
 
 
-def strided(a: Array, shape: tuple[int, ...], strides: tuple[int, ...]) -> Array:
-    """Return a view of C-contiguous or strided `a` with other axes, from its first element on."""
-    return np.lib.stride_tricks.as_strided(a, shape, strides)
-
-
 def padded_rows(backend: Any, x: Array, over: Any, first: int, count: int) -> Array:
     """Return rows `first` to `first + count` of x (C, H, W, N) with zeros around as `over` pads it.
 
@@ -42,7 +37,7 @@ def fill_columns(backend: Any, x: Array, over: Any, rows: range, cols: Array) ->
     needed = (len(rows) - 1) * h.stride + h.extent
     image = padded_rows(backend, x, over, rows.start * h.stride - h.before, needed)
     c, y, z, n = image.strides
-    taps = strided(image, cols.shape, (c, y * h.dilation, z * w.dilation, y * h.stride, z * w.stride, n))
+    taps = backend.strided_view(image, cols.shape, (c, y * h.dilation, z * w.dilation, y * h.stride, z * w.stride, n))
     backend.xp.copyto(cols, taps)
 
 
@@ -51,4 +46,4 @@ def lower_rows(backend: Any, x: Array, over: Any, rows: range, lowered: Array) -
     h, w = over.h, over.w
     image = padded_rows(backend, x, over, rows.start * h.stride - h.before, lowered.shape[0])
     c, y, z, n = image.strides
-    backend.xp.copyto(lowered, strided(image, lowered.shape, (y, c, z * w.dilation, z * w.stride, n)))
+    backend.xp.copyto(lowered, backend.strided_view(image, lowered.shape, (y, c, z * w.dilation, z * w.stride, n)))

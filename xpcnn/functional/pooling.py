@@ -23,7 +23,7 @@ from xpcnn.functional.windows import Axis, Padding, Size, Windows, pair, windows
 def max_pool_forward(backend: Backend, x: Array, over: Windows, out: Array, keep: bool) -> Any:
     """Fill out (C, OH, OW, N) with the maxima over x (C, H, W, N) and return what the backward needs."""
     xp = backend.xp
-    if not keep:  # nobody asks who won
+    if not keep:
         _fill_maxima(backend, x, over, out)
         return None
     taps = _gather(backend, x, over)  # (T, C, OH, OW, N)
@@ -63,6 +63,7 @@ def max_pool_backward_from(backend: Backend, dy: Array, ahead: Any, over: Window
 
 
 def _fill_maxima(backend: Backend, x: Array, over: Windows, out: Array) -> None:
+    """Compare taps where they lie: one pass less than the knock-out, which copies them first to keep who won."""
     (there, pixels), *taps = _taps(over)
     if out[:, there[0], there[1]].shape != out.shape:
         backend.xp.copyto(out, -math.inf)
