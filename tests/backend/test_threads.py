@@ -1,4 +1,5 @@
 import os
+import queue
 import threading
 
 import numpy as np
@@ -13,6 +14,7 @@ from xpcnn import models, nn
 from xpcnn.backend import threads
 from xpcnn.backend.threads import Blas, ThreadPool
 from xpcnn.errors import ConfigError
+from xpcnn.nn.module import keeps_caches
 from xpcnn.testing import assert_close
 
 
@@ -25,7 +27,7 @@ def blas_threads():
 def pool(monkeypatch):
     """A pool of four threads, however many cores there are."""
     monkeypatch.setattr(threads, "_usable_cores", lambda: 4)
-    pool = ThreadPool(Blas())
+    pool = ThreadPool()
     pool.size = 4
     return pool
 
@@ -86,6 +88,71 @@ def test_a_task_works_alone(numbers):
     assert not backend.pool.inside
 
 
+def test_its_threads_know_nothing_of_who_came_first(pool):
+    """A free-threaded Python starts threads in their maker's context: the pool's would keep its switches for ever."""
+    seen = []
+
+    def look(task):
+        meeting.wait()
+        seen.append((np.geterr()["over"], keeps_caches()))
+
+    usual = np.geterr()["over"], keeps_caches()
+    meeting = threading.Barrier(4, timeout=30)
+    with np.errstate(over="ignore" if usual[0] != "ignore" else "call"), xpcnn.no_grad():
+        pool.run(look, range(4))
+    assert sorted(seen, key=usual.__eq__)[1:] == [usual] * 3  # the caller's own thread is the fourth
+
+
+@pytest.mark.parametrize("locked", [True, False])
+def test_who_waits_looks_only_where_that_keeps_nobody_from_running(monkeypatch, locked):
+    class Messages(queue.SimpleQueue):
+        looks = 0
+
+        def empty(self):
+            Messages.looks += 1
+            if Messages.looks == 3:
+                self.put("late")
+            return super().empty()
+
+    monkeypatch.setattr(threads, "has_lock", lambda: locked)
+    messages = Messages()
+    messages.put("early")
+    assert threads._get(messages) == "early"
+    assert Messages.looks == (0 if locked else 1)
+    if not locked:
+        assert threads._get(messages) == "late"
+        assert Messages.looks == 3
+    later = threading.Timer(0.05, messages.put, ["later"])  # long after the last look
+    later.start()
+    assert threads._get(messages) == "later"
+    assert Messages.looks <= 3 + threads.GLANCES
+
+
+def test_work_for_two_begins_earlier_without_the_lock(monkeypatch):
+    worth = []
+    for locked in (True, False):
+        monkeypatch.setattr(threads, "has_lock", lambda locked=locked: locked)
+        worth.append(ThreadPool().worth)
+    assert worth[0] == 5 * worth[1]
+
+
+def test_a_free_threaded_python_stays_free():
+    """No module of the package brings the lock back."""
+    if threads.has_lock():
+        pytest.skip("this Python has the lock")
+    code = """
+import importlib, pkgutil, sys, warnings
+warnings.simplefilter("error")
+import xpcnn
+for module in pkgutil.walk_packages(xpcnn.__path__, "xpcnn."):
+    if not module.name.endswith(("__main__", "partner_worker")):
+        importlib.import_module(module.name)
+import safetensors, threadpoolctl
+print(sys._is_gil_enabled())
+"""
+    assert python(code) == "False"
+
+
 def test_nested_work_is_done(pool):
     done = []
     pool.run(lambda outer: pool.run(lambda inner: done.append((outer, inner)), range(5)), range(5))
@@ -116,14 +183,17 @@ def two_blas_threads():
         yield blas_threads()
 
 
-def test_blas_is_held_while_it_works_and_set_back(pool, two_blas_threads):
-    before = two_blas_threads
+@pytest.mark.parametrize("work", [0.0, 1e12])
+def test_blas_is_held_while_products_are_made_and_set_back(two_blas_threads, work):
+    before, backend = two_blas_threads, xpcnn.get_backend()
     seen = []
-    pool.run(lambda task: seen.append(blas_threads()), range(8))
+    backend.parallel(lambda task: seen.append(blas_threads()), range(8), work)
     assert all(threads == [1] * len(before) for threads in seen)
     assert blas_threads() == before
+    backend.parallel(lambda task: seen.append(blas_threads()), range(8), work, products=False)
+    assert seen[8:] == [before] * 8
     with pytest.raises(ZeroDivisionError):
-        pool.run(lambda task: 1 // 0, range(8))
+        backend.parallel(lambda task: 1 // 0, range(8), work)
     assert blas_threads() == before
 
 
@@ -199,7 +269,7 @@ class TestNumber:
     def test_same_number_same_bits(self, numbers, rng, monkeypatch, dtype):
         """For one number of threads a step gives the same bits each time; for another it differs by rounding alone."""
         monkeypatch.setattr(threads, "_usable_cores", lambda: 4)
-        monkeypatch.setattr("xpcnn.backend.numpy.WORTH_A_THREAD", 1.0)
+        monkeypatch.setattr(xpcnn.get_backend().pool, "worth", 1.0)
         x = values(rng, (16, 3, 32, 32), dtype)
         results = {}
         for number in (1, 2, 3, 1, 2, 3):

@@ -124,18 +124,21 @@ class TestModes:
         layer = nn.Tanh()
         x = backend.asarray(values(rng, (2, 3), "float32"))
         kept = []
+        inside = threading.Event()
 
         def elsewhere():
+            inside.wait(30)
             layer(x)
             kept.append(len(layer._kept))
 
+        thread = threading.Thread(target=elsewhere)
+        thread.start()  # a free-threaded Python's begins with a copy of its maker's context
         with nn.no_grad():
             with nn.no_grad():
                 layer(x)
             layer(x)
             assert layer._kept == []
-            thread = threading.Thread(target=elsewhere)
-            thread.start()
+            inside.set()
             thread.join()
         assert kept == [1]
         layer(x)

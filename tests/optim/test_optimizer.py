@@ -49,7 +49,7 @@ def test_chunks_and_threads_do_not_change_a_bit(make, monkeypatch):
     whole = parameters(shapes=[(300, 7), (50,)])
     train(make(whole), whole, range(3))
     monkeypatch.setattr(flat, "CHUNK", 64)
-    monkeypatch.setattr("xpcnn.backend.numpy.WORTH_A_THREAD", 0)
+    monkeypatch.setattr(get_backend().pool, "worth", 0)
     set_num_threads(2)
     pieces = parameters(shapes=[(300, 7), (50,)])
     optimizer = make(pieces)

@@ -118,10 +118,13 @@ class Backend:
         """Say whether `parallel` gives tasks of so much work to several threads."""
         return False
 
-    def parallel(self, function: Callable[[Any], None], tasks: Sequence[Any], work: float = 0.0) -> None:
+    def parallel(
+        self, function: Callable[[Any], None], tasks: Sequence[Any], work: float = 0.0, products: bool = True
+    ) -> None:
         """Call `function(task)` for every task, on all threads where that pays.
 
-        `work` is the whole cost in elementary operations; small work stays in the calling thread.
+        `work` is the whole cost in elementary operations; small work stays in the calling thread. Without `products`
+        among it, BLAS need not be held to one thread meanwhile.
         """
         for task in tasks:
             function(task)

@@ -16,7 +16,7 @@ from xpcnn.backend.base import Backend
 from xpcnn.backend.memory import BlockPool, aligned, trim
 from xpcnn.backend.partner import Partners
 from xpcnn.backend.spans import spans
-from xpcnn.backend.threads import WORTH_A_THREAD, Blas, ThreadPool
+from xpcnn.backend.threads import Blas, ThreadPool, has_lock
 from xpcnn.errors import DTypeError
 
 # OpenBLAS itself keeps products below this many multiply-adds in one thread (interface/gemm.c), so they need no hold.
@@ -27,8 +27,9 @@ SHARED_PRODUCT = 1e6
 
 # The working set of a slab of channels. Threads wait for each other at every call and want few of them; a helper
 # process has nobody to wait for, and a quarter lies in a core's own cache. Measured on two cores, ms per step:
-# lenet5 with threads 6.0 (7.3 with the smaller), with a helper 4.8 (4.5 with the smaller).
-SLAB_BYTES, SLAB_BYTES_OF_HELPERS = 1 << 21, 1 << 19
+# lenet5 with threads 6.0 (7.3 with the smaller), with a helper 4.8 (4.5 with the smaller). Threads without a lock are
+# between the two: max-pooling 128x64x28x28 takes 5.1, 4.3 and 4.7 with these three.
+SLAB_BYTES, SLAB_BYTES_WITHOUT_LOCK, SLAB_BYTES_OF_HELPERS = 1 << 21, 1 << 20, 1 << 19
 
 # Geometries whose padded buffers a thread keeps.
 BORDERED_KEPT = 64
@@ -50,13 +51,13 @@ class NumpyBackend(Backend):
 
     def __init__(self) -> None:
         self.blas = Blas()
-        self.pool = ThreadPool(self.blas)
+        self.pool = ThreadPool()
         self.blocks = BlockPool()
         self.partners = Partners(self.pool)
         self._local = threading.local()
         self._work = threading.local()  # what `scratch` and `bordered` keep
-        self._slab_bytes: int | None = SLAB_BYTES
-        self._recorders = 0
+        self._slab_bytes: int | None = SLAB_BYTES if has_lock() else SLAB_BYTES_WITHOUT_LOCK
+        self._recorders: list[Any] = []  # of all threads
 
     @property
     def slab_bytes(self) -> int | None:
@@ -152,18 +153,17 @@ class NumpyBackend(Backend):
         self.pool.size = n
 
     def shares(self, work: float) -> bool:
-        return work >= WORTH_A_THREAD and self.get_num_threads() > 1
+        return work >= self.pool.worth and self.get_num_threads() > 1
 
-    def parallel(self, function: Callable[[Any], None], tasks: Sequence[Any], work: float = 0.0) -> None:
-        if work < WORTH_A_THREAD or len(tasks) < 2 or self.pool.inside:
-            self.blas.hold()
-            try:
+    def parallel(
+        self, function: Callable[[Any], None], tasks: Sequence[Any], work: float = 0.0, products: bool = True
+    ) -> None:
+        with self.blas.single() if products else contextlib.nullcontext():
+            if work < self.pool.worth or len(tasks) < 2 or self.pool.inside:
                 for task in tasks:
                     function(task)
-            finally:
-                self.blas.release()
-        else:
-            self.pool.run(function, tasks)
+            else:
+                self.pool.run(function, tasks)
 
     def matmul(self, a: Any, b: Any, out: Any = None) -> Any:
         m, k = a.shape[-2:]

@@ -19,7 +19,6 @@ from xpcnn.backend.encoding import refill
 from xpcnn.backend.memory import Block, BlockPool, aligned
 from xpcnn.backend.regions import WORTH_A_HAND_OVER, Link, Region, Tape, play
 from xpcnn.backend.shared import Arena, empty_like
-from xpcnn.backend.threads import WORTH_A_THREAD
 from xpcnn.errors import BackendError
 
 if TYPE_CHECKING:
@@ -105,9 +104,11 @@ def recorder(backend: NumpyBackend) -> Any:
                 self.buffers[key] = self.zeros(shape, dtype)
             return self.buffers[key]
 
-        def parallel(self, function: Callable[[Any], None], tasks: Sequence[Any], work: float = 0.0) -> None:
+        def parallel(
+            self, function: Callable[[Any], None], tasks: Sequence[Any], work: float = 0.0, products: bool = True
+        ) -> None:
             threads = min(self.get_num_threads(), len(tasks))
-            least = WORTH_A_THREAD / 4 if self.arena is None else WORTH_A_HAND_OVER
+            least = backend.pool.worth / 4 if self.arena is None else WORTH_A_HAND_OVER
             if self.worker is not None or threads < 2 or work < least:
                 for task in tasks:
                     function(task)
@@ -222,9 +223,9 @@ class _Place:
 def recording(backend: NumpyBackend, recorder: Any) -> Iterator[None]:
     """Let this thread's operations go to `recorder` for the length of a `with` block."""
     backend._local.recorder = recorder
-    backend._recorders += 1
+    backend._recorders.append(recorder)
     try:
         yield
     finally:
-        backend._recorders -= 1
+        backend._recorders.remove(recorder)
         backend._local.recorder = None

@@ -18,7 +18,7 @@ from typing import Any
 from xpcnn.backend.encoding import Cannot, Encoder
 from xpcnn.backend.partner import Partner, Partners
 from xpcnn.backend.shared import Arena
-from xpcnn.backend.threads import WORTH_A_THREAD, ThreadPool
+from xpcnn.backend.threads import ThreadPool
 
 Tape = list[tuple[Callable[..., Any], tuple[Any, ...]]]
 
@@ -48,7 +48,7 @@ class Region:
         self.pool, self.tapes, self.work = pool, tapes, work
 
     def __call__(self) -> None:
-        if self.work < WORTH_A_THREAD / 4:
+        if self.work < self.pool.worth / 4:
             for tape in self.tapes:
                 play(tape)
         else:

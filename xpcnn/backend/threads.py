@@ -1,7 +1,11 @@
-"""A small thread pool for work that leaves Python's lock alone, and the hold on BLAS while it runs.
+"""A small thread pool for work that leaves Python's lock alone, and the hold on BLAS while it multiplies.
 
 NumPy lets other threads run inside its loops and products, so two threads with a tile each use two cores. BLAS is
 held to one thread meanwhile: its own threads would spin on the cores that the pool uses.
+
+Where Python has no such lock (free-threaded builds, python3.14t) threads do not meet between NumPy's calls, and whoever
+waits for another may look again and again for a moment before it sleeps, in nobody's way: to wake a thread takes 50 to
+100 microseconds. Work for two threads then begins at a fifth of the size. `bench/run.py` measures both builds.
 """
 
 from __future__ import annotations
@@ -9,15 +13,25 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
+import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextvars import Context
 from typing import Any
 
 from xpcnn.backend.products import KERNELS
 from xpcnn.errors import ConfigError
 
-# Below this many elementary operations, waking a thread (some 50 to 100 microseconds) costs more than it saves.
-WORTH_A_THREAD = 1.5e6
+# Below this many elementary operations another thread costs more than it saves: where it must be woken (some 50 to 100
+# microseconds), and where it is awake, looking out for work.
+WORTH_WAKING, WORTH_TELLING = 1.5e6, 3e5
+GLANCES = 5000  # looks before who waits goes to sleep, some 200 microseconds
+
+
+def has_lock() -> bool:
+    """Whether Python's lock lets one thread run at a time; an extension may ask for it in a free-threaded Python."""
+    return getattr(sys, "_is_gil_enabled", lambda: True)()
 
 
 class Blas:
@@ -94,27 +108,36 @@ class _Job:
 
     def __init__(self, function: Callable[[Any], None], tasks: Sequence[Any]) -> None:
         self.function = function
-        self.tasks = iter(tasks)
+        self.tasks = deque(tasks)
         self.done: queue.SimpleQueue[None] = queue.SimpleQueue()
         self.error: BaseException | None = None
 
     def work(self, local: threading.local) -> None:
-        function = self.function
+        function, take = self.function, self.tasks.popleft
         try:
             with _inside(local):
-                for task in self.tasks:
+                while True:
+                    try:
+                        task = take()
+                    except IndexError:
+                        return
                     function(task)
         except BaseException as error:
             self.error = error
-            for _ in self.tasks:  # the other threads stop at their next task
-                pass
+            self.tasks.clear()  # the other threads stop at their next task
 
 
 class ThreadPool:
-    """Threads made at first use, per process and again after a fork; the caller is one of them."""
+    """Threads made at first use, per process and again after a fork; the caller is one of them.
 
-    def __init__(self, blas: Blas) -> None:
-        self.blas = blas
+    Attributes
+    ----------
+    worth : float
+        Elementary operations from which several threads pay.
+    """
+
+    def __init__(self) -> None:
+        self.worth = WORTH_WAKING if has_lock() else WORTH_TELLING
         self._size: int | None = None
         self._busy = threading.Lock()
         self._jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
@@ -155,40 +178,48 @@ class ThreadPool:
     def run(self, function: Callable[[Any], None], tasks: Sequence[Any]) -> None:
         """Call `function` with every task; whoever else uses the pool meanwhile works alone."""
         helpers = min(self.size, len(tasks)) - 1
-        self.blas.hold()
+        if helpers < 1 or self.inside or not self._busy.acquire(blocking=False):
+            with _inside(self._local):
+                for task in tasks:
+                    function(task)
+            return
         try:
-            if helpers < 1 or self.inside or not self._busy.acquire(blocking=False):
-                with _inside(self._local):
-                    for task in tasks:
-                        function(task)
-                return
-            try:
-                self._run(function, tasks, helpers)
-            finally:
-                self._busy.release()
+            self._run(function, tasks, helpers)
         finally:
-            self.blas.release()
+            self._busy.release()
 
     def _run(self, function: Callable[[Any], None], tasks: Sequence[Any], helpers: int) -> None:
         while self._started < helpers:
-            threading.Thread(target=_serve, args=(self._jobs, self._local), name="xpcnn", daemon=True).start()
+            # In a context of its own: it serves whoever comes, not who happened to come first.
+            serve = Context().run, _serve, self._jobs, self._local
+            threading.Thread(target=serve[0], args=serve[1:], name="xpcnn", daemon=True).start()
             self._started += 1
         job = _Job(function, tasks)
         for _ in range(helpers):
             self._jobs.put(job)
         job.work(self._local)
         for _ in range(helpers):
-            job.done.get()
+            _get(job.done)
         if job.error is not None:
             raise job.error
 
 
 def _serve(jobs: queue.SimpleQueue[_Job], local: threading.local) -> None:
     while True:
-        job = jobs.get()
+        job = _get(jobs)
         job.work(local)
         job.done.put(None)
         del job  # an idle thread keeps no arrays alive
+
+
+def _get(messages: queue.SimpleQueue[Any]) -> Any:
+    """Return the next message: at first by looking for it, where that keeps nobody from running, then asleep."""
+    if not has_lock():
+        is_empty = messages.empty
+        for _ in range(GLANCES):
+            if not is_empty():
+                break
+    return messages.get()
 
 
 def _usable_cores() -> int:

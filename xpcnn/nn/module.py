@@ -21,7 +21,10 @@ _trace: ContextVar[list[tuple[Module, Array, Array]] | None] = ContextVar("xpcnn
 
 @contextlib.contextmanager
 def no_grad() -> Iterator[None]:
-    """Let forward keep nothing for backward, in this thread or task, for the length of a `with` block."""
+    """Let forward keep nothing for backward, in this thread or task, for the length of a `with` block.
+
+    Threads that a free-threaded Python starts inside of it begin with it, as with every context variable.
+    """
     token = _gradients.set(False)
     try:
         yield
