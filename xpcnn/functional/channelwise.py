@@ -2,12 +2,15 @@
 
 A chain such as batch norm, max-pool, ReLU passes over the same numbers many times. Cut into slabs of channels that
 fit a core's cache, every pass but the first and the last finds its numbers there, and the slabs are shared out to
-the threads. A backend without caches to mind (`slab_bytes` None) takes all channels as one slab.
+the threads. Few channels (three over two threads) are cut into bands of rows as well, where each operation lets them. A
+backend without caches to mind (`slab_bytes` None) takes all channels as one slab.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any, ClassVar, NamedTuple
 
 from xpcnn.backend import Array, Backend, backend_of
@@ -17,6 +20,9 @@ from xpcnn.functional.layout import batch_first, batch_last, check_backend, chec
 from xpcnn.functional.precision import cast_batch, is_narrow, wide
 
 Shape = tuple[int, ...]
+
+# Share of the work by which whole channels may make threads uneven.
+UNEVEN = 0.1
 
 
 class ChannelOp:
@@ -36,6 +42,8 @@ class ChannelOp:
         operation is neither the first nor the last of a chain.
     passes : int
         About how often forward reads or writes every number, to judge whether threads pay.
+    multiplies : bool
+        Whether it sums by products of matrices.
     """
 
     arrays: Sequence[Array] = ()
@@ -45,10 +53,15 @@ class ChannelOp:
     dx_is_dy: ClassVar[bool] = False
     gradient: Array = None
     passes: ClassVar[int] = 2
+    multiplies: ClassVar[bool] = False
 
     def out_shape(self, shape: Shape) -> Shape:
         """Return the shape of the result for a batch-last input shape; raise ShapeError for one that does not fit."""
         return shape
+
+    def row_step(self, shape: Shape) -> int:
+        """Return the multiple of rows of an image (C, H, W, N) at which they may be kept apart too; 0 where nowhere."""
+        return 1 if self.elementwise and not len(self.arrays) else 0
 
     def forward(self, backend: Backend, x: Array, channels: slice, out: Array, keep: bool) -> Any:
         """Fill `out` from `x`, the slab `channels` of the whole, and return the cache where `keep` is set."""
@@ -59,6 +72,28 @@ class ChannelOp:
         raise NotImplementedError
 
 
+class Slab(NamedTuple):
+    """Some channels of every array of a chain, and of `all_bands` equal bands of its rows those in `bands`."""
+
+    channels: slice
+    bands: range = range(1)
+    all_bands: int = 1
+
+    def of(self, a: Array) -> Array:
+        """Return its part of an array (C, H, W, N) or (D, N) as a view."""
+        if self.all_bands == 1:
+            return a[self.channels]
+        rows = a.shape[1] // self.all_bands
+        return a[self.channels, rows * self.bands.start : rows * self.bands.stop]
+
+    def shape(self, whole: Shape) -> Shape:
+        """Return the shape of its part of an array."""
+        channels = self.channels.stop - self.channels.start
+        if self.all_bands == 1:
+            return channels, *whole[1:]
+        return channels, whole[1] // self.all_bands * len(self.bands), *whole[2:]
+
+
 class ChainCache(NamedTuple):
     """What a chain keeps: its operations, the shapes between them, and each slab's caches."""
 
@@ -66,7 +101,7 @@ class ChainCache(NamedTuple):
     ops: Sequence[ChannelOp]
     shapes: list[Shape]
     dtype: Any
-    slabs: list[slice]
+    slabs: Sequence[Slab]
     caches: list[list[Any]]
     narrow: Any = None  # the dtype outside, where that is float16
 
@@ -106,23 +141,24 @@ def run(ops: Sequence[ChannelOp], x: Array, *, keep: bool = True, reuse: bool = 
     while not keep and in_place and ops[in_place - 1].elementwise:
         in_place -= 1
     y = x if reuse and in_place == 0 else backend.empty(shapes[-1], x.dtype)
-    slabs = _slabs(backend, shapes, x.dtype.itemsize)
+    slabs = _slabs(backend, ops, shapes, x.dtype.itemsize)
     cache = ChainCache(backend, ops, shapes, x.dtype, slabs, [[] for _ in slabs])
     last = len(ops) - 1
 
     def work(index: int) -> None:
-        channels, a = slabs[index], x[slabs[index]]
+        slab = slabs[index]
+        a = slab.of(x)
         for i, op in enumerate(ops):
             if i >= min(last, in_place - 1):
-                out = y[channels]
+                out = slab.of(y)
             elif keep and (op.keeps_output or ops[i + 1].keeps_input):
-                out = backend.empty((a.shape[0], *shapes[i + 1][1:]), x.dtype)
+                out = backend.empty(slab.shape(shapes[i + 1]), x.dtype)
             else:
-                out = backend.scratch(f"slab{i % 2}", (a.shape[0], *shapes[i + 1][1:]), x.dtype)
-            cache.caches[index].append(op.forward(backend, a, channels, out, keep))
+                out = backend.scratch(f"slab{i % 2}", slab.shape(shapes[i + 1]), x.dtype)
+            cache.caches[index].append(op.forward(backend, a, slab.channels, out, keep))
             a = out
 
-    backend.parallel(work, range(len(slabs)), float(x.size) * sum(op.passes for op in ops))
+    _share(backend, work, cache, x.size)
     return batch_first(y), cache
 
 
@@ -144,21 +180,28 @@ def run_backward(dy: Array, cache: ChainCache) -> Array:
     dx = backend.empty(shapes[0], dtype)
 
     def work(index: int) -> None:
-        channels, a = slabs[index], dy[slabs[index]]
+        slab = slabs[index]
+        a = slab.of(dy)
         for i in range(len(ops) - 1, -1, -1):
             if ops[i].dx_is_dy:
                 continue
             if i == 0:
-                out = dx[channels]
+                out = slab.of(dx)
             elif ops[i - 1].dx_is_dy:
-                out = ops[i - 1].gradient[channels]
+                out = slab.of(ops[i - 1].gradient)
             else:
-                out = backend.scratch(f"slab{i % 2}", (a.shape[0], *shapes[i][1:]), dtype)
-            ops[i].backward(backend, a, caches[index][i], channels, out)
+                out = backend.scratch(f"slab{i % 2}", slab.shape(shapes[i]), dtype)
+            ops[i].backward(backend, a, caches[index][i], slab.channels, out)
             a = out
 
-    backend.parallel(work, range(len(slabs)), float(dx.size) * sum(op.passes for op in ops))
+    _share(backend, work, cache, dx.size)
     return batch_first(dx)
+
+
+def _share(backend: Backend, work: Callable[[int], None], cache: ChainCache, size: int) -> None:
+    """Do `work` for each slab."""
+    cost = float(size) * sum(op.passes for op in cache.ops)
+    backend.parallel(work, range(len(cache.slabs)), cost, any(op.multiplies for op in cache.ops))
 
 
 def _check_arrays(x: Array, arrays: Sequence[Array]) -> None:
@@ -169,18 +212,39 @@ def _check_arrays(x: Array, arrays: Sequence[Array]) -> None:
             raise DTypeError(f"x: expected dtype {array.dtype} like the parameters, got {x.dtype}; convert one of them")
 
 
-def _slabs(backend: Backend, shapes: list[Shape], itemsize: int) -> list[slice]:
+def _slabs(backend: Backend, ops: Sequence[ChannelOp], shapes: list[Shape], itemsize: int) -> Sequence[Slab]:
     """Cut the channels so that the largest array of a slab takes about `slab_bytes`, and for each thread as many.
 
     What would make slabs of a quarter of that is not worth a second thread.
     """
     channels = shapes[0][0]
     if backend.slab_bytes is None:
-        return [slice(0, channels)]
+        return [Slab(slice(0, channels))]
     total = max(_size(shape) for shape in shapes) * itemsize
     threads = backend.get_num_threads() if 4 * total > backend.slab_bytes else 1
-    count = min(channels, -(-total // (backend.slab_bytes * threads)) * threads)
-    return [slice(part.start, part.stop) for part in spans(channels, count)]
+    count = -(-total // (backend.slab_bytes * threads)) * threads
+    uneven = -channels % threads > UNEVEN * channels
+    return _cut(channels, _bands(ops, shapes) if uneven or count > channels else 1, count, threads)
+
+
+@lru_cache(maxsize=256)
+def _cut(channels: int, all_bands: int, count: int, threads: int) -> Sequence[Slab]:
+    bands = spans(all_bands, -(-count // max(1, min(channels, count // threads))))
+    parts = spans(channels, -(-count // len(bands)))
+    return [Slab(slice(part.start, part.stop), band, all_bands) for part in parts for band in bands]
+
+
+def _bands(ops: Sequence[ChannelOp], shapes: list[Shape]) -> int:
+    """Return into how many bands of rows all arrays of a chain may be cut."""
+    if len(shapes[0]) != 4:
+        return 1
+    bands = shapes[0][1]
+    for op, shape in zip(ops, shapes, strict=False):
+        step = op.row_step(shape)
+        if not step:
+            return 1
+        bands = math.gcd(bands, shape[1] // step)
+    return bands
 
 
 def _size(shape: Shape) -> int:

@@ -69,6 +69,7 @@ class BatchNormOp(ChannelOp):
     """Batch norm of a slab of channels; running statistics and gradients are written to the slab's part of them."""
 
     keeps_input = True
+    multiplies = True
     passes = 6
 
     def __init__(

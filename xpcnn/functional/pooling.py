@@ -120,6 +120,9 @@ class MaxPoolOp(ChannelOp):
     def out_shape(self, shape: Shape) -> Shape:
         return _pooled(self.geometry, shape)
 
+    def row_step(self, shape: Shape) -> int:
+        return _row_step(self.geometry(shape).h)
+
     def forward(self, backend: Backend, x: Array, channels: slice, out: Array, keep: bool) -> Any:
         over = self.geometry(x.shape)
         return over, max_pool_forward(backend, x, over, out, keep)
@@ -139,6 +142,9 @@ class AvgPoolOp(ChannelOp):
 
     def out_shape(self, shape: Shape) -> Shape:
         return _pooled(self.geometry, shape)
+
+    def row_step(self, shape: Shape) -> int:
+        return _row_step(self.geometry(shape).h)
 
     def forward(self, backend: Backend, x: Array, channels: slice, out: Array, keep: bool) -> Any:
         over = self.geometry(x.shape)
@@ -271,6 +277,11 @@ def geometry(
 
 def _pooled(over: Callable[[Shape], Windows], shape: Shape) -> Shape:
     return shape[0], *over(shape).out, shape[-1]
+
+
+def _row_step(h: Axis) -> int:
+    """Return the stride where windows stand side by side and fill the image: its rows may then be kept apart."""
+    return h.stride if h.extent == h.stride and not h.before and h.out * h.stride == h.size else 0
 
 
 Place = tuple[slice, slice]  # along (height, width)

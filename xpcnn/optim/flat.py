@@ -149,7 +149,7 @@ class Flat:
             part = self.grad[parts[index].start : parts[index].stop]
             backend.xp.sum(part, out=self._sums[index, ...], **dtype)
 
-        backend.parallel(add_up, range(len(parts)), float(self.size))
+        backend.parallel(add_up, range(len(parts)), float(self.size), products=False)
         return self._sums[0, ...] if len(parts) == 1 else backend.xp.sum(self._sums, out=self._sum)
 
     def guard(self, ok: Array, identity: Array) -> None:
@@ -190,7 +190,7 @@ class Flat:
         if len(self.chunks) == 1:
             run(self.chunks[0])
         else:
-            backend.parallel(run, self.chunks, work * self.size)
+            backend.parallel(run, self.chunks, work * self.size, products=False)
 
 
 def _widen(backend: Backend, data: Array, grad: Array, master: Array, slope: Array) -> None:
