@@ -25,6 +25,10 @@ class Environment:
 NEWER = ("3.12", "3.11", "3.13")
 ENVIRONMENTS = {
     "xpcnn": Environment(NEWER, ("numpy>=2", "threadpoolctl", "safetensors", "tqdm", "matplotlib")),
+    # Its safetensors is the first with wheels for a Python without the lock.
+    "xpcnn-free-threaded": Environment(
+        ("3.14t",), ("numpy>=2", "threadpoolctl", "safetensors>=0.9.0rc1", "tqdm", "matplotlib")
+    ),
     "torch": Environment(NEWER, ("torch==2.13.0", "numpy>=2")),
     "jax": Environment(NEWER, ("jax[cpu]", "numpy>=2")),
     # Chainer's last release: it needs NumPy below 1.24 (np.bool) and pkg_resources, which newer setuptools has dropped.

@@ -25,24 +25,32 @@ PATH = re.compile(r"(?:/[\w.+@-]+){2,}")  # results are published: no folder of 
 LEAST_WATCHED = 0.2  # seconds of all cores: below, the clock of /proc, a hundredth of a second, says too little
 DISTURBED = 0.1  # share of the machine above which other programs make a figure doubtful
 HUGE = str(1 << 30)
+FREE = "xpcnn-free-threaded"
 KEPT_VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "SYSTEMROOT", "BENCH_TRACEBACK")
 
 
 @dataclass(frozen=True)
 class Peer:
-    """A library as it is run here. `module` names its file in peers/ and its environment."""
+    """A library as it is run here. `module` names its file in peers/, `home` its environment where that differs."""
 
     name: str
     module: str
     environment: Mapping[str, str] = field(default_factory=dict)
     about: str = ""
     kinds: tuple[str, ...] = ("train", "inference", "conv", "pool")  # of workloads that it can do
+    home: str = ""
+    free_threaded: bool = False  # whether it is to run on a Python without the lock
+
+    def python(self, interpreters: Mapping[str, str]) -> str:
+        """The interpreter that runs it."""
+        return interpreters[self.home or self.module]
 
 
 PEERS = {
     peer.name: peer
     for peer in (
         Peer("xpcnn", "xpcnn", about="this library, NumPy backend"),
+        Peer(FREE, "xpcnn", about="this library on a free-threaded Python", home=FREE, free_threaded=True),
         Peer("torch", "torch", about="PyTorch eager, best of its variants"),
         Peer(
             "torch-malloc",
@@ -264,13 +272,13 @@ def milliseconds(seconds: float) -> str:
 
 
 def interpreters(given: list[str], environments: Path | None) -> dict[str, str]:
-    """The Python of each peer's module: `NAME=PATH` as given, else its environment, else the one that runs this."""
-    found = dict.fromkeys((peer.module for peer in PEERS.values()), sys.executable)
+    """The Python of each environment: `NAME=PATH` as given, else the environment's, else the one that runs this."""
+    found = dict.fromkeys((peer.home or peer.module for peer in PEERS.values()), sys.executable)
     if environments is not None:
-        for module in found:
-            candidate = environments / module / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+        for home in found:
+            candidate = environments / home / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
             if candidate.exists():
-                found[module] = str(candidate)
+                found[home] = str(candidate)
     for item in given:
         name, separator, path = item.partition("=")
         if not separator or name not in found:

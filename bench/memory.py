@@ -82,7 +82,7 @@ def measure_cases(names: list[str], pythons: dict[str, str], threads: int) -> li
         row: dict[str, Any] = {"case": case.name, "limit": case.limit, "peers": {}, "skipped": {}}
         for name in names:
             try:
-                ways = every_way(PEERS[name], pythons[PEERS[name].module], threads, case)
+                ways = every_way(PEERS[name], PEERS[name].python(pythons), threads, case)
             except PeerError as error:
                 row["skipped"][name] = str(error)
                 continue
@@ -108,7 +108,7 @@ def measure_growth(pythons: dict[str, str], threads: int) -> dict[str, Any]:
             points = []
             for case in cases:
                 try:
-                    found = peak(PEERS[name], pythons[PEERS[name].module], threads, case)
+                    found = peak(PEERS[name], PEERS[name].python(pythons), threads, case)
                 except PeerError as error:
                     print(f"{sweep} {case.name}: {name} skipped: {error}", flush=True)
                     break

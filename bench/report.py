@@ -11,7 +11,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import harness
-from harness import DISTURBED, milliseconds
+from harness import DISTURBED, FREE, milliseconds
 
 
 def warnings(row: dict[str, Any]) -> list[str]:
@@ -57,6 +57,8 @@ def cells(row: dict[str, Any], others: list[str]) -> list[str]:
         f"{row['goal']:.1f}",
         met,
     ]
+    free = row.get("ratios_free_threaded", {}).get("torch")
+    line += [f"{milliseconds(peers[FREE]['median_seconds'])} ({free['median']:.2f})" if free else "-"]
     line += [f"{milliseconds(peers[n]['median_seconds']) if n in peers else '-'} ({ratio(n)})" for n in others]
     floor = row.get("floor_seconds")
     if floor:
@@ -74,14 +76,24 @@ def summary(row: dict[str, Any]) -> str:
 
 
 def heading(others: list[str], with_floor: bool) -> list[str]:
-    first = ["workload", "xpcnn ms", "torch ms", "torch's way", "ratio", "range", "goal", "met"]
+    first = [
+        "workload",
+        "xpcnn ms",
+        "torch ms",
+        "torch's way",
+        "ratio",
+        "range",
+        "goal",
+        "met",
+        "free-threaded ms (ratio)",
+    ]
     return first + [f"{name} ms (ratio)" for name in others] + (["floor ms", "floor/ours"] if with_floor else [])
 
 
 def whole(rows: list[dict[str, Any]]) -> str:
     """The table of all rows."""
     found = dict.fromkeys(name for row in rows for name in row["peers"])
-    others = [name for name in harness.PEERS if name in found and name not in ("xpcnn", "torch")]
+    others = [name for name in harness.PEERS if name in found and name not in ("xpcnn", FREE, "torch")]
     with_floor = any("floor_seconds" in row for row in rows)
     return harness.table([heading(others, with_floor), *(cells(row, others) for row in rows)])
 

@@ -29,7 +29,7 @@ import harness
 import report
 import workloads as w
 from environments import default_folder
-from harness import DISTURBED, PEERS, Noise, Patience, PeerError, Worker, median
+from harness import DISTURBED, FREE, PEERS, Noise, Patience, PeerError, Worker, median
 
 NEAR = 1.3  # the same program drifts by this much between rounds on a shared machine: a nearer ratio needs more rounds
 
@@ -114,10 +114,15 @@ def start(
     about: dict[str, Any] = {}
     patience = Patience(effort.patience)
     for name in names:
-        worker = Worker(PEERS[name], pythons[PEERS[name].module], threads)
+        worker = Worker(PEERS[name], PEERS[name].python(pythons), threads)
         entrant = Entrant(worker, patience)
         try:
-            about[name] = worker.ask("hello", timeout=120)
+            hello = worker.ask("hello", timeout=120)
+            if PEERS[name].free_threaded and not hello["free_threaded"]:
+                raise PeerError(
+                    "no free-threaded Python: environments.py makes its environment where python3.14t is found"
+                )
+            about[name] = hello
             entrant.calibrate(workload, effort, [e.worker for e in entrants.values()])
             entrants[name] = entrant
         except PeerError as error:
@@ -130,7 +135,7 @@ def play(entrants: dict[str, Entrant], effort: Effort, goal: float) -> Noise:
     """The rounds, their order turned each time; returns the worst noise."""
     noises = [Noise()]
     for name, entrant in entrants.items():
-        entrant.steps = effort.steps(entrant.calibration[entrant.variant], main=name in ("xpcnn", "torch"))
+        entrant.steps = effort.steps(entrant.calibration[entrant.variant], main=name in ("xpcnn", FREE, "torch"))
     played = 0
     while played < effort.rounds or (played < effort.most_rounds and is_near(entrants, goal)):
         order = list(entrants) if played % 2 == 0 else list(reversed(entrants))
@@ -148,17 +153,22 @@ def play(entrants: dict[str, Entrant], effort: Effort, goal: float) -> Noise:
     return Noise(max(n.others for n in noises), max(n.peers for n in noises))
 
 
-def ratios(entrants: dict[str, Entrant], peer: str) -> list[float]:
+def ratios(entrants: dict[str, Entrant], peer: str, own: str = "xpcnn") -> list[float]:
     """The peer's time over ours, by round."""
-    if peer not in entrants or "xpcnn" not in entrants:
+    if peer not in entrants or own not in entrants:
         return []
-    return [theirs / ours for theirs, ours in zip(entrants[peer].rounds, entrants["xpcnn"].rounds, strict=True)]
+    return [theirs / ours for theirs, ours in zip(entrants[peer].rounds, entrants[own].rounds, strict=True)]
+
+
+def spread(found: list[float]) -> dict[str, Any]:
+    """What the table says of ratios."""
+    return {"median": median(found), "least": min(found), "most": max(found), "rounds": found}
 
 
 def is_near(entrants: dict[str, Entrant], goal: float) -> bool:
-    """Whether the ratio to PyTorch is too near to its goal to be sure."""
-    found = ratios(entrants, "torch")
-    return bool(found) and abs(math.log(median(found) / goal)) < math.log(NEAR)
+    """Whether a ratio to PyTorch is too near to its goal to be sure."""
+    both = [ratios(entrants, "torch", own) for own in ("xpcnn", FREE)]
+    return any(found and abs(math.log(median(found) / goal)) < math.log(NEAR) for found in both)
 
 
 def measure_rates(rates: Worker | None, cost: costs.Cost, threads: int, effort: Effort) -> dict[str, dict[str, float]]:
@@ -206,10 +216,11 @@ def measure(
         }
         for name, e in entrants.items()
     }
-    row["ratios"] = {
-        name: {"median": median(r), "least": min(r), "most": max(r), "rounds": r}
+    row["ratios"] = {name: spread(found) for name in entrants if name != "xpcnn" and (found := ratios(entrants, name))}
+    row["ratios_free_threaded"] = {
+        name: spread(found)
         for name in entrants
-        if name != "xpcnn" and (r := ratios(entrants, name))
+        if name not in ("xpcnn", FREE) and (found := ratios(entrants, name, FREE))
     }
     return row
 

@@ -70,7 +70,9 @@ class Server:
         self.steps: dict[str, Any] = {}
 
     def hello(self) -> dict[str, Any]:
-        return {"python": ".".join(map(str, sys.version_info[:3])), "versions": self.peer.versions()}
+        free = not getattr(sys, "_is_gil_enabled", lambda: True)()
+        python = ".".join(map(str, sys.version_info[:3])) + "t" * free
+        return {"python": python, "free_threaded": free, "versions": self.peer.versions()}
 
     def variants(self, workload: str, threads: list[int]) -> dict[str, Any]:
         """Names of the ways in which this peer can do the workload; the first is its default."""
