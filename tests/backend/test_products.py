@@ -15,7 +15,7 @@ columns = st.sampled_from([1, 48, 96, 640, 1024, 1280, 1792, 3584, 4096])
 def backend(monkeypatch):
     with use_backend("numpy"):
         backend = get_backend()
-        monkeypatch.setattr(backend.blas, "_small", True)  # whatever BLAS runs here
+        monkeypatch.setattr(backend.blas, "multiplies_small", True)  # whatever BLAS runs here
         yield backend
 
 
@@ -84,7 +84,7 @@ def test_other_kernels_and_dtypes_get_whole_products(backend, monkeypatch):
     a, b = normal(16, 144).astype(float), normal(144, 4096).astype(float)
     backend.matmul(a, b)
     backend.outer_sum(b[None, None], b[None, None, :16])
-    monkeypatch.setattr(backend.blas, "_small", False)
+    monkeypatch.setattr(backend.blas, "multiplies_small", False)
     backend.matmul(a.astype(np.float32), b.astype(np.float32))
 
 

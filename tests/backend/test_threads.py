@@ -197,6 +197,23 @@ def test_blas_is_held_while_products_are_made_and_set_back(two_blas_threads, wor
     assert blas_threads() == before
 
 
+def test_any_thread_may_hold(two_blas_threads):
+    """threadpoolctl's own limits do nothing in a thread while the one that used them first lives."""
+    blas, before = Blas(), two_blas_threads
+    seen = []
+
+    def hold():
+        with blas.single():
+            seen.extend(blas_threads())
+
+    hold()
+    other = threading.Thread(target=hold)
+    other.start()
+    other.join()
+    assert seen == [1] * 2 * len(before)
+    assert blas_threads() == before
+
+
 def test_holds_nest(two_blas_threads):
     blas, before = Blas(), two_blas_threads
     with blas.single():

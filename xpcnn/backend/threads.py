@@ -18,6 +18,8 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import Context
+from functools import cached_property
+from itertools import product
 from typing import Any
 
 from xpcnn.backend.products import KERNELS
@@ -34,6 +36,9 @@ def has_lock() -> bool:
     return getattr(sys, "_is_gil_enabled", lambda: True)()
 
 
+Switch = tuple[Callable[[], int], Callable[[int], Any]]
+
+
 class Blas:
     """NumPy's BLAS, found once: holds it to one thread while the pool works and sets it back."""
 
@@ -41,25 +46,23 @@ class Blas:
         self._lock = threading.Lock()
         self._holders = 0
         self._before: list[int] = []
-        self._libraries: list[Any] | None = None
-        self._small: bool | None = None
 
-    @property
+    @cached_property
     def libraries(self) -> list[Any]:
         """The BLAS libraries of this process as threadpoolctl's controllers."""
-        if self._libraries is None:
-            import threadpoolctl
+        import threadpoolctl
 
-            controllers = threadpoolctl.ThreadpoolController().lib_controllers
-            self._libraries = [library for library in controllers if library.user_api == "blas"]
-        return self._libraries
+        controllers = threadpoolctl.ThreadpoolController().lib_controllers
+        return [library for library in controllers if library.user_api == "blas"]
 
-    @property
+    @cached_property
+    def _switches(self) -> list[Switch]:
+        return [_switch(library) for library in self.libraries]
+
+    @cached_property
     def multiplies_small(self) -> bool:
         """Whether it has kernels for small matrices (`products.py`)."""
-        if self._small is None:
-            self._small = any(getattr(library, "architecture", None) in KERNELS for library in self.libraries)
-        return self._small
+        return any(getattr(library, "architecture", None) in KERNELS for library in self.libraries)
 
     @contextlib.contextmanager
     def single(self) -> Iterator[None]:
@@ -74,10 +77,10 @@ class Blas:
         """Begin a hold."""
         with self._lock:
             if self._holders == 0:
-                self._before = [library.get_num_threads() for library in self.libraries]
-                for library, threads in zip(self.libraries, self._before, strict=True):
+                self._before = [get() for get, _ in self._switches]
+                for (_, set_to), threads in zip(self._switches, self._before, strict=True):
                     if threads != 1:
-                        library.set_num_threads(1)
+                        set_to(1)
             self._holders += 1
 
     def release(self) -> None:
@@ -85,9 +88,25 @@ class Blas:
         with self._lock:
             self._holders -= 1
             if self._holders == 0:
-                for library, threads in zip(self.libraries, self._before, strict=True):
+                for (_, set_to), threads in zip(self._switches, self._before, strict=True):
                     if threads != 1:
-                        library.set_num_threads(threads)
+                        set_to(threads)
+
+
+def _switch(library: Any) -> Switch:
+    """Return what reads and what sets the number of threads of a BLAS library.
+
+    threadpoolctl gives OpenBLAS to the thread that comes first and from then on does nothing for others, while that
+    one lives. A hold here is the whole process's and counts its holders itself.
+    """
+    if library.internal_api == "openblas" and library.threading_layer == "pthreads":
+        for prefix, suffix in product(("scipy_", ""), ("64_", "_64", "")):  # of NumPy's wheels, and others
+            get, set_to = (
+                getattr(library.dynlib, f"{prefix}openblas_{verb}_num_threads{suffix}", None) for verb in ("get", "set")
+            )
+            if get and set_to:
+                return get, set_to
+    return library.get_num_threads, library.set_num_threads
 
 
 @contextlib.contextmanager
