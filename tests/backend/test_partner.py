@@ -1,94 +1,21 @@
-"""A helper process plays its part of recorded steps: the same bits, and clear errors where it cannot go on."""
+"""A helper process plays its part of recorded steps: what goes to it, and the same bits."""
 
 import gc
-import os
-import signal
-import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 import xpcnn
-from xpcnn import models, nn
-from xpcnn.backend import numpy_tape, partner, regions, threads
-from xpcnn.backend.partner import Partners
+from xpcnn import nn
+from xpcnn.backend import partner, regions
 from xpcnn.backend.shared import new_arena
 from xpcnn.errors import BackendError, ConfigError
 
-from .processes import fails, python
-from .test_tape import SHAPES, Training
+from .helped_steps import Placed, a_region, make, recorded, regions_of, replay_until_helped, until
+from .test_tape import SHAPES
 
 pytestmark = pytest.mark.skipif(new_arena(4096) is None, reason="the system has no shared memory of this kind")
-SECONDS = 20.0  # the most that a test waits for a process
-
-
-@pytest.fixture
-def helped(monkeypatch):
-    """The NumPy backend with two threads and a helper of its own, which starts at the first replay."""
-    backend = xpcnn.get_backend()
-    before = xpcnn.get_num_threads()
-    monkeypatch.delenv("XPCNN_PROCESSES", raising=False)
-    monkeypatch.setattr(threads, "_usable_cores", lambda: 4)
-    monkeypatch.setattr(backend, "partners", Partners(backend.pool))
-    monkeypatch.setattr(regions, "REPLAYS_BEFORE", 1)
-    monkeypatch.setattr(regions, "SECONDS_BEFORE", 0.0)
-    monkeypatch.setattr(regions, "WORTH_A_PROCESS", 1.0)
-    monkeypatch.setattr(regions, "PATIENCE", float("inf"))  # a busy machine must not send it to rest
-    monkeypatch.setattr(numpy_tape, "WORTH_A_HAND_OVER", 100.0)
-    xpcnn.set_num_threads(2)
-    yield backend
-    backend.partners._fail()
-    xpcnn.set_num_threads(before)
-
-
-class Placed(Training):
-    """A training whose input lies where helpers see it."""
-
-    def __init__(self, model, shape, batch=6):
-        super().__init__(model, shape, batch)
-        place = xpcnn.get_backend().place
-        self.x, self.labels, self.loss = place(self.x), place(self.labels), place(self.loss)
-
-
-def make(name="lenet5"):
-    xpcnn.manual_seed(0)
-    return models.create(name)
-
-
-def recorded(make=make, shape=SHAPES["lenet5"], kind=Placed):
-    training = kind(make(), shape)
-    training.feed(0)
-    training.step()
-    training.feed(1)
-    return training, xpcnn.get_backend().capture(training.step)
-
-
-def until(holds, what):
-    end = time.monotonic() + SECONDS
-    while not holds():
-        assert time.monotonic() < end, what
-        time.sleep(1e-3)
-
-
-def replay_until_helped(training, replay):
-    """Replay until the helper plays; return how many batches that took."""
-    seed = 2
-    end = time.monotonic() + SECONDS
-    while not replay._link._ready:
-        assert time.monotonic() < end, "the helper is not ready"
-        training.feed(seed)
-        replay()
-        seed += 1
-    return seed
-
-
-def regions_of(replay):
-    """Return how many regions go to helpers, and how many stay."""
-    tape = replay._link._shared
-    kept = sum(isinstance(function, regions.Region) for function, _ in tape)
-    return sum(getattr(function, "__name__", "") == "run" for function, _ in tape), kept
 
 
 def assert_same_bits(make, shape):
@@ -194,9 +121,6 @@ def test_what_has_its_place_keeps_it(helped):
     assert helped.place(array) is array
 
 
-# --- when it starts, sleeps and ends ------------------------------------------------------------------------------
-
-
 def test_it_starts_after_enough_replays(helped, monkeypatch):
     monkeypatch.setattr(regions, "REPLAYS_BEFORE", 5)
     training, replay = recorded()
@@ -277,137 +201,6 @@ def test_records_that_are_gone_are_forgotten(helped):
         helped.partners.run(number, 1, regions.play, [])
 
 
-# --- when something goes wrong ------------------------------------------------------------------------------------
-
-
-def test_an_exception_there_is_an_error_here(helped):
-    training, replay = recorded()
-    replay_until_helped(training, replay)
-    with pytest.raises(BackendError, match=r"helper process failed in its part of a step: KeyError: 12345"):
-        helped.partners.run(12345, 1, regions.play, [])
-    replay()  # it goes on
-
-
-def test_killed_in_a_step(helped):
-    training, replay = recorded()
-    seed = replay_until_helped(training, replay)
-    process = helped.partners._partners[0].process
-
-    def kill():
-        process.send_signal(signal.SIGSTOP)
-        until(lambda: process_state(process.pid) == "T", "it does not stop")
-
-    def play_and_kill(tape):
-        process.send_signal(signal.SIGKILL)
-
-    kill()
-    region, count = next(
-        args[:2] for function, args in replay._link._shared if getattr(function, "__name__", "") == "run"
-    )
-    with pytest.raises(BackendError, match=r"ended in the middle of a step \(exit status -9\).*resume=True"):
-        helped.partners.run(region, count, play_and_kill, [])
-    training.feed(seed)
-    replay()  # by threads
-    assert helped.partners._partners == []
-    assert helped.partners.allowed == 0
-
-
-def a_region(replay):
-    return next(args[0] for function, args in replay._link._shared if getattr(function, "__name__", "") == "run")
-
-
-def test_what_an_interrupted_step_left_is_waited_for(helped):
-    training, replay = recorded()
-    replay_until_helped(training, replay)
-    helper = helped.partners._partners[0]
-    helper.process.send_signal(signal.SIGSTOP)
-    until(lambda: process_state(helper.process.pid) == "T", "it does not stop")
-    go = helper.hand_over(a_region(replay))  # Ctrl-C just here
-    timer = threading.Timer(0.05, helper.process.send_signal, [signal.SIGCONT])
-    timer.start()
-    assert helped.partners.take()
-    assert helper.words[partner.page.DONE] == go
-    helped.partners.release()
-    timer.join()
-
-
-def test_an_interrupt_waits_for_the_region(helped, monkeypatch):
-    training, replay = recorded()
-    replay_until_helped(training, replay)
-    helper = helped.partners._partners[0]
-    spin, spins = helper._spin, []
-
-    def interrupted(go):
-        spins.append(go)
-        if len(spins) == 1:
-            raise KeyboardInterrupt
-        spin(go)
-
-    monkeypatch.setattr(helper, "_spin", interrupted)
-    helper.process.send_signal(signal.SIGSTOP)
-    timer = threading.Timer(0.05, helper.process.send_signal, [signal.SIGCONT])
-    timer.start()
-    with pytest.raises(KeyboardInterrupt):
-        helped.partners.run(a_region(replay), 1, regions.play, [])
-    assert helper.words[partner.page.DONE] == spins[-1]
-    timer.join()
-
-
-def process_state(pid):
-    with open(f"/proc/{pid}/stat") as file:
-        return file.read().rpartition(")")[2].split()[0]
-
-
-def test_killed_between_steps(helped):
-    training, replay = recorded()
-    seed = replay_until_helped(training, replay)
-    process = helped.partners._partners[0].process
-    process.kill()
-    process.wait()
-    training.feed(seed)
-    with pytest.warns(RuntimeWarning, match="ended between two steps"):
-        replay()
-    written = Placed(make(), SHAPES["lenet5"])
-    for number in range(seed + 1):
-        written.feed(number)
-        written.step()
-    np.testing.assert_array_equal(written.loss, training.loss)
-
-
-def test_one_that_cannot_start(helped, monkeypatch):
-    monkeypatch.setattr(partner.sys, "executable", "/nonexistent/python")
-    training, replay = recorded()
-    for seed in range(4):
-        training.feed(seed)
-        replay()
-    assert helped.partners.allowed == 0
-
-
-def test_one_that_ends_at_once(helped, monkeypatch):
-    monkeypatch.setattr(partner.sys, "executable", "/bin/false")
-    _, replay = recorded()
-
-    def given_up():
-        replay()
-        return helped.partners.allowed == 0
-
-    until(given_up, "its end goes unseen")
-
-
-def test_another_thread_s_replays_do_without(helped):
-    training, replay = recorded()
-    seed = replay_until_helped(training, replay)
-    assert helped.partners.take()
-    turn = helped.partners._partners[0]._turn
-    training.feed(seed)
-    replay()
-    assert helped.partners._partners[0]._turn == turn
-    helped.partners.release()
-
-
-# --- what stays with threads --------------------------------------------------------------------------------------
-
-
 def test_arrays_of_the_caller_s_own_stay(helped):
     x, y = np.ones((2, 64, 1000), "float32"), helped.place(np.zeros((2, 64, 1000), "float32"))
 
@@ -486,111 +279,3 @@ def test_the_environment_forbids_it(helped, monkeypatch):
     monkeypatch.setenv("XPCNN_PROCESSES", "no")
     with pytest.raises(ConfigError, match="XPCNN_PROCESSES: expected 0"):
         _ = helped.partners.arena
-
-
-# --- processes of their own ---------------------------------------------------------------------------------------
-
-SCRIPT = """
-import os, signal, sys, time
-import numpy as np
-import xpcnn
-from xpcnn import nn, models
-from xpcnn.backend import regions, threads
-threads._usable_cores = lambda: 2
-regions.REPLAYS_BEFORE, regions.SECONDS_BEFORE, regions.WORTH_A_PROCESS = 1, 0.0, 0.0
-regions.PATIENCE = float("inf")
-xpcnn.manual_seed(0)
-model = models.create("lenet5")
-trainer = xpcnn.training.Trainer(model, xpcnn.optim.SGD(model.parameters(), 0.01), nn.CrossEntropyLoss())
-rng = np.random.default_rng(0)
-x, labels = rng.standard_normal((64, 1, 32, 32)).astype("float32"), rng.integers(0, 10, 64)
-def step():
-    trainer.train_batch(x, labels)
-def help():
-    end = time.monotonic() + 20
-    step()
-    while not (trainer._step._replay and trainer._step._replay[0]._replay._link._ready):
-        assert time.monotonic() < end
-        step()
-    return xpcnn.get_backend().partners._partners[0].process.pid
-"""
-
-
-def gone(pid):
-    return not os.path.exists(f"/proc/{pid}") or process_state(pid) == "Z"  # a zombie waits for its own parent
-
-
-def test_nothing_is_left_at_exit():
-    pid = python(SCRIPT + "print(help())", "-W", "error", "-X", "dev")
-    assert not os.path.exists(f"/proc/{pid}")
-
-
-def test_nothing_is_said_at_exit():
-    done = fails(SCRIPT + "help(); step()", "-W", "error", "-X", "dev")
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-
-
-def test_it_ends_with_a_parent_that_is_killed():
-    done = fails(SCRIPT + "print(help(), flush=True)\nos.kill(os.getpid(), signal.SIGKILL)")
-    assert done.returncode == -signal.SIGKILL
-    until(lambda: gone(int(done.stdout)), "it lives on")
-
-
-def test_it_ends_though_a_child_of_a_fork_lives_on():
-    code = """
-pid = help()
-if os.fork() == 0:
-    os.close(1); os.close(2)
-    time.sleep(30 if len(sys.argv) < 2 else 0)
-    os._exit(0)
-print(pid, flush=True)
-os.kill(os.getpid(), signal.SIGKILL)
-"""
-    done = fails(SCRIPT + code, "-W", "ignore")
-    until(lambda: gone(int(done.stdout)), "it lives on")
-
-
-def test_a_child_of_a_fork_shares_nothing():
-    code = """
-def state():
-    return np.concatenate([p.data.ravel() for p in model.parameters()])
-help()
-before = state()
-there, here = os.pipe()
-child = os.fork()
-if child == 0:
-    try:
-        os.read(there, 1)  # until the parent has gone three steps on
-        same = np.array_equal(state(), before)
-        step()
-        moved = not np.array_equal(state(), before)
-        parameters = state()
-        os._exit(0 if same and moved and not xpcnn.get_backend().partners._partners else 3)
-    finally:
-        os._exit(4)
-for _ in range(3):
-    step()
-after = state()
-os.write(here, b"x")
-code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-print(code, np.array_equal(state(), after), not np.array_equal(before, after), gone_on := (step() is None))
-"""
-    assert python(SCRIPT + code, "-W", "ignore") == "0 True True True"
-
-
-def test_a_child_trains_as_its_parent_does():
-    code = """
-def state():
-    return np.concatenate([p.data.ravel() for p in model.parameters()])
-help()
-there, here = os.pipe()
-child = os.fork()
-step(); step()
-if child == 0:
-    os.write(here, state().tobytes()[:60000])
-    os._exit(0)
-theirs = os.read(there, 60000)
-os.waitpid(child, 0)
-print(theirs == state().tobytes()[:60000])
-"""
-    assert python(SCRIPT + code, "-W", "ignore") == "True"
