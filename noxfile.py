@@ -25,13 +25,15 @@ ROOT = Path(__file__).resolve().parent
 PROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
 BASE = PROJECT["project"]["dependencies"]
 VERSIONS = ("3.11", "3.12", "3.13", "3.14")
+FREE_THREADED = "3.14t"
 GPU_IS_REQUIRED = os.environ.get("XPCNN_REQUIRE_GPU") == "1"
 
 
 def starts(path: str | os.PathLike[str], version: str) -> bool:
     """Whether an interpreter is there and of that version; a manager's stand-in may be neither."""
     try:
-        code = "import sys, venv; print('%d.%d' % sys.version_info[:2])"
+        free = "'t' * bool(sysconfig.get_config_var('Py_GIL_DISABLED'))"
+        code = f"import sys, sysconfig, venv; print('%d.%d' % sys.version_info[:2] + {free})"
         done = subprocess.run([path, "-c", code], capture_output=True, text=True, timeout=60)
     except OSError:
         return False
@@ -53,12 +55,13 @@ def find(version: str) -> str | None:
 
 
 FOUND = {version: path for version in VERSIONS if (path := find(version))}
+WITHOUT_LOCK = find(FREE_THREADED)
 MISSING = [version for version in VERSIONS if version not in FOUND]
 # nox looks for pythonX.Y on the PATH: put first what `find` found, under that name.
 _links = ROOT / ".nox" / "pythons"
 if os.name == "posix":
     _links.mkdir(parents=True, exist_ok=True)
-    for _version, _path in FOUND.items():
+    for _version, _path in {**FOUND, **({FREE_THREADED: WITHOUT_LOCK} if WITHOUT_LOCK else {})}.items():
         link = _links / f"python{_version}"
         link.unlink(missing_ok=True)
         link.symlink_to(_path)
@@ -126,6 +129,13 @@ def tests(session: nox.Session, backends: str) -> None:
         session.log(f"not found here, so not tested: Python {', '.join(MISSING)}")
     install_for(session, backends)
     pytest(session, "-q", XPCNN_TEST_BACKENDS=backends)
+
+
+@nox.session(python=FREE_THREADED)
+def free_threaded(session: nox.Session) -> None:
+    """The suite on a Python without the lock."""
+    session.install(*BASE, "safetensors>=0.9.0rc1", *extra("cli"), *group("test"))  # the first with wheels for it
+    pytest(session, "-q", XPCNN_TEST_BACKENDS="numpy,fake")
 
 
 @nox.session(python=NEWEST)

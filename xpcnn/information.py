@@ -7,6 +7,7 @@ from typing import Any
 
 import xpcnn
 from xpcnn.backend import available_backends, get_backend
+from xpcnn.backend.threads import has_lock
 
 
 def info() -> dict[str, Any]:
@@ -21,7 +22,7 @@ def info() -> dict[str, Any]:
     backend = get_backend()
     return {
         "xpcnn": xpcnn.__version__,
-        "python": platform.python_version(),
+        "python": platform.python_version() + ("" if has_lock() else " (free-threaded)"),
         "platform": f"{platform.system()} {platform.machine()}",
         "available": available_backends(),
         **backend.info(),

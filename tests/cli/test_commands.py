@@ -67,6 +67,12 @@ def test_recipes_are_listed_with_their_sizes(capsys):
     assert found["conv8"][1] == f"{26 * 26 * 8 * 9 + 1352 * 10:,}"
 
 
+@pytest.mark.parametrize("locked", [True, False])
+def test_info_says_whether_python_has_a_lock(capsys, monkeypatch, locked):
+    monkeypatch.setattr("xpcnn.information.has_lock", lambda: locked)
+    assert ("(free-threaded)" in printed(capsys, "info")) is not locked
+
+
 def test_info_measures_and_hints(capsys, monkeypatch):
     monkeypatch.setenv("OPENBLAS_CORETYPE", "Haswell")
     text = printed(capsys, "info")
