@@ -1,7 +1,8 @@
-"""The table of run.py, also from its results: `python bench/report.py [cpu-table.json]`."""
+"""The table of run.py, also from its results: `python bench/report.py [cpu-table.json]`; README's with --markdown."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import sys
@@ -11,6 +12,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import harness
+import workloads as w
 from harness import DISTURBED, FREE, milliseconds
 
 
@@ -98,9 +100,49 @@ def whole(rows: list[dict[str, Any]]) -> str:
     return harness.table([heading(others, with_floor), *(cells(row, others) for row in rows)])
 
 
+def title(workload: w.Workload) -> str:
+    """What README calls a row."""
+    shape = "x".join(map(str, (workload.batch, *workload.image)))
+    if workload.conv:
+        kernel = f"{workload.conv.outputs}@{workload.conv.kernel}x{workload.conv.kernel}"
+        return f"convolution {shape}, {kernel}" + f" stride {workload.conv.stride}" * (workload.conv.stride > 1)
+    if workload.pool:
+        return f"max-pool {shape}"
+    return f"`{workload.net}` {'step' if workload.kind == 'train' else 'inference'}, batch {workload.batch}"
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """The table as README has it."""
+    columns = ["workload", "xpcnn", "PyTorch", "PyTorch / xpcnn (range)", "goal", "floor"]
+    columns += ["free-threaded", "PyTorch / that", "JAX", "Chainer"]
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for row in rows:
+        times = {name: f"{milliseconds(peer['median_seconds'])} ms" for name, peer in row["peers"].items()}
+        ratio, free = row["ratios"]["torch"], row.get("ratios_free_threaded", {}).get("torch")
+        line = [
+            title(w.WORKLOADS[row["workload"]]),
+            times["xpcnn"],
+            times["torch"],
+            f"{ratio['median']:.2f} ({ratio['least']:.2f} to {ratio['most']:.2f})",
+            f"{row['goal']}",
+            f"{row['floor_seconds']['floor'] / row['peers']['xpcnn']['median_seconds']:.0%}",
+            times.get(FREE, "-"),
+            f"{free['median']:.2f}" if free else "-",
+            *(times.get(name, "-") for name in ("jax", "chainer")),
+        ]
+        lines.append(f"| {' | '.join(line)} |")
+    return "\n".join(lines)
+
+
 def main() -> int:
-    name = sys.argv[1] if len(sys.argv) > 1 else "cpu-table.json"
-    content = json.loads((harness.RESULTS / name).read_text())
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("name", nargs="?", default="cpu-table.json", help="file in bench/results")
+    parser.add_argument("--markdown", action="store_true", help="README's table")
+    options = parser.parse_args()
+    content = json.loads((harness.RESULTS / options.name).read_text())
+    if options.markdown:
+        print(markdown(content["rows"]))
+        return 0
     print(f"{content['processor']}, {content['cores']} cores, {content['date']}, commit {content['commit']}\n")
     print(whole(content["rows"]))
     for row in content["rows"]:

@@ -27,6 +27,13 @@ def bench_modules(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             del sys.modules[name]
 
 
+def test_readme_has_the_table_of_the_results() -> None:
+    import report
+
+    results = json.loads((BENCH / "results" / "cpu-table.json").read_text(encoding="utf-8"))
+    assert report.markdown(results["rows"]) in (BENCH.parent / "README.md").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(("net", "parameters"), [("lenet5", 61_990), ("deep3", 113_162), ("tiny", 11_540)])
 def test_parameters_of_the_source_systems(net: str, parameters: int) -> None:
     import costs
