@@ -109,8 +109,8 @@ def _rounds(taps: Array) -> list[tuple[Array, Array, slice]]:
     return rounds
 
 
-class MaxPoolOp(ChannelOp):
-    """y = maximum over a window; dx goes to the first tap that holds it (Zhou and Chellappa 1988)."""
+class _WindowOp(ChannelOp):
+    """What pooling over windows shares."""
 
     passes = 4
 
@@ -118,10 +118,15 @@ class MaxPoolOp(ChannelOp):
         self.geometry = geometry
 
     def out_shape(self, shape: Shape) -> Shape:
-        return _pooled(self.geometry, shape)
+        return shape[0], *self.geometry(shape).out, shape[-1]
 
     def row_step(self, shape: Shape) -> int:
-        return _row_step(self.geometry(shape).h)
+        h = self.geometry(shape).h  # rows are apart where windows stand side by side and fill the image
+        return h.stride if h.extent == h.stride and not h.before and h.out * h.stride == h.size else 0
+
+
+class MaxPoolOp(_WindowOp):
+    """y = maximum over a window; dx goes to the first tap that holds it (Zhou and Chellappa 1988)."""
 
     def forward(self, backend: Backend, x: Array, channels: slice, out: Array, keep: bool) -> Any:
         over = self.geometry(x.shape)
@@ -132,19 +137,12 @@ class MaxPoolOp(ChannelOp):
         max_pool_backward_from(backend, dy, ahead, over, out)
 
 
-class AvgPoolOp(ChannelOp):
+class AvgPoolOp(_WindowOp):
     """y = mean over a window; dx shares dy out equally."""
 
-    passes = 4
-
     def __init__(self, geometry: Callable[[Shape], Windows], count_include_pad: bool = True) -> None:
-        self.geometry, self.count_include_pad = geometry, count_include_pad
-
-    def out_shape(self, shape: Shape) -> Shape:
-        return _pooled(self.geometry, shape)
-
-    def row_step(self, shape: Shape) -> int:
-        return _row_step(self.geometry(shape).h)
+        super().__init__(geometry)
+        self.count_include_pad = count_include_pad
 
     def forward(self, backend: Backend, x: Array, channels: slice, out: Array, keep: bool) -> Any:
         over = self.geometry(x.shape)
@@ -273,15 +271,6 @@ def geometry(
         return result
 
     return over
-
-
-def _pooled(over: Callable[[Shape], Windows], shape: Shape) -> Shape:
-    return shape[0], *over(shape).out, shape[-1]
-
-
-def _row_step(h: Axis) -> int:
-    """Return the stride where windows stand side by side and fill the image: its rows may then be kept apart."""
-    return h.stride if h.extent == h.stride and not h.before and h.out * h.stride == h.size else 0
 
 
 Place = tuple[slice, slice]  # along (height, width)
