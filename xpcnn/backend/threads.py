@@ -210,8 +210,8 @@ class ThreadPool:
     def _run(self, function: Callable[[Any], None], tasks: Sequence[Any], helpers: int) -> None:
         while self._started < helpers:
             # In a context of its own: it serves whoever comes, not who happened to come first.
-            serve = Context().run, _serve, self._jobs, self._local
-            threading.Thread(target=serve[0], args=serve[1:], name="xpcnn", daemon=True).start()
+            arguments = _serve, self._jobs, self._local
+            threading.Thread(target=Context().run, args=arguments, name="xpcnn", daemon=True).start()
             self._started += 1
         job = _Job(function, tasks)
         for _ in range(helpers):
