@@ -39,7 +39,6 @@ class Peer:
     about: str = ""
     kinds: tuple[str, ...] = ("train", "inference", "conv", "pool")  # of workloads that it can do
     home: str = ""
-    free_threaded: bool = False  # whether it is to run on a Python without the lock
 
     def python(self, interpreters: Mapping[str, str]) -> str:
         """The interpreter that runs it."""
@@ -50,7 +49,7 @@ PEERS = {
     peer.name: peer
     for peer in (
         Peer("xpcnn", "xpcnn", about="this library, NumPy backend"),
-        Peer(FREE, "xpcnn", about="this library on a free-threaded Python", home=FREE, free_threaded=True),
+        Peer(FREE, "xpcnn", {"PYTHON_GIL": "0"}, "this library on a free-threaded Python", home=FREE),
         Peer("torch", "torch", about="PyTorch eager, best of its variants"),
         Peer(
             "torch-malloc",

@@ -117,12 +117,7 @@ def start(
         worker = Worker(PEERS[name], PEERS[name].python(pythons), threads)
         entrant = Entrant(worker, patience)
         try:
-            hello = worker.ask("hello", timeout=120)
-            if PEERS[name].free_threaded and not hello["free_threaded"]:
-                raise PeerError(
-                    "no free-threaded Python: environments.py makes its environment where python3.14t is found"
-                )
-            about[name] = hello
+            about[name] = worker.ask("hello", timeout=120)
             entrant.calibrate(workload, effort, [e.worker for e in entrants.values()])
             entrants[name] = entrant
         except PeerError as error:

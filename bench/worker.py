@@ -66,13 +66,15 @@ class Server:
     """Holds the steps that were built, by variant name."""
 
     def __init__(self, peer: str) -> None:
+        self.free = not getattr(sys, "_is_gil_enabled", lambda: True)()
+        if os.environ.get("PYTHON_GIL") == "0" and not self.free:  # a Python that knows no such variable goes on
+            raise RuntimeError("this Python has the lock; environments.py makes one without where it finds python3.14t")
         self.peer = importlib.import_module(f"peers.{peer}_peer")
         self.steps: dict[str, Any] = {}
 
     def hello(self) -> dict[str, Any]:
-        free = not getattr(sys, "_is_gil_enabled", lambda: True)()
-        python = ".".join(map(str, sys.version_info[:3])) + "t" * free
-        return {"python": python, "free_threaded": free, "versions": self.peer.versions()}
+        python = ".".join(map(str, sys.version_info[:3])) + "t" * self.free
+        return {"python": python, "versions": self.peer.versions()}
 
     def variants(self, workload: str, threads: list[int]) -> dict[str, Any]:
         """Names of the ways in which this peer can do the workload; the first is its default."""

@@ -27,6 +27,20 @@ def bench_modules(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             del sys.modules[name]
 
 
+def test_the_free_threaded_peer_refuses_a_python_with_the_lock() -> None:
+    import harness
+
+    worker = harness.Worker(harness.PEERS[harness.FREE], sys.executable, 1)
+    try:
+        if getattr(sys, "_is_gil_enabled", lambda: True)():
+            with pytest.raises(harness.PeerError):
+                worker.ask("hello")
+        else:
+            assert worker.ask("hello")["python"].endswith("t")
+    finally:
+        worker.close()
+
+
 def test_readme_has_the_table_of_the_results() -> None:
     import report
 

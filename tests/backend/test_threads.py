@@ -197,6 +197,19 @@ def test_blas_is_held_while_products_are_made_and_set_back(two_blas_threads, wor
     assert blas_threads() == before
 
 
+def test_blas_is_held_while_a_record_is_replayed(two_blas_threads, monkeypatch):
+    monkeypatch.setenv("XPCNN_PROCESSES", "0")
+    before, backend = two_blas_threads, xpcnn.get_backend()
+    x = np.zeros((4, 4), "float32")
+    seen = []
+    replay = backend.capture(lambda: backend.for_array(x).xp.add(x, 1, out=x))
+    replay._tape.append((lambda: seen.append(blas_threads()), ()))
+    replay()
+    assert x[0, 0] == 2
+    assert seen == [[1] * len(before)]
+    assert blas_threads() == before
+
+
 def test_any_thread_may_hold(two_blas_threads):
     """threadpoolctl's own limits do nothing in a thread while the one that used them first lives."""
     blas, before = Blas(), two_blas_threads

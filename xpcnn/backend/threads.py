@@ -28,7 +28,7 @@ from xpcnn.errors import ConfigError
 # Below this many elementary operations another thread costs more than it saves: where it must be woken (some 50 to 100
 # microseconds), and where it is awake, looking out for work.
 WORTH_WAKING, WORTH_TELLING = 1.5e6, 3e5
-GLANCES = 5000  # looks before who waits goes to sleep, some 200 microseconds
+GLANCES = 5000  # looks before who waits goes to sleep, some 250 microseconds
 
 
 def has_lock() -> bool:
