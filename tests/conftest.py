@@ -48,6 +48,8 @@ def backend(request):
         pytest.skip(f"no GPU: {error}")
     with use_backend(name) as active:
         counters.reset()
+        if name == "numpy":
+            active.plans.clear()  # tests change what operations are cut by
         yield active
 
 

@@ -10,8 +10,10 @@ import xpcnn
 from tests.backend.processes import fails, python
 from tests.functional.strategies import values
 from tests.nn.layers import in_float64
+from xpcnn import functional as F
 from xpcnn import models, nn
-from xpcnn.backend import threads
+from xpcnn.backend import numpy_plans, threads
+from xpcnn.backend.numpy_plans import Plans
 from xpcnn.backend.threads import Blas, ThreadPool
 from xpcnn.errors import ConfigError
 from xpcnn.nn.module import keeps_caches
@@ -210,6 +212,22 @@ def test_blas_is_held_while_a_record_is_replayed(two_blas_threads, monkeypatch):
     assert blas_threads() == before
 
 
+def test_blas_is_held_while_a_plan_is_played(two_blas_threads, monkeypatch):
+    before, backend = two_blas_threads, xpcnn.get_backend()
+    plans = Plans(backend)
+    monkeypatch.setattr(numpy_plans, "CALLS_BEFORE", 0)
+    monkeypatch.setattr(backend, "plans", plans)
+    x, weight = np.ones((2, 3, 5, 5), "float32"), np.ones((4, 3, 3, 3), "float32")
+    for _ in range(2):  # scratch memory may grow at first
+        F.conv2d(x, weight)
+    (plan,) = plans._local.plans.values()
+    seen = []
+    plan.calls.append((lambda: seen.append(blas_threads()), [], {}))
+    F.conv2d(x, weight)
+    assert seen == [[1] * len(before)]
+    assert blas_threads() == before
+
+
 def test_any_thread_may_hold(two_blas_threads):
     """threadpoolctl's own limits do nothing in a thread while the one that used them first lives."""
     blas, before = Blas(), two_blas_threads
@@ -258,7 +276,8 @@ def test_a_child_of_a_fork_makes_its_own():
 import os
 import numpy as np
 from xpcnn import functional as F
-from xpcnn.backend import threads
+from xpcnn.backend import numpy_plans, threads
+from xpcnn.backend.numpy_plans import Plans
 threads._usable_cores = lambda: 2
 x = np.random.default_rng(0).normal(size=(64, 8, 28, 28)).astype("float32")
 w = np.ones((8, 8, 3, 3), "float32")

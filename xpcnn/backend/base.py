@@ -129,6 +129,14 @@ class Backend:
         for task in tasks:
             function(task)
 
+    def planned(self, key: Any, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Return function(backend, *arguments) for arrays, and tuples and lists of them.
+
+        `key` and the arrays' layouts must fix all calls of `xp` that it makes; a backend may then make them anew for
+        other arrays without calling `function`. It returns arrays, nested likewise, and writes to no argument.
+        """
+        return function(self, *arguments)
+
     def matmul(self, a: Array, b: Array, out: Array | None = None) -> Array:
         """Return the matrix product `a @ b`, stacked over leading axes, written to `out` where given."""
         if out is None:

@@ -38,24 +38,36 @@ def trim() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
+class Store:
+    """Bytes at a fixed place."""
+
+    __slots__ = ("address", "memory", "nbytes")
+
+    def __init__(self, memory: Any) -> None:
+        self.memory, self.address, self.nbytes = memory, memory.ctypes.data, memory.nbytes
+
+
 class Block:
-    """A piece of memory that goes back to its pool when nothing refers to it any more."""
+    """A piece of memory, as NumPy makes an array of it; goes back to its pool when nothing refers to it any more."""
 
-    __slots__ = ("__array_interface__", "_store", "pool")
+    __slots__ = ("__array_interface__", "pool", "store")
 
-    def __init__(self, pool: BlockPool, store: Any, shape: tuple[int, ...], typestr: str) -> None:
+    def __init__(
+        self, pool: BlockPool, store: Store, shape: tuple[int, ...], strides: tuple[int, ...] | None, kind: str
+    ) -> None:
         self.pool = pool
-        self._store = store
+        self.store = store
         self.__array_interface__ = {
             "shape": shape,
-            "typestr": typestr,
-            "data": (store.ctypes.data, False),
+            "strides": strides,
+            "typestr": kind,
+            "data": (store.address, False),
             "version": 3,
         }
 
     def __del__(self) -> None:
         # May run in any thread at any moment: one append is all it does.
-        self.pool.returned.append(self._store)
+        self.pool.returned.append(self.store)
 
 
 class BlockPool:
@@ -69,7 +81,9 @@ class BlockPool:
     keep : bool
         Keep all memory for as long as the pool itself, used or not.
     source : callable, optional
-        Returns that many bytes, or None where it has no more: where all blocks, also small ones, come from first.
+        Returns that many bytes, or None where it has no more: where blocks come from first.
+    smallest : int
+        Smaller arrays are no blocks, but NumPy's own.
 
     Attributes
     ----------
@@ -77,14 +91,22 @@ class BlockPool:
         While it is set, nothing that comes back is handed out again.
     """
 
-    def __init__(self, spare: float = 2.0, *, keep: bool = False, source: Callable[[int], Any] | None = None) -> None:
+    def __init__(
+        self,
+        spare: float = 2.0,
+        *,
+        keep: bool = False,
+        source: Callable[[int], Any] | None = None,
+        smallest: int = SMALLEST,
+    ) -> None:
         self.spare = spare
+        self._smallest = smallest
         self._source = source
         self.resting = False
-        self.kept: list[Any] | None = [] if keep else None
+        self.kept: list[Store] | None = [] if keep else None
         self._lock = threading.Lock()
-        self.returned: list[Any] = []
-        self.free: dict[int, list[Any]] = {}
+        self.returned: list[Store] = []
+        self.free: dict[int, list[Store]] = {}
         self.free_bytes = 0
         self.used_bytes = 0
         self.peak_bytes = 0
@@ -92,10 +114,23 @@ class BlockPool:
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
         """Return an uninitialised C-contiguous array."""
         size = math.prod(shape) * dtype.itemsize
+        if size < self._smallest:
+            return np.empty(shape, dtype)
+        return np.asarray(Block(self, self._store(size), shape, None, dtype.str))
+
+    def laid_out(
+        self, size: int, shape: tuple[int, ...], strides: tuple[int, ...] | None, kind: str
+    ) -> tuple[np.ndarray[Any, Any], int]:
+        """Return an uninitialised array at the beginning of `size` bytes of its own, and its address."""
+        if size < self._smallest:
+            array: np.ndarray[Any, Any] = np.ndarray(shape, kind, np.empty(size, np.uint8), 0, strides)
+            return array, array.__array_interface__["data"][0]
+        store = self._store(size)
+        return np.asarray(Block(self, store, shape, strides, kind)), store.address
+
+    def _store(self, size: int) -> Store:
         if size >= SMALLEST:
             size = -(-size // GRAIN) * GRAIN
-        elif self._source is None:
-            return np.empty(shape, dtype)
         else:
             size = max(ALIGNMENT, -(-size // ALIGNMENT) * ALIGNMENT)
         with self._lock:
@@ -103,7 +138,7 @@ class BlockPool:
             store = self._take(size)
             self.used_bytes += store.nbytes
             self.peak_bytes = max(self.peak_bytes, self.used_bytes)
-        return np.asarray(Block(self, store, shape, dtype.str))
+        return store
 
     def give_back(self) -> None:
         """Give all free blocks back to the system."""
@@ -119,7 +154,7 @@ class BlockPool:
             self.free_bytes += store.nbytes
             self.free.setdefault(store.nbytes, []).append(store)
 
-    def _take(self, size: int) -> Any:
+    def _take(self, size: int) -> Store:
         fitting = self.free.get(size)
         if not fitting:
             near = [free for free in self.free if size <= free <= size + size // 4]
@@ -131,9 +166,8 @@ class BlockPool:
             self.free_bytes -= store.nbytes
             return store
         self._trim(size)
-        store = self._source(size) if self._source is not None else None
-        if store is None:
-            store = aligned(size)
+        memory = self._source(size) if self._source is not None else None
+        store = Store(aligned(size) if memory is None else memory)
         if self.kept is not None:
             self.kept.append(store)
         return store

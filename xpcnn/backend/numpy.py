@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from xpcnn.backend import numpy_tape, numpy_windows, products
+from xpcnn.backend import numpy_plans, numpy_tape, numpy_windows, products
 from xpcnn.backend.base import Backend
 from xpcnn.backend.memory import BlockPool, aligned, trim
 from xpcnn.backend.partner import Partners
 from xpcnn.backend.spans import spans
-from xpcnn.backend.threads import Blas, ThreadPool, has_lock
+from xpcnn.backend.threads import Blas, ThreadPool
 from xpcnn.errors import DTypeError
 
 # OpenBLAS itself keeps products below this many multiply-adds in one thread (interface/gemm.c), so they need no hold.
@@ -26,10 +26,10 @@ SINGLE_THREADED_PRODUCT = 65536 * 4
 SHARED_PRODUCT = 1e6
 
 # The working set of a slab of channels. Threads wait for each other at every call and want few of them; a helper
-# process has nobody to wait for, and a quarter lies in a core's own cache. Measured on two cores, ms per step:
-# lenet5 with threads 6.0 (7.3 with the smaller), with a helper 4.8 (4.5 with the smaller). Threads without a lock are
-# between the two: max-pooling 128x64x28x28 takes 5.1, 4.3 and 4.7 with these three.
-SLAB_BYTES, SLAB_BYTES_WITHOUT_LOCK, SLAB_BYTES_OF_HELPERS = 1 << 21, 1 << 20, 1 << 19
+# process has nobody to wait for, and half as much lies in a core's own cache. Measured on two cores, ms: max-pooling
+# of 128x64x28x28 by threads 4.7 (5.2 with twice as much, 5.8 with half), a step of lenet5 with a helper 4.5 (4.8 with
+# four times as much).
+SLAB_BYTES, SLAB_BYTES_OF_HELPERS = 1 << 20, 1 << 19
 
 # Geometries whose padded buffers a thread keeps.
 BORDERED_KEPT = 64
@@ -54,9 +54,10 @@ class NumpyBackend(Backend):
         self.pool = ThreadPool()
         self.blocks = BlockPool()
         self.partners = Partners(self.pool)
+        self.plans = numpy_plans.Plans(self)
         self._local = threading.local()
         self._work = threading.local()  # what `scratch` and `bordered` keep
-        self._slab_bytes: int | None = SLAB_BYTES if has_lock() else SLAB_BYTES_WITHOUT_LOCK
+        self._slab_bytes: int | None = SLAB_BYTES
         self._recorders: list[Any] = []  # of all threads
 
     @property
@@ -99,6 +100,7 @@ class NumpyBackend(Backend):
         # A record has memory of its own: what steps before it used would add to the peak (lenet5: 10 MB).
         self.blocks.give_back()
         self._work = threading.local()
+        self.plans.clear()
         trim()
         return numpy_tape.RecordedStep(self, step)
 
@@ -164,6 +166,9 @@ class NumpyBackend(Backend):
                     function(task)
             else:
                 self.pool.run(function, tasks)
+
+    def planned(self, key: Any, function: Callable[..., Any], *arguments: Any) -> Any:
+        return self.plans.run(key, function, arguments)
 
     def matmul(self, a: Any, b: Any, out: Any = None) -> Any:
         m, k = a.shape[-2:]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xpcnn.backend.encoding import refill
-from xpcnn.backend.memory import Block, BlockPool, aligned
+from xpcnn.backend.memory import SMALLEST, Block, BlockPool, aligned
 from xpcnn.backend.regions import WORTH_A_HAND_OVER, Link, Region, Tape, play
 from xpcnn.backend.shared import Arena, empty_like
 from xpcnn.errors import BackendError
@@ -44,7 +44,7 @@ class RecordedStep:
 
     def __init__(self, backend: NumpyBackend, step: Callable[[], None]) -> None:
         self._blas = backend.blas
-        self._recorder = recording = recorder(backend)
+        self._recorder = recording = recorder(backend, backend.partners.arena)
         with backend.recording(recording):
             step()
         self._tape = recording.tape
@@ -62,8 +62,14 @@ class RecordedStep:
             self._blas.release()
 
 
-def recorder(backend: NumpyBackend) -> Any:
-    """Return a backend that does what `backend` does and notes it."""
+def recorder(
+    backend: NumpyBackend, arena: Arena | None, buffers: dict[Any, Any] | None = None, worth: float | None = None
+) -> Any:
+    """Return a backend that does what `backend` does and notes it.
+
+    In `arena` lies all that helper processes are to reach; `buffers` holds the threads' scratch memory by slot and
+    worker, and work of `worth` elementary operations or more is shared out.
+    """
 
     class RecordingBackend(type(backend)):  # type: ignore[misc]
         """`NumpyBackend` with a notebook; work that the pool would share out is noted as one tape per thread."""
@@ -72,23 +78,31 @@ def recorder(backend: NumpyBackend) -> Any:
 
         def __init__(self) -> None:
             self.__dict__.update(backend.__dict__)
-            self.arena: Arena | None = backend.partners.arena  # where all lies that helpers are to reach
-            self.blocks = BlockPool(keep=True, source=None if self.arena is None else self.arena.cut)
+            self.arena = arena
+            smallest = SMALLEST if arena is None and buffers is None else 0
+            self.blocks = BlockPool(keep=True, source=None if arena is None else arena.cut, smallest=smallest)
             self.tape: Tape = []
             self.xp: Any = _Notebook(self)
             self.worker: int | None = None
-            self.buffers: dict[Any, Any] = {}
+            self.buffers: dict[Any, Any] = {} if buffers is None else buffers
+            self.buffers_used: dict[Any, None] = {}
+            self.outgrown = False  # whether the tape refers to a buffer that was replaced by a larger one
 
         def for_array(self, array: Any) -> Any:
             return self
+
+        def get_num_threads(self) -> int:
+            return 1 if self.worker is not None else super().get_num_threads()
 
         def scratch(self, slot: str, shape: Sequence[int], dtype: Any) -> Any:
             # A buffer per thread of the replay; it grows, so tapes hold views of whichever was large enough.
             key = slot, self.worker
             size = int(np.prod(shape)) * np.dtype(dtype).itemsize
             if key not in self.buffers or self.buffers[key].size < size:
+                self.outgrown |= key in self.buffers_used
                 store = None if self.arena is None else self.arena.cut(size)
                 self.buffers[key] = aligned(size) if store is None else store
+            self.buffers_used[key] = None
             return self.buffers[key][:size].view(dtype).reshape(shape)
 
         def zeros(self, shape: Sequence[int], dtype: Any) -> Any:
@@ -108,7 +122,7 @@ def recorder(backend: NumpyBackend) -> Any:
             self, function: Callable[[Any], None], tasks: Sequence[Any], work: float = 0.0, products: bool = True
         ) -> None:
             threads = min(self.get_num_threads(), len(tasks))
-            least = backend.pool.worth / 4 if self.arena is None else WORTH_A_HAND_OVER
+            least = worth or (backend.pool.worth / 4 if arena is None else WORTH_A_HAND_OVER)
             if self.worker is not None or threads < 2 or work < least:
                 for task in tasks:
                     function(task)
@@ -125,6 +139,9 @@ def recorder(backend: NumpyBackend) -> Any:
                 self.tape, self.worker = outer, None
                 self.blocks.resting = False
             self.tape.append((Region(self.pool, tapes, work), ()))
+
+        def planned(self, key: Any, function: Callable[..., Any], *arguments: Any) -> Any:
+            return function(self, *arguments)
 
         def demand(self, holds: Any, error: Exception) -> None:
             super().demand(holds, error)

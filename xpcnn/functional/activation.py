@@ -32,6 +32,7 @@ class ReLUOp(ChannelOp):
 
     elementwise = True
     keeps_output = True
+    signature = "ReLU"
 
     def forward(self, backend: Backend, x: Array, channels: slice, out: Array, keep: bool) -> Any:
         relu_forward(backend, x, out)
@@ -39,6 +40,9 @@ class ReLUOp(ChannelOp):
 
     def backward(self, backend: Backend, dy: Array, cache: Any, channels: slice, out: Array) -> None:
         relu_backward_from(backend, dy, cache, out)
+
+
+RELU = ReLUOp()
 
 
 class LeakyReLUOp(ChannelOp):
@@ -127,7 +131,7 @@ class GELUOp(ChannelOp):
 
 def relu(x: Array) -> tuple[Array, ChainCache]:
     """Return max(x, 0) of an array (N, C, H, W) or (N, D), and the cache."""
-    return run((ReLUOp(),), x)
+    return run((RELU,), x)
 
 
 def leaky_relu(x: Array, negative_slope: float = 0.01) -> tuple[Array, ChainCache]:

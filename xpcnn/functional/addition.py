@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from xpcnn.backend import Array, Backend
@@ -24,10 +25,16 @@ class AddOp(ChannelOp):
     elementwise = True
     dx_is_dy = True
     passes = 3
+    signature = "add"
 
     def __init__(self, other: Array) -> None:
         self.other = other
         self.arrays = (other,)
+
+    @property
+    def gradients(self) -> Sequence[Array]:
+        """What `make_gradient` has made."""
+        return (self.gradient,)
 
     def out_shape(self, shape: Shape) -> Shape:
         other = self.other.shape

@@ -44,9 +44,13 @@ class ChannelOp:
         About how often forward reads or writes every number, to judge whether threads pay.
     multiplies : bool
         Whether it sums by products of matrices.
+    signature
+        What fixes, with the layout of `x`, `arrays` and `gradients`, all calls that it makes (`Backend.planned`);
+        None where nothing does.
     """
 
     arrays: Sequence[Array] = ()
+    signature: Any = None
     keeps_input: ClassVar[bool] = False
     keeps_output: ClassVar[bool] = False
     elementwise: ClassVar[bool] = False
@@ -54,6 +58,11 @@ class ChannelOp:
     gradient: Array = None
     passes: ClassVar[int] = 2
     multiplies: ClassVar[bool] = False
+
+    @property
+    def gradients(self) -> Sequence[Array]:
+        """The arrays that its backward fills beside dx."""
+        return ()
 
     def out_shape(self, shape: Shape) -> Shape:
         """Return the shape of the result for a batch-last input shape; raise ShapeError for one that does not fit."""
@@ -102,7 +111,8 @@ class ChainCache(NamedTuple):
     shapes: list[Shape]
     dtype: Any
     slabs: Sequence[Slab]
-    caches: list[list[Any]]
+    caches: Any  # a list for each slab, or what `Backend.planned` makes of them
+    key: Any = None  # what fixes all calls, if anything does
     narrow: Any = None  # the dtype outside, where that is float16
 
 
@@ -136,30 +146,40 @@ def run(ops: Sequence[ChannelOp], x: Array, *, keep: bool = True, reuse: bool = 
     shapes = [tuple(x.shape)]
     for op in ops:
         shapes.append(op.out_shape(shapes[-1]))
+    slabs = _slabs(backend, ops, shapes, x.dtype.itemsize)
     # From here on operations work in place, where nothing is kept.
     in_place = len(ops)
     while not keep and in_place and ops[in_place - 1].elementwise:
         in_place -= 1
-    y = x if reuse and in_place == 0 else backend.empty(shapes[-1], x.dtype)
-    slabs = _slabs(backend, ops, shapes, x.dtype.itemsize)
-    cache = ChainCache(backend, ops, shapes, x.dtype, slabs, [[] for _ in slabs])
     last = len(ops) - 1
 
-    def work(index: int) -> None:
-        slab = slabs[index]
-        a = slab.of(x)
-        for i, op in enumerate(ops):
-            if i >= min(last, in_place - 1):
-                out = slab.of(y)
-            elif keep and (op.keeps_output or ops[i + 1].keeps_input):
-                out = backend.empty(slab.shape(shapes[i + 1]), x.dtype)
-            else:
-                out = backend.scratch(f"slab{i % 2}", slab.shape(shapes[i + 1]), x.dtype)
-            cache.caches[index].append(op.forward(backend, a, slab.channels, out, keep))
-            a = out
+    def forward(backend: Backend, x: Array, arrays: Any = None) -> tuple[Array, list[list[Any]]]:
+        y = x if reuse and in_place == 0 else backend.empty(shapes[-1], x.dtype)
+        caches: list[list[Any]] = [[] for _ in slabs]
 
-    _share(backend, work, cache, x.size)
-    return batch_first(y), cache
+        def work(index: int) -> None:
+            slab = slabs[index]
+            a = slab.of(x)
+            for i, op in enumerate(ops):
+                if i >= min(last, in_place - 1):
+                    out = slab.of(y)
+                elif keep and (op.keeps_output or ops[i + 1].keeps_input):
+                    out = backend.empty(slab.shape(shapes[i + 1]), x.dtype)
+                else:
+                    out = backend.scratch(f"slab{i % 2}", slab.shape(shapes[i + 1]), x.dtype)
+                caches[index].append(op.forward(backend, a, slab.channels, out, keep))
+                a = out
+
+        _share(backend, work, ops, len(slabs), x.size)
+        return y, caches
+
+    signatures = [op.signature for op in ops]
+    if reuse or None in signatures:
+        y, caches = forward(backend, x)
+        return batch_first(y), ChainCache(backend, ops, shapes, x.dtype, slabs, caches)
+    key = *signatures, shapes[0], len(slabs), slabs[0].all_bands, len(slabs[0].bands)
+    y, caches = backend.planned(("forward", keep, key), forward, x, [a for op in ops for a in op.arrays])
+    return batch_first(y), ChainCache(backend, ops, shapes, x.dtype, slabs, caches, key)
 
 
 def run_backward(dy: Array, cache: ChainCache) -> Array:
@@ -170,38 +190,45 @@ def run_backward(dy: Array, cache: ChainCache) -> Array:
     ShapeError, DTypeError, MixedBackendsError
         `dy` has not the shape, dtype and backend of the forward's result.
     """
-    backend, ops, shapes, dtype, slabs, caches, narrow = cache
+    backend, ops, shapes, dtype, slabs, caches, key, narrow = cache
     check_backend("dy", dy, backend)
     check_like("dy", dy, (shapes[-1][-1], *shapes[-1][:-1]), narrow or dtype)
     if narrow is not None:
         dx = run_backward(cast_batch(backend, dy, dtype), cache._replace(narrow=None))
         return cast_batch(backend, dx, narrow)
     dy = batch_last(backend, dy)
-    dx = backend.empty(shapes[0], dtype)
 
-    def work(index: int) -> None:
-        slab = slabs[index]
-        a = slab.of(dy)
-        for i in range(len(ops) - 1, -1, -1):
-            if ops[i].dx_is_dy:
-                continue
-            if i == 0:
-                out = slab.of(dx)
-            elif ops[i - 1].dx_is_dy:
-                out = slab.of(ops[i - 1].gradient)
-            else:
-                out = backend.scratch(f"slab{i % 2}", slab.shape(shapes[i]), dtype)
-            ops[i].backward(backend, a, caches[index][i], slab.channels, out)
-            a = out
+    def backward(backend: Backend, dy: Array, caches: list[list[Any]], arrays: Any = None) -> Array:
+        dx = backend.empty(shapes[0], dtype)
 
-    _share(backend, work, cache, dx.size)
-    return batch_first(dx)
+        def work(index: int) -> None:
+            slab = slabs[index]
+            a = slab.of(dy)
+            for i in range(len(ops) - 1, -1, -1):
+                if ops[i].dx_is_dy:
+                    continue
+                if i == 0:
+                    out = slab.of(dx)
+                elif ops[i - 1].dx_is_dy:
+                    out = slab.of(ops[i - 1].gradient)
+                else:
+                    out = backend.scratch(f"slab{i % 2}", slab.shape(shapes[i]), dtype)
+                ops[i].backward(backend, a, caches[index][i], slab.channels, out)
+                a = out
+
+        _share(backend, work, ops, len(slabs), dx.size)
+        return dx
+
+    if key is None:
+        return batch_first(backward(backend, dy, caches))
+    arrays = [a for op in ops for a in (*op.arrays, *op.gradients)]
+    return batch_first(backend.planned(("backward", key), backward, dy, caches, arrays))
 
 
-def _share(backend: Backend, work: Callable[[int], None], cache: ChainCache, size: int) -> None:
+def _share(backend: Backend, work: Callable[[int], None], ops: Sequence[ChannelOp], slabs: int, size: int) -> None:
     """Do `work` for each slab."""
-    cost = float(size) * sum(op.passes for op in cache.ops)
-    backend.parallel(work, range(len(cache.slabs)), cost, any(op.multiplies for op in cache.ops))
+    cost = float(size) * sum(op.passes for op in ops)
+    backend.parallel(work, range(slabs), cost, any(op.multiplies for op in ops))
 
 
 def _check_arrays(x: Array, arrays: Sequence[Array]) -> None:
@@ -217,12 +244,12 @@ def _slabs(backend: Backend, ops: Sequence[ChannelOp], shapes: list[Shape], item
 
     What would make slabs of a quarter of that is not worth a second thread.
     """
-    channels = shapes[0][0]
-    if backend.slab_bytes is None:
+    channels, slab_bytes = shapes[0][0], backend.slab_bytes
+    if slab_bytes is None:
         return [Slab(slice(0, channels))]
-    total = max(_size(shape) for shape in shapes) * itemsize
-    threads = backend.get_num_threads() if 4 * total > backend.slab_bytes else 1
-    count = -(-total // (backend.slab_bytes * threads)) * threads
+    total = max([_size(shape) for shape in shapes]) * itemsize
+    threads = backend.get_num_threads() if 4 * total > slab_bytes else 1
+    count = -(-total // (slab_bytes * threads)) * threads
     uneven = -channels % threads > UNEVEN * channels
     return _cut(channels, _bands(ops, shapes) if uneven or count > channels else 1, count, threads)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from xpcnn.backend import Array
-from xpcnn.functional.activation import ReLUOp
+from xpcnn.functional.activation import RELU
 from xpcnn.functional.channelwise import ChainCache, ChannelOp, run, run_backward
 from xpcnn.functional.convolution import ConvCache, conv2d, conv2d_backward
-from xpcnn.functional.pooling import MaxPoolOp, geometry
+from xpcnn.functional.pooling import max_pool_op
 from xpcnn.functional.windows import Size
 
 Cache = tuple[ConvCache, ChainCache]
@@ -17,7 +17,7 @@ Cache = tuple[ConvCache, ChainCache]
 def conv_relu(x: Array, weight: Array, bias: Array | None = None, **options: Any) -> tuple[Array, Cache]:
     """Return relu(conv2d(x, weight, bias, **options)) and the cache."""
     y, kept = conv2d(x, weight, bias, **options)
-    y, chain = run((ReLUOp(),), y)
+    y, chain = run((RELU,), y)
     return y, (kept, chain)
 
 
@@ -36,7 +36,7 @@ def conv_relu_pool(
     gradient meets the same winners.
     """
     y, kept = conv2d(x, weight, bias, **options)
-    ops: tuple[ChannelOp, ...] = (MaxPoolOp(geometry(kernel_size, pool_stride, 0, 1, False)), ReLUOp())
+    ops: tuple[ChannelOp, ...] = (max_pool_op(kernel_size, pool_stride), RELU)
     y, chain = run(ops, y)
     return y, (kept, chain)
 

@@ -94,10 +94,15 @@ def _forward(
     factor: Array | None = None,
 ) -> Array:
     """Return y (F, OH, OW, N) for x (C, H, W, N)."""
-    y = backend.empty((weight.shape[0], *over.out, x.shape[3]), x.dtype)
-    tasks = forward_tasks(backend, x, weight, bias, over, groups, y, factor)
-    backend.parallel(_run, tasks, _work(weight, over, x.shape[3]))
-    return y
+
+    def convolve(backend: Backend, x: Array, weight: Array, bias: Array | None, factor: Array | None) -> Array:
+        y = backend.empty((weight.shape[0], *over.out, x.shape[3]), x.dtype)
+        tasks = forward_tasks(backend, x, weight, bias, over, groups, y, factor)
+        backend.parallel(_run, tasks, _work(weight, over, x.shape[3]))
+        return y
+
+    key = "conv2d", over, groups, *_tiling(backend)
+    return backend.planned(key, convolve, x, weight, bias, factor)
 
 
 class FixedConvolution:
@@ -157,20 +162,32 @@ def conv2d_backward(
         dx, *rest = conv2d_backward(cast_batch(backend, dy, "float32"), kept, input_gradient=input_gradient)
         dweight, dbias = cast_all(backend, rest, x.dtype)
         return None if dx is None else cast_batch(backend, dx, x.dtype), dweight, dbias
-    dy = batch_last(backend, dy)  # (F, OH, OW, N)
-    dx = backend.empty(x.shape, x.dtype) if input_gradient else None
-    turned = winograd.gradient_windows(backend, weight, over, groups, n)
-    if turned is not None:
-        tasks, collect = winograd.gradient_tasks(backend, dy, x, weight, turned, dx)
-    else:
-        tasks, collect = _weight_tasks(backend, dy, x, weight, over, groups)
-        if dx is not None:
-            tasks = input_tasks(backend, dy, weight, over, groups, dx) + tasks
-    sums: Any = [], lambda: None
-    if has_bias:
-        sums = _bias_tasks(backend, dy)
-    backend.parallel(_run, tasks + sums[0], (1 + input_gradient) * _work(weight, over, n))
-    return (None if dx is None else batch_first(dx)), collect(), sums[1]()
+
+    def gradients(backend: Backend, dy: Array, x: Array, weight: Array) -> tuple[Array | None, Array, Array | None]:
+        dx = backend.empty(x.shape, x.dtype) if input_gradient else None
+        turned = winograd.gradient_windows(backend, weight, over, groups, n)
+        if turned is not None:
+            tasks, collect = winograd.gradient_tasks(backend, dy, x, weight, turned, dx)
+        else:
+            tasks, collect = _weight_tasks(backend, dy, x, weight, over, groups)
+            if dx is not None:
+                tasks = input_tasks(backend, dy, weight, over, groups, dx) + tasks
+        sums: Any = [], lambda: None
+        if has_bias:
+            sums = _bias_tasks(backend, dy)
+        backend.parallel(_run, tasks + sums[0], (1 + input_gradient) * _work(weight, over, n))
+        return (None if dx is None else batch_first(dx)), collect(), sums[1]()
+
+    key = "conv2d_backward", over, groups, has_bias, input_gradient, *_tiling(backend)
+    result: tuple[Array | None, Array, Array | None] = backend.planned(
+        key, gradients, batch_last(backend, dy), x, weight
+    )
+    return result
+
+
+def _tiling(backend: Backend) -> tuple[Any, ...]:
+    """Return what else than its arguments decides how a convolution is cut up."""
+    return backend.column_bytes, backend.slab_bytes, backend.stacks_rows, backend.winograd_channels, winograd.enabled
 
 
 def _run(task: Task) -> None:

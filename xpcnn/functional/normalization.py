@@ -10,6 +10,7 @@ Evaluation puts the running mean and variance in the place of m and v, and they 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from xpcnn.backend import Array, Backend, backend_of
@@ -88,6 +89,7 @@ class BatchNormOp(ChannelOp):
         self.running_mean, self.running_var = running_mean, running_var
         self.arrays = (gamma, beta, running_mean, running_var)
         self.training, self.momentum, self.eps, self.ndim = training, momentum, eps, ndim
+        self.signature = "batch norm", training, momentum, eps
         self.dgamma: Array = None
         self.dbeta: Array = None
 
@@ -136,6 +138,11 @@ class BatchNormOp(ChannelOp):
         self.dbeta = backend.empty(self.beta.shape, self.beta.dtype)
         return self.dgamma, self.dbeta
 
+    @property
+    def gradients(self) -> Sequence[Array]:
+        """What `make_gradients` has made."""
+        return self.dgamma, self.dbeta
+
 
 class AffineOp(ChannelOp):
     """y = scale x + shift, per channel: batch norm with fixed statistics, or a bias alone (`scale` None).
@@ -149,6 +156,7 @@ class AffineOp(ChannelOp):
     def __init__(self, scale: Array | None, shift: Array, ndim: int | None = None) -> None:
         self.scale, self.shift, self.ndim = scale, shift, ndim
         self.arrays = (shift,) if scale is None else (scale, shift)
+        self.signature = "affine", scale is None
 
     def out_shape(self, shape: Shape) -> Shape:
         _check_channels(shape, self.shift.shape[0], self.ndim)

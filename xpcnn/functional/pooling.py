@@ -16,7 +16,7 @@ from xpcnn.backend import Array, Backend
 from xpcnn.errors import ShapeError
 from xpcnn.functional.channelwise import ChainCache, ChannelOp, Shape, run, run_backward
 from xpcnn.functional.primitive import primitive
-from xpcnn.functional.windows import Axis, Padding, Size, Windows, pair, windows
+from xpcnn.functional.windows import Axis, Padding, Size, Windows, pair, remembers_geometry, windows
 
 
 @primitive
@@ -115,7 +115,7 @@ class _WindowOp(ChannelOp):
     passes = 4
 
     def __init__(self, geometry: Callable[[Shape], Windows]) -> None:
-        self.geometry = geometry
+        self.geometry = self.signature = geometry
 
     def out_shape(self, shape: Shape) -> Shape:
         return shape[0], *self.geometry(shape).out, shape[-1]
@@ -143,6 +143,7 @@ class AvgPoolOp(_WindowOp):
     def __init__(self, geometry: Callable[[Shape], Windows], count_include_pad: bool = True) -> None:
         super().__init__(geometry)
         self.count_include_pad = count_include_pad
+        self.signature = geometry, count_include_pad
 
     def forward(self, backend: Backend, x: Array, channels: slice, out: Array, keep: bool) -> Any:
         over = self.geometry(x.shape)
@@ -169,6 +170,8 @@ class AvgPoolOp(_WindowOp):
 class GlobalAvgPoolOp(ChannelOp):
     """y = mean over height and width (Lin et al. 2013, arXiv:1312.4400, section 3.2)."""
 
+    signature = "global average"
+
     def out_shape(self, shape: Shape) -> Shape:
         if len(shape) != 4:
             raise ShapeError(f"x: expected shape (N, C, H, W), got {(shape[-1], *shape[:-1])}")
@@ -183,6 +186,9 @@ class GlobalAvgPoolOp(ChannelOp):
         share = backend.scratch("left", dy.shape, dy.dtype)
         backend.xp.multiply(dy, 1.0 / (out.shape[1] * out.shape[2]), out=share)
         backend.xp.copyto(out, share)
+
+
+GLOBAL_AVG_POOL = GlobalAvgPoolOp()
 
 
 def max_pool2d(
@@ -219,7 +225,7 @@ def max_pool2d(
     ShapeError, DTypeError
         Sizes do not fit, or `x` is not floating.
     """
-    return run((MaxPoolOp(geometry(kernel_size, stride, padding, dilation, ceil_mode)),), x)
+    return run((max_pool_op(kernel_size, stride, padding, dilation, ceil_mode),), x)
 
 
 def avg_pool2d(
@@ -236,12 +242,12 @@ def avg_pool2d(
     `count_include_pad` says whether padding counts as zeros in the mean; pixels beyond the padding, which a window
     meets in `ceil_mode`, never count.
     """
-    return run((AvgPoolOp(geometry(kernel_size, stride, padding, 1, ceil_mode), count_include_pad),), x)
+    return run((avg_pool_op(kernel_size, stride, padding, ceil_mode, count_include_pad),), x)
 
 
 def global_avg_pool2d(x: Array) -> tuple[Array, ChainCache]:
     """Take the mean of every channel: (N, C, H, W) to (N, C, 1, 1), and the cache."""
-    return run((GlobalAvgPoolOp(),), x)
+    return run((GLOBAL_AVG_POOL,), x)
 
 
 def max_pool2d_backward(dy: Array, cache: ChainCache) -> Array:
@@ -252,6 +258,22 @@ def max_pool2d_backward(dy: Array, cache: ChainCache) -> Array:
 avg_pool2d_backward = global_avg_pool2d_backward = max_pool2d_backward
 
 
+@remembers_geometry
+def max_pool_op(
+    kernel_size: Size, stride: Size | None, padding: Padding = 0, dilation: Size = 1, ceil_mode: bool = False
+) -> MaxPoolOp:
+    """Return the operation of `max_pool2d`, the same for the same arguments."""
+    return MaxPoolOp(geometry(kernel_size, stride, padding, dilation, ceil_mode))
+
+
+@remembers_geometry
+def avg_pool_op(
+    kernel_size: Size, stride: Size | None, padding: Padding, ceil_mode: bool, count_include_pad: bool
+) -> AvgPoolOp:
+    """Return the operation of `avg_pool2d`, the same for the same arguments."""
+    return AvgPoolOp(geometry(kernel_size, stride, padding, 1, ceil_mode), count_include_pad)
+
+
 def geometry(
     kernel_size: Size, stride: Size | None, padding: Padding, dilation: Size, ceil_mode: bool
 ) -> Callable[[Shape], Windows]:
@@ -259,6 +281,7 @@ def geometry(
     kernel = pair("kernel_size", kernel_size, 1)
     steps = kernel if stride is None else stride
 
+    @lru_cache(maxsize=64)
     def over(shape: Shape) -> Windows:
         if len(shape) != 4:
             raise ShapeError(f"x: expected shape (N, C, H, W), got {(shape[-1], *shape[:-1])}")

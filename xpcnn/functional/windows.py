@@ -7,12 +7,14 @@ padding`, and nothing where that lies outside the image. Everything here is plai
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
-from typing import Any, Literal
+from functools import cached_property, lru_cache, wraps
+from typing import Any, Literal, TypeVar, cast
 
 from xpcnn.errors import DTypeError, ShapeError
 
+F = TypeVar("F", bound=Callable[..., Any])
 Size = int | tuple[int, int]
 Padding = Size | tuple[tuple[int, int], tuple[int, int]] | Literal["same", "valid"]
 
@@ -34,6 +36,34 @@ def integer(name: str, value: Any, least: int) -> int:
     if number < least or isinstance(value, bool):
         raise ShapeError(f"{name}: expected {least} or more, got {value!r}")
     return number
+
+
+def remembers_geometry(function: F) -> F:
+    """Make a function of sizes keep its results; it takes lists for tuples."""
+    # True is 1 to a cache that does not look at types
+    remembering = lru_cache(maxsize=1024, typed=True)(function)
+
+    @wraps(function)
+    def call(*sizes: Any) -> Any:
+        try:
+            return remembering(*sizes)
+        except TypeError:  # a list cannot be a key, and an array has no tuple's place either
+            plain = tuple(map(_hashable, sizes))
+            return (remembering if _is_hashable(plain) else function)(*plain)
+
+    return cast("F", call)
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(map(_hashable, value)) if isinstance(value, (list, tuple)) else value
+
+
+def _is_hashable(value: Any) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
 
 
 @dataclass(frozen=True)
@@ -82,6 +112,13 @@ class Windows:
 
     h: Axis
     w: Axis
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.h, self.w))
+
+    def __hash__(self) -> int:
+        return self._hash
 
     @property
     def kernel(self) -> tuple[int, int]:
@@ -183,17 +220,7 @@ def windows(
     DTypeError
         A size is no integer.
     """
-    key = kernel_size, stride, padding, dilation
-    try:
-        return _windows(size, *key, ceil_mode)
-    except TypeError as error:  # a list cannot be a key of the cache
-        if "unhashable" not in str(error):
-            raise
-        return _windows.__wrapped__(size, *map(_hashable, key), ceil_mode)
-
-
-def _hashable(value: Any) -> Any:
-    return tuple(map(_hashable, value)) if isinstance(value, (list, tuple)) else value
+    return _windows(size, kernel_size, stride, padding, dilation, ceil_mode)
 
 
 def check_windows(
@@ -205,7 +232,7 @@ def check_windows(
     return windows((height, width), kernel_size, stride=stride, padding=padding, dilation=dilation, ceil_mode=ceil_mode)
 
 
-@lru_cache(maxsize=1024, typed=True)  # True is 1 to a cache that does not look at types
+@remembers_geometry
 def _windows(size: tuple[int, int], kernel_size: Any, stride: Any, padding: Any, dilation: Any, ceil: bool) -> Windows:
     kernels = pair("kernel_size", kernel_size, 1)
     strides = pair("stride", stride, 1)

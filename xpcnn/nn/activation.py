@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from xpcnn.backend import Array
-from xpcnn.functional.activation import GELUOp, LeakyReLUOp, ReLUOp, SigmoidOp, TanhOp
+from xpcnn.functional.activation import RELU, GELUOp, LeakyReLUOp, SigmoidOp, TanhOp
 from xpcnn.functional.channelwise import ChannelOp
 from xpcnn.functional.softmax import softmax, softmax_backward
 from xpcnn.nn.channelwise import ChannelLayer
@@ -15,7 +15,7 @@ class ReLU(ChannelLayer):
 
     def channel_op(self) -> ChannelOp:
         """Return the operation of one call."""
-        return ReLUOp()
+        return RELU
 
 
 class LeakyReLU(ChannelLayer):

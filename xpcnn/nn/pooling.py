@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from xpcnn.functional.channelwise import ChannelOp
-from xpcnn.functional.pooling import AvgPoolOp, GlobalAvgPoolOp, MaxPoolOp, geometry
+from xpcnn.functional.pooling import GLOBAL_AVG_POOL, avg_pool_op, max_pool_op
 from xpcnn.functional.windows import Padding, Size, check_windows
 from xpcnn.nn.channelwise import ChannelLayer
 
@@ -23,7 +23,7 @@ class MaxPool2d(ChannelLayer):
         super().__init__()
         self.kernel_size, self.stride = kernel_size, kernel_size if stride is None else stride
         check_windows(kernel_size, stride=self.stride, padding=padding, dilation=dilation, ceil_mode=ceil_mode)
-        self._op = MaxPoolOp(geometry(kernel_size, stride, padding, dilation, ceil_mode))
+        self._op = max_pool_op(kernel_size, stride, padding, dilation, ceil_mode)
 
     def channel_op(self) -> ChannelOp:
         """Return the operation of one call."""
@@ -48,7 +48,7 @@ class AvgPool2d(ChannelLayer):
         super().__init__()
         self.kernel_size, self.stride = kernel_size, kernel_size if stride is None else stride
         check_windows(kernel_size, stride=self.stride, padding=padding, ceil_mode=ceil_mode)
-        self._op = AvgPoolOp(geometry(kernel_size, stride, padding, 1, ceil_mode), count_include_pad)
+        self._op = avg_pool_op(kernel_size, stride, padding, ceil_mode, count_include_pad)
 
     def channel_op(self) -> ChannelOp:
         """Return the operation of one call."""
@@ -64,4 +64,4 @@ class GlobalAvgPool2d(ChannelLayer):
 
     def channel_op(self) -> ChannelOp:
         """Return the operation of one call."""
-        return GlobalAvgPoolOp()
+        return GLOBAL_AVG_POOL
