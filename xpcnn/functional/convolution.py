@@ -257,10 +257,15 @@ def _weight_tasks(
 
 
 def _bias_tasks(backend: Backend, dy: Array) -> tuple[list[Task], Callable[[], Array]]:
-    """Return a task for each thread, and what gives the sums of dy (F, OH, OW, N) after them."""
-    parts = [slice(part.start, part.stop) for part in spans(dy.shape[0], backend.get_num_threads())]
-    if len(parts) == 1:
+    """Return a task for each thread, and what gives the sums of dy (F, OH, OW, N) after them.
+
+    Few numbers are one task: whoever comes first has time for it while others wake up.
+    """
+    threads = backend.get_num_threads()
+    if threads == 1:
         return [], lambda: channel_sums(backend, dy)
+    count = threads if backend.shares(dy.size) else 1
+    parts = [slice(part.start, part.stop) for part in spans(dy.shape[0], count)]
     sums = backend.empty((dy.shape[0],), dy.dtype)
 
     def task(part: slice) -> None:
