@@ -16,11 +16,12 @@ from xpcnn.datasets.source import PathLike, Source, read_file
 from xpcnn.datasets.unpickle import integers, unpickle
 from xpcnn.errors import DataError, XpcnnError
 
+# Of the gzipped files; LICENSE has those of the originals inside.
 SHA256 = {
-    "train-images-idx3-ubyte.gz": "0b367032e93c5d0cea0925647cfdb18614af8ee15f83e6f2fc2ad904a6835971",
-    "train-labels-idx1-ubyte.gz": "1787548bbe0bff1ec2ecdc0ef292b02df999e2d1a6002d27500982c652b17203",
-    "t10k-images-idx3-ubyte.gz": "1a1a05eab793c14bb050b398624a11b0ffd1a2953baed553b1b9bd079e2a20be",
-    "t10k-labels-idx1-ubyte.gz": "b91679a0acfe4ba0e50a2437a903084cba1f5f92592b016a25a7dfd00455798b",
+    "train-images-idx3-ubyte.gz": "2ce76402208db033b8fb8adf154377f167e6ad5549666edae1721ad0044d194e",
+    "train-labels-idx1-ubyte.gz": "a39e25d76989c6c8bb91e9bd7c63daa3ab0b57c11d59bdca6116c4cf9f9fbfc5",
+    "t10k-images-idx3-ubyte.gz": "cd0584269ee376ff86e8473f5a760b60cfd49a36916034774e6fbb1c1c576020",
+    "t10k-labels-idx1-ubyte.gz": "13b77ae552e5a3dc842ae163cbeab0da18822ff4b77a4a37a18414cc1c6110fe",
 }
 _PICKLE_LIMIT = 1 << 30  # bytes unpacked; the original's 70,000 images of float32 are 220 MB, as text 800 MB
 _PICKLE_RATIO, _PICKLE_SLACK = 100, 1 << 24  # and bytes unpacked per byte of the file; the original has 14, as text 50
@@ -39,7 +40,7 @@ def load_mnist() -> tuple[Dataset, Dataset]:
     Raises
     ------
     DataError
-        A file differs from the original (SHA-256).
+        A file is not the one that was packed (SHA-256).
     """
     train, test = (
         Dataset(_carried(f"{part}-images-idx3-ubyte.gz"), _carried(f"{part}-labels-idx1-ubyte.gz"))
@@ -51,7 +52,7 @@ def load_mnist() -> tuple[Dataset, Dataset]:
 def _carried(name: str) -> np.ndarray:
     content = read_file(Path(__file__).with_name(name))
     if hashlib.sha256(content).hexdigest() != SHA256[name]:
-        raise DataError(f"{name}: the package's copy differs from the original (SHA-256); install xpcnn again")
+        raise DataError(f"{name}: the package's copy is damaged (SHA-256); install xpcnn again")
     array = read_idx(Source(name, content))
     array.flags.writeable = False
     return array
