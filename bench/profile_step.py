@@ -1,4 +1,4 @@
-"""Where the time of a recorded training step goes, call by call on one thread: `python bench/profile_step.py lenet5`.
+"""Where the time of a step or an operation goes, call by call on one thread: `python bench/profile_step.py lenet5`.
 
 Calls of one function over arrays of one shape make a line: milliseconds, calls, microseconds a call, GFLOP/s of a
 product or GB/s of anything else (bytes of all arrays of a call). Work for several threads is counted as if one did it.
@@ -29,7 +29,11 @@ Call = tuple[Callable[..., Any], tuple[Any, ...]]
 
 
 def record(workload: w.Workload) -> tuple[list[Call], Any]:
-    """The calls of a step, forward, loss, backward and update, and what keeps their arrays alive."""
+    """The calls of a whole step, or of an operation both ways, and what keeps their arrays alive."""
+    if workload.kind != "train":
+        operation = xpcnn_peer.build(workload, "default")
+        recorded: Any = get_backend().capture(operation.call)  # type: ignore[arg-type]
+        return list(flat(recorded._tape)), (operation, recorded)
     kept: list[numpy_tape.RecordedStep] = []
     init = numpy_tape.RecordedStep.__init__
 
@@ -84,7 +88,7 @@ def measure(calls: list[Call], rounds: int) -> np.ndarray[Any, Any]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("workload", choices=[name for name, each in w.WORKLOADS.items() if each.kind == "train"])
+    parser.add_argument("workload", choices=[name for name, each in w.WORKLOADS.items() if each.kind != "inference"])
     parser.add_argument("--lines", type=int, default=30)
     parser.add_argument("--rounds", type=int, default=9)
     options = parser.parse_args()

@@ -276,12 +276,12 @@ def test_a_child_of_a_fork_makes_its_own():
 import os
 import numpy as np
 from xpcnn import functional as F
-from xpcnn.backend import numpy_plans, threads
-from xpcnn.backend.numpy_plans import Plans
+from xpcnn.backend import threads
 threads._usable_cores = lambda: 2
 x = np.random.default_rng(0).normal(size=(64, 8, 28, 28)).astype("float32")
 w = np.ones((8, 8, 3, 3), "float32")
-expected = F.conv2d(x, w)[0]
+for _ in range(4):  # the last one is played
+    expected = F.conv2d(x, w)[0]
 child = os.fork()
 same = np.array_equal(F.conv2d(x, w)[0], expected)
 if child == 0:

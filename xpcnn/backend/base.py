@@ -133,7 +133,8 @@ class Backend:
         """Return function(backend, *arguments) for arrays, and tuples and lists of them.
 
         `key` and the arrays' layouts must fix all calls of `xp` that it makes; a backend may then make them anew for
-        other arrays without calling `function`. It returns arrays, nested likewise, and writes to no argument.
+        other arrays without calling `function`. It returns arrays, or a tuple of arrays and of lists that hold them,
+        and writes to nothing else than these and its arguments.
         """
         return function(self, *arguments)
 

@@ -28,11 +28,12 @@ if TYPE_CHECKING:
     from xpcnn.backend.numpy import NumpyBackend
 
 # Calls before one is recorded, which runs in one thread; plans and, of each, tapes for certain addresses that a thread
-# keeps; bytes of small intermediate results that a plan may keep.
+# keeps; bytes of small intermediate results that a plan may keep, and arguments that its calls may have.
 CALLS_BEFORE = 2
 PLANS_KEPT = 256
 TAPES_KEPT = 4
 BYTES_KEPT = 1 << 20
+ARGUMENTS_KEPT = 10_000
 
 Array = np.ndarray[Any, Any]
 
@@ -49,9 +50,9 @@ class Plans:
         self._local = threading.local()
 
     @staticmethod
-    def unfolded(arguments: tuple[Any, ...]) -> list[Any]:
+    def plain(arguments: tuple[Any, ...]) -> list[Any]:
         """Return arguments with nested results of plans as their functions returned them."""
-        return [each.unfold() if each.__class__ is Folded else each for each in arguments]
+        return [each.value() if each.__class__ is Nested else each for each in arguments]
 
     def run(self, key: Any, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
         """Return function(backend, *arguments), where `key` and the arguments' layout fix which calls that makes."""
@@ -67,30 +68,33 @@ class Plans:
         if known is not None and not backend.pool.inside:
             if not known and len(plans) >= PLANS_KEPT:
                 plans.clear()
+                mine["buffers"].clear()
             if known >= CALLS_BEFORE and _are_apart(arrays):
-                plans[key, layout] = None
                 try:
                     plan, result = _record(backend, mine["buffers"], function, arguments, arrays)
                 except BackendError:
-                    return function(backend, *self.unfolded(arguments))
-                if plan is None:
-                    plans[key, layout] = known
-                elif plan.bytes_kept <= BYTES_KEPT:
-                    plans[key, layout] = plan
+                    plans[key, layout] = None
+                    return function(backend, *self.plain(arguments))
+                if plan is not None:
+                    small = plan.bytes_kept <= BYTES_KEPT and plan.size <= ARGUMENTS_KEPT
+                    plans[key, layout] = plan if small else None
                 return result
             plans[key, layout] = known + 1
-        return function(backend, *self.unfolded(arguments))
+        return function(backend, *self.plain(arguments))
 
 
-class Folded:
+class Nested:
     """Nested results of a plan, kept as the few arrays that they are parts of."""
 
-    __slots__ = ("addresses", "arrays", "plan", "template")
+    __slots__ = ("addresses", "arrays", "kind", "template")
 
-    def __init__(self, plan: Plan, template: Any, arrays: list[Array], addresses: list[int]) -> None:
-        self.plan, self.template, self.arrays, self.addresses = plan, template, arrays, addresses
+    def __init__(self, kind: object, template: Any, arrays: list[Array], addresses: list[int]) -> None:
+        self.kind, self.template, self.arrays, self.addresses = kind, template, arrays, addresses
 
-    def unfold(self) -> Any:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _same, (self.value(),)  # a copy has arrays of its own, which lie elsewhere
+
+    def value(self) -> Any:
         """Return them as the function of the plan did."""
         return _mapped(self.template, _Part, lambda part: part.of(self.addresses, self.arrays[part.slot]))
 
@@ -106,7 +110,7 @@ class _Part(NamedTuple):
 
     def of(self, addresses: Sequence[int], owner: Any = None) -> Array:
         """Return the array that lies there; it does not keep the memory where no owner is given."""
-        return np.asarray(_Place(self, addresses[self.slot] + self.offset, owner))
+        return np.asarray(_Address(self, addresses[self.slot] + self.offset, owner))
 
 
 class _Whole(NamedTuple):
@@ -115,14 +119,14 @@ class _Whole(NamedTuple):
     slot: int
 
 
-class _Fold(NamedTuple):
+class _Nest(NamedTuple):
     """Nested parts of the arrays in some slots, which they count anew."""
 
     slots: list[int]
     template: Any
 
 
-class _Place:
+class _Address:
     __slots__ = ("__array_interface__", "base")
 
     def __init__(self, part: _Part, address: int, owner: Any) -> None:
@@ -139,8 +143,8 @@ class _Place:
 class Plan:
     """One operation of one geometry: calls with gaps, and what fills them.
 
-    What changes from call to call has a slot: the arguments first, then a block of memory for each array that the
-    function returns, one for all that it returns nested in lists and one for what lies between, then scratch memory.
+    What changes from call to call has a slot: the arguments first and scratch memory, then a block for each array that
+    the function returns, one for all that it returns nested in lists and one for what lies between.
 
     Attributes
     ----------
@@ -151,6 +155,7 @@ class Plan:
     def __init__(self, backend: NumpyBackend, buffers: dict[Any, Array], scratch: list[Any], multiplies: bool) -> None:
         self._backend, self._buffers, self._scratch, self._multiplies = backend, buffers, scratch, multiplies
         self.bytes_kept = 0
+        self._kind = object()  # stands for this plan where its results go, and keeps nothing of it
         self.blocks: list[tuple[int, _Part]] = []  # their sizes, and the array at the beginning of each
         self.results: list[Any] = []
         self.is_single = False
@@ -163,11 +168,13 @@ class Plan:
         backend, new = self._backend, self._backend.blocks.laid_out
         places = [a.__array_interface__["data"][0] for a in arrays]
         held = arrays
+        for key in self._scratch:
+            held.append(self._buffers[key])
+            places.append(held[-1].__array_interface__["data"][0])
         for size, (_, _, shape, strides, kind) in self.blocks:
             array, address = new(size, shape, strides, kind)
             held.append(array)
             places.append(address)
-        places += [self._buffers[key].__array_interface__["data"][0] for key in self._scratch]
         addresses = tuple(places)
         tape = self._tapes.get(addresses)
         if tape is None:
@@ -191,10 +198,15 @@ class Plan:
         kind = template.__class__
         if kind is _Whole:
             return held[template.slot]
-        if kind is _Fold:
+        if kind is _Nest:
             slots = template.slots
-            return Folded(self, template.template, [held[s] for s in slots], [addresses[s] for s in slots])
+            return Nested(self._kind, template.template, [held[s] for s in slots], [addresses[s] for s in slots])
         return template.of(addresses, held[template.slot]) if kind is _Part else template
+
+    @property
+    def size(self) -> int:
+        """How many arguments its calls have."""
+        return len(self._values)
 
     def number(self, value: Any) -> int:
         """Note an argument of calls; return its number."""
@@ -224,15 +236,15 @@ def _record(
     """Return the plan of function(backend, *arguments), and its result; no plan where scratch memory grew under it."""
     recording = numpy_tape.recorder(backend, None, buffers, backend.pool.worth)
     with backend.recording(recording):
-        result = function(recording, *Plans.unfolded(arguments))
+        result = function(recording, *Plans.plain(arguments))
     tape, stores, scratch = recording.tape, recording.blocks.kept, list(recording.buffers_used)
     recording.close()
     if recording.outgrown:
         return None, result
     plan = Plan(backend, buffers, scratch, any(map(_multiplies, tape)))
     places = _Places()
-    for array in arrays:
-        places.add([_extent(array)], array.__array_interface__["data"][0])
+    for array in (*arrays, *(buffers[key] for key in scratch)):
+        places.add_argument(array)
     plan.is_single = not isinstance(result, tuple)
     elements = (result,) if plan.is_single else result
 
@@ -244,18 +256,17 @@ def _record(
             plan.blocks.append((size, raw if part is None or part.offset else part))
 
     for element in elements:
-        if isinstance(element, np.ndarray):
+        if isinstance(element, np.ndarray) and places.part(element) is None:
             make_room([_memory(element)], element)
-    make_room([_memory(leaf) for element in elements if isinstance(element, list) for leaf in _arrays(element, [])])
+    nested = [leaf for element in elements if isinstance(element, list) for leaf in _arrays(element, [])]
+    make_room([_memory(leaf) for leaf in nested if places.part(leaf) is None])
     make_room([(store.address, store.address + store.nbytes) for store in stores])
-    for key in scratch:
-        places.add([_extent(buffers[key])])
     wholes = {part for _, part in plan.blocks}
     for element in elements:
         template = _mapped(element, np.ndarray, places.part)
         if isinstance(element, list):
             slots: list[int] = []
-            plan.results.append(_Fold(slots, _mapped(template, _Part, partial(_counted, slots))))
+            plan.results.append(_Nest(slots, _mapped(template, _Part, partial(_counted, slots))))
         else:
             plan.results.append(_Whole(template.slot) if template in wholes else template)
     plan.calls = _with_gaps(tape, plan, places, {})
@@ -272,15 +283,21 @@ class _Places:
         self.outside: set[tuple[int, int]] = set()  # what arguments of calls lie elsewhere
         self._known: list[tuple[int, int, int, int]] = []  # first address, the one behind the last, slot, offset in it
 
-    def add(self, extents: Iterable[tuple[int, int]], address: int | None = None) -> int:
-        """Put pieces of memory, except those that have one, into a slot one behind the other; return its size.
+    def add_argument(self, array: Array) -> None:
+        """Put an array into a slot of its own; its address is that of its first element, which may not lie first."""
+        start, stop = _extent(array)
+        insort(self._known, (start, stop, self.count, start - array.__array_interface__["data"][0]))
+        self.count += 1
 
-        `address` is the slot's where it is not the first piece's.
+    def add(self, extents: Iterable[tuple[int, int]]) -> int:
+        """Put pieces of memory, except those that have one, into a slot one behind the other.
+
+        Return the size of the slot, 0 where no piece was left for one.
         """
         size = 0
         for start, stop in extents:
             if self._find(start) is None:
-                insort(self._known, (start, stop, self.count, size if address is None else start - address))
+                insort(self._known, (start, stop, self.count, size))
                 size += -(-(stop - start) // ALIGNMENT) * ALIGNMENT
         self.count += size > 0
         return size
@@ -328,6 +345,10 @@ def _with_gaps(tape: Tape, plan: Plan, places: _Places, numbers: dict[Any, int])
     return calls
 
 
+def _same(value: Any) -> Any:
+    return value
+
+
 def _multiplies(call: Any) -> bool:
     function, _ = call
     if isinstance(function, Region):
@@ -343,10 +364,10 @@ def _layouts(arguments: Iterable[Any], found: list[Array]) -> list[Any]:
     for each in arguments:
         if isinstance(each, np.ndarray):
             found.append(each)
-            layouts.append((each.shape, each.strides, each.dtype))
-        elif each.__class__ is Folded:
+            layouts.append((each.shape, each.strides, each.dtype, each.flags.writeable))
+        elif each.__class__ is Nested:
             found += each.arrays
-            layouts.append(each.plan)
+            layouts.append(each.kind)
             layouts += [(a.shape, a.strides, a.dtype) for a in each.arrays]
         elif each.__class__ in (tuple, list):
             layouts.append(len(each))
@@ -380,10 +401,11 @@ def _counted(slots: list[int], part: _Part) -> _Part:
 
 def _memory(array: Array) -> tuple[int, int]:
     """Return the extent of all that an array is a part of."""
-    base: Any = array
-    while (below := getattr(base, "base", None)) is not None:
-        base = below
-    return (base.store.address, base.store.address + base.store.nbytes) if isinstance(base, Block) else _extent(base)
+    whole, base = array, array.base
+    while base is not None and not isinstance(base, Block):
+        whole = base if isinstance(base, np.ndarray) else whole
+        base = getattr(base, "base", None)  # of an array, or of what NumPy makes a view of
+    return _extent(whole) if base is None else (base.store.address, base.store.address + base.store.nbytes)
 
 
 def _extent(array: Array) -> tuple[int, int]:

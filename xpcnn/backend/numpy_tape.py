@@ -122,7 +122,9 @@ def recorder(
             self, function: Callable[[Any], None], tasks: Sequence[Any], work: float = 0.0, products: bool = True
         ) -> None:
             threads = min(self.get_num_threads(), len(tasks))
-            least = worth or (backend.pool.worth / 4 if arena is None else WORTH_A_HAND_OVER)
+            least = backend.pool.worth / 4 if arena is None else WORTH_A_HAND_OVER
+            if worth is not None:
+                least = worth
             if self.worker is not None or threads < 2 or work < least:
                 for task in tasks:
                     function(task)

@@ -123,13 +123,27 @@ def _inside(local: threading.local) -> Iterator[None]:
 class _Job:
     """One call of `ThreadPool.run`: tasks that the threads take one by one, and what went wrong."""
 
-    __slots__ = ("done", "error", "function", "tasks")
+    __slots__ = ("begun", "done", "ended", "error", "function", "tasks")
 
     def __init__(self, function: Callable[[Any], None], tasks: Sequence[Any]) -> None:
         self.function = function
         self.tasks = deque(tasks)
+        self.begun: list[None] = []  # one each of the helpers that have come, and of those that have gone
+        self.ended: list[None] = []
         self.done: queue.SimpleQueue[None] = queue.SimpleQueue()
         self.error: BaseException | None = None
+
+    def wait(self) -> None:
+        """Return when no helper works on a task; a signal must not let the caller go before, whose memory they use."""
+        while True:
+            try:
+                while len(self.ended) < len(self.begun):
+                    _get(self.done)
+                self.function = _nothing  # who comes late keeps no arrays alive
+                return
+            except BaseException as error:
+                self.error = error
+                self.tasks.clear()
 
     def work(self, local: threading.local) -> None:
         function, take = self.function, self.tasks.popleft
@@ -144,6 +158,10 @@ class _Job:
         except BaseException as error:
             self.error = error
             self.tasks.clear()  # the other threads stop at their next task
+
+
+def _nothing(task: Any) -> None:
+    """Do nothing."""
 
 
 class ThreadPool:
@@ -216,9 +234,10 @@ class ThreadPool:
         job = _Job(function, tasks)
         for _ in range(helpers):
             self._jobs.put(job)
-        job.work(self._local)
-        for _ in range(helpers):
-            _get(job.done)
+        try:
+            job.work(self._local)  # returns when no task is left: whoever comes later finds none
+        finally:
+            job.wait()
         if job.error is not None:
             raise job.error
 
@@ -226,7 +245,9 @@ class ThreadPool:
 def _serve(jobs: queue.SimpleQueue[_Job], local: threading.local) -> None:
     while True:
         job = _get(jobs)
+        job.begun.append(None)
         job.work(local)
+        job.ended.append(None)
         job.done.put(None)
         del job  # an idle thread keeps no arrays alive
 

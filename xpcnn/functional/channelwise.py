@@ -167,17 +167,17 @@ def run(ops: Sequence[ChannelOp], x: Array, *, keep: bool = True, reuse: bool = 
                     out = backend.empty(slab.shape(shapes[i + 1]), x.dtype)
                 else:
                     out = backend.scratch(f"slab{i % 2}", slab.shape(shapes[i + 1]), x.dtype)
-                caches[index].append(op.forward(backend, a, slab.channels, out, keep))
+                cache = op.forward(backend, a, slab.channels, out, keep)
+                caches[index].append(cache if keep else None)
                 a = out
 
         _share(backend, work, ops, len(slabs), x.size)
         return y, caches
 
-    signatures = [op.signature for op in ops]
-    if reuse or None in signatures:
+    if reuse or any(op.signature is None for op in ops):
         y, caches = forward(backend, x)
         return batch_first(y), ChainCache(backend, ops, shapes, x.dtype, slabs, caches)
-    key = *signatures, shapes[0], len(slabs), slabs[0].all_bands, len(slabs[0].bands)
+    key = *((type(op), op.signature) for op in ops), shapes[0], len(slabs), slabs[0].all_bands, len(slabs[0].bands)
     y, caches = backend.planned(("forward", keep, key), forward, x, [a for op in ops for a in op.arrays])
     return batch_first(y), ChainCache(backend, ops, shapes, x.dtype, slabs, caches, key)
 

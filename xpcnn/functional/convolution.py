@@ -75,7 +75,7 @@ def conv2d(
     """
     backend = backend_of(x, weight, bias)
     over = _check(x, weight, bias, stride, padding, dilation, groups)
-    images = batch_last(backend, x)  # (C, H, W, N)
+    images, groups = batch_last(backend, x), int(groups)  # (C, H, W, N)
     if goes_through_float32(backend, x):
         arrays = batch_first(cast(backend, images, "float32")), *cast_all(backend, (weight, bias), "float32")
         y, _ = conv2d(*arrays, stride=stride, padding=padding, dilation=dilation, groups=groups)

@@ -88,8 +88,8 @@ class BatchNormOp(ChannelOp):
         self.gamma, self.beta = gamma, beta
         self.running_mean, self.running_var = running_mean, running_var
         self.arrays = (gamma, beta, running_mean, running_var)
-        self.training, self.momentum, self.eps, self.ndim = training, momentum, eps, ndim
-        self.signature = "batch norm", training, momentum, eps
+        self.training, self.momentum, self.eps, self.ndim = training, float(momentum), float(eps), ndim
+        self.signature = training, self.momentum, self.eps
         self.dgamma: Array = None
         self.dbeta: Array = None
 
@@ -156,7 +156,7 @@ class AffineOp(ChannelOp):
     def __init__(self, scale: Array | None, shift: Array, ndim: int | None = None) -> None:
         self.scale, self.shift, self.ndim = scale, shift, ndim
         self.arrays = (shift,) if scale is None else (scale, shift)
-        self.signature = "affine", scale is None
+        self.signature = scale is None
 
     def out_shape(self, shape: Shape) -> Shape:
         _check_channels(shape, self.shift.shape[0], self.ndim)

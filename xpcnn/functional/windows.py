@@ -47,15 +47,15 @@ def remembers_geometry(function: F) -> F:
     def call(*sizes: Any) -> Any:
         try:
             return remembering(*sizes)
-        except TypeError:  # a list cannot be a key, and an array has no tuple's place either
-            plain = tuple(map(_hashable, sizes))
+        except TypeError:  # a list cannot be a key
+            plain = tuple(map(_plain, sizes))
             return (remembering if _is_hashable(plain) else function)(*plain)
 
     return cast("F", call)
 
 
-def _hashable(value: Any) -> Any:
-    return tuple(map(_hashable, value)) if isinstance(value, (list, tuple)) else value
+def _plain(value: Any) -> Any:
+    return tuple(map(_plain, value)) if isinstance(value, (list, tuple)) else value
 
 
 def _is_hashable(value: Any) -> bool:
