@@ -99,7 +99,7 @@ class NumpyBackend(Backend):
     def capture(self, step: Callable[[], None]) -> Callable[[], None]:
         # A record has memory of its own: what steps before it used would add to the peak (lenet5: 10 MB).
         self.blocks.give_back()
-        self._work = threading.local()
+        self.drop_scratch()
         self.plans.clear()
         trim()
         return numpy_tape.RecordedStep(self, step)
@@ -130,6 +130,10 @@ class NumpyBackend(Backend):
             setattr(self._work, slot, store)
         work: np.ndarray[Any, Any] = store[:size].view(dtype).reshape(shape)
         return work
+
+    def drop_scratch(self) -> None:
+        """Let go of what `scratch` and `bordered` keep, in all threads; who needs it makes it anew."""
+        self._work = threading.local()
 
     def bordered(self, key: Any, shape: Sequence[int], dtype: Any) -> np.ndarray[Any, Any]:
         kept = self._work.__dict__.setdefault("bordered", {})

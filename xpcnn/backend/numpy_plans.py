@@ -27,9 +27,10 @@ from xpcnn.errors import BackendError
 if TYPE_CHECKING:
     from xpcnn.backend.numpy import NumpyBackend
 
-# Calls before one is recorded, which runs in one thread; plans and, of each, tapes for certain addresses that a thread
-# keeps; bytes of small intermediate results that a plan may keep, and arguments that its calls may have.
-CALLS_BEFORE = 2
+# Calls before one is recorded, which runs in one thread and takes memory: more than a trainer makes before it records
+# whole steps. Plans and, of each, tapes for certain addresses that a thread keeps; bytes of small intermediate results
+# that a plan may keep, and arguments that its calls may have.
+CALLS_BEFORE = 5
 PLANS_KEPT = 256
 TAPES_KEPT = 4
 BYTES_KEPT = 1 << 20
@@ -70,6 +71,8 @@ class Plans:
                 plans.clear()
                 mine["buffers"].clear()
             if known >= CALLS_BEFORE and _are_apart(arrays):
+                backend.drop_scratch()  # a plan has its own; what calls before it used would add to the peak
+                backend.blocks.give_back()
                 try:
                     plan, result = _record(backend, mine["buffers"], function, arguments, arrays)
                 except BackendError:
