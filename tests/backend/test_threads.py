@@ -1,6 +1,7 @@
 import os
 import queue
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -252,6 +253,28 @@ def test_holds_nest(two_blas_threads):
             assert set(blas_threads()) <= {1}
         assert set(blas_threads()) <= {1}
     assert blas_threads() == before
+
+
+def test_nobody_leaves_whose_memory_others_still_write(pool, monkeypatch):
+    """Ctrl-C reaches whoever waits for the helpers: it ends the work, but not before they are done."""
+    meeting, ended, interrupted, get = threading.Barrier(4, timeout=30), [], [], threads._get
+
+    def interrupted_get(messages):
+        if threading.current_thread() is threading.main_thread() and not interrupted:
+            interrupted.append(True)
+            raise KeyboardInterrupt
+        return get(messages)
+
+    def task(number):
+        meeting.wait()
+        if threading.current_thread() is not threading.main_thread():
+            time.sleep(0.1)
+        ended.append(number)
+
+    monkeypatch.setattr(threads, "_get", interrupted_get)
+    with pytest.raises(KeyboardInterrupt):
+        pool.run(task, range(4))
+    assert len(ended) == 4
 
 
 def test_no_array_stays_behind(pool):
