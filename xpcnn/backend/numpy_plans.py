@@ -11,16 +11,14 @@ plays it. Two cores, ms with and without: 3x3 convolution of 100x3x31x31 by 2, b
 from __future__ import annotations
 
 import threading
-from bisect import bisect_right, insort
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from xpcnn.backend import numpy_tape
-from xpcnn.backend.memory import ALIGNMENT, Block
+from xpcnn.backend.plan_places import Array, Nested, Part, Places, are_apart, arrays_of, layouts_of, mapped, memory_of
 from xpcnn.backend.regions import Region, Tape, play
 from xpcnn.errors import BackendError
 
@@ -35,8 +33,6 @@ PLANS_KEPT = 256
 TAPES_KEPT = 4
 BYTES_KEPT = 1 << 20
 ARGUMENTS_KEPT = 10_000
-
-Array = np.ndarray[Any, Any]
 
 
 class Plans:
@@ -62,7 +58,7 @@ class Plans:
             mine.update(plans={}, buffers={})
         plans = mine["plans"]
         arrays: list[Array] = []
-        layout = backend.get_num_threads(), *_layouts(arguments, arrays)
+        layout = backend.get_num_threads(), *layouts_of(arguments, arrays)
         known = plans.get((key, layout), 0)
         if known.__class__ is Plan:
             return known(arrays)
@@ -70,7 +66,7 @@ class Plans:
             if not known and len(plans) >= PLANS_KEPT:
                 plans.clear()
                 mine["buffers"].clear()
-            if known >= CALLS_BEFORE and _are_apart(arrays):
+            if known >= CALLS_BEFORE and are_apart(arrays):
                 backend.drop_scratch()  # a plan has its own; what calls before it used would add to the peak
                 backend.blocks.give_back()
                 try:
@@ -86,36 +82,6 @@ class Plans:
         return function(backend, *self.plain(arguments))
 
 
-class Nested:
-    """Nested results of a plan, kept as the few arrays that they are parts of."""
-
-    __slots__ = ("addresses", "arrays", "kind", "template")
-
-    def __init__(self, kind: object, template: Any, arrays: list[Array], addresses: list[int]) -> None:
-        self.kind, self.template, self.arrays, self.addresses = kind, template, arrays, addresses
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _same, (self.value(),)  # a copy has arrays of its own, which lie elsewhere
-
-    def value(self) -> Any:
-        """Return them as the function of the plan did."""
-        return _mapped(self.template, _Part, lambda part: part.of(self.addresses, self.arrays[part.slot]))
-
-
-class _Part(NamedTuple):
-    """A place in one of the arrays that change from call to call."""
-
-    slot: int
-    offset: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...] | None
-    kind: str
-
-    def of(self, addresses: Sequence[int], owner: Any = None) -> Array:
-        """Return the array that lies there; it does not keep the memory where no owner is given."""
-        return np.asarray(_Address(self, addresses[self.slot] + self.offset, owner))
-
-
 class _Whole(NamedTuple):
     """One of those arrays as it is."""
 
@@ -127,20 +93,6 @@ class _Nest(NamedTuple):
 
     slots: list[int]
     template: Any
-
-
-class _Address:
-    __slots__ = ("__array_interface__", "base")
-
-    def __init__(self, part: _Part, address: int, owner: Any) -> None:
-        self.base = owner
-        self.__array_interface__ = {
-            "data": (address, False),
-            "shape": part.shape,
-            "strides": part.strides,
-            "typestr": part.kind,
-            "version": 3,
-        }
 
 
 class Plan:
@@ -159,7 +111,7 @@ class Plan:
         self._backend, self._buffers, self._scratch, self._multiplies = backend, buffers, scratch, multiplies
         self.bytes_kept = 0
         self._kind = object()  # stands for this plan where its results go, and keeps nothing of it
-        self.blocks: list[tuple[int, _Part]] = []  # their sizes, and the array at the beginning of each
+        self.blocks: list[tuple[int, Part]] = []  # their sizes, and the array at the beginning of each
         self.results: list[Any] = []
         self.is_single = False
         self.calls: list[Any] = []
@@ -183,7 +135,7 @@ class Plan:
         if tape is None:
             if len(self._tapes) >= TAPES_KEPT:
                 self._tapes.clear()
-            values = [each.of(addresses) if each.__class__ is _Part else each for each in self._values]
+            values = [each.of(addresses) if each.__class__ is Part else each for each in self._values]
             tape = self._tapes[addresses] = self._filled(self.calls, values)
         if self._multiplies:
             backend.blas.hold()
@@ -204,7 +156,7 @@ class Plan:
         if kind is _Nest:
             slots = template.slots
             return Nested(self._kind, template.template, [held[s] for s in slots], [addresses[s] for s in slots])
-        return template.of(addresses, held[template.slot]) if kind is _Part else template
+        return template.of(addresses, held[template.slot]) if kind is Part else template
 
     @property
     def size(self) -> int:
@@ -245,7 +197,7 @@ def _record(
     if recording.outgrown:
         return None, result
     plan = Plan(backend, buffers, scratch, any(map(_multiplies, tape)))
-    places = _Places()
+    places = Places()
     for array in (*arrays, *(buffers[key] for key in scratch)):
         places.add_argument(array)
     plan.is_single = not isinstance(result, tuple)
@@ -254,72 +206,31 @@ def _record(
     def make_room(extents: Iterable[tuple[int, int]], leaf: Array | None = None) -> None:
         size = places.add(extents)
         if size:
-            raw = _Part(places.count - 1, 0, (size,), None, "|u1")
+            raw = Part(places.count - 1, 0, (size,), None, "|u1")
             part = raw if leaf is None else places.part(leaf)
             plan.blocks.append((size, raw if part is None or part.offset else part))
 
     for element in elements:
         if isinstance(element, np.ndarray) and places.part(element) is None:
-            make_room([_memory(element)], element)
-    nested = [leaf for element in elements if isinstance(element, list) for leaf in _arrays(element, [])]
-    make_room([_memory(leaf) for leaf in nested if places.part(leaf) is None])
+            make_room([memory_of(element)], element)
+    nested = [leaf for element in elements if isinstance(element, list) for leaf in arrays_of(element, [])]
+    make_room([memory_of(leaf) for leaf in nested if places.part(leaf) is None])
     make_room([(store.address, store.address + store.nbytes) for store in stores])
     wholes = {part for _, part in plan.blocks}
     for element in elements:
-        template = _mapped(element, np.ndarray, places.part)
+        template = mapped(element, np.ndarray, places.part)
         if isinstance(element, list):
             slots: list[int] = []
-            plan.results.append(_Nest(slots, _mapped(template, _Part, partial(_counted, slots))))
+            plan.results.append(_Nest(slots, mapped(template, Part, partial(_counted, slots))))
         else:
             plan.results.append(_Whole(template.slot) if template in wholes else template)
     plan.calls = _with_gaps(tape, plan, places, {})
-    shared = set(map(_memory, buffers.values()))
+    shared = set(map(memory_of, buffers.values()))
     plan.bytes_kept = sum(stop - start for start, stop in places.outside - shared)
     return plan, result
 
 
-class _Places:
-    """Where the memory in slots lies, while a plan is made."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.outside: set[tuple[int, int]] = set()  # what arguments of calls lie elsewhere
-        self._known: list[tuple[int, int, int, int]] = []  # first address, the one behind the last, slot, offset in it
-
-    def add_argument(self, array: Array) -> None:
-        """Put an array into a slot of its own; its address is that of its first element, which may not lie first."""
-        start, stop = _extent(array)
-        insort(self._known, (start, stop, self.count, start - array.__array_interface__["data"][0]))
-        self.count += 1
-
-    def add(self, extents: Iterable[tuple[int, int]]) -> int:
-        """Put pieces of memory, except those that have one, into a slot one behind the other.
-
-        Return the size of the slot, 0 where no piece was left for one.
-        """
-        size = 0
-        for start, stop in extents:
-            if self._find(start) is None:
-                insort(self._known, (start, stop, self.count, size))
-                size += -(-(stop - start) // ALIGNMENT) * ALIGNMENT
-        self.count += size > 0
-        return size
-
-    def part(self, array: Array) -> _Part | None:
-        """Return where an array lies, if it is in a slot."""
-        found = self._find(_extent(array)[0])
-        if found is None:
-            return None
-        start, _, slot, offset = found
-        first: int = array.__array_interface__["data"][0]
-        return _Part(slot, offset + first - start, array.shape, array.strides, array.dtype.str)
-
-    def _find(self, address: int) -> tuple[int, int, int, int] | None:
-        index = bisect_right(self._known, address, key=lambda piece: piece[0]) - 1
-        return self._known[index] if index >= 0 and address < self._known[index][1] else None
-
-
-def _with_gaps(tape: Tape, plan: Plan, places: _Places, numbers: dict[Any, int]) -> list[Any]:
+def _with_gaps(tape: Tape, plan: Plan, places: Places, numbers: dict[Any, int]) -> list[Any]:
     """Return the calls of a tape: functions, and arguments and options by number; regions with their own calls."""
 
     def number(value: Any) -> int:
@@ -328,8 +239,8 @@ def _with_gaps(tape: Tape, plan: Plan, places: _Places, numbers: dict[Any, int])
             if part is not None:
                 value = part
             elif value.flags.writeable:  # others are constants of the whole backend
-                places.outside.add(_memory(value))
-        key = value if isinstance(value, _Part) else id(value)  # the plan keeps the value, and its identity
+                places.outside.add(memory_of(value))
+        key = value if isinstance(value, Part) else id(value)  # the plan keeps the value, and its identity
         if key not in numbers:
             numbers[key] = plan.number(value)
         return numbers[key]
@@ -348,10 +259,6 @@ def _with_gaps(tape: Tape, plan: Plan, places: _Places, numbers: dict[Any, int])
     return calls
 
 
-def _same(value: Any) -> Any:
-    return value
-
-
 def _multiplies(call: Any) -> bool:
     function, _ = call
     if isinstance(function, Region):
@@ -361,72 +268,8 @@ def _multiplies(call: Any) -> bool:
     return function is np.matmul
 
 
-def _layouts(arguments: Iterable[Any], found: list[Array]) -> list[Any]:
-    """Append the arrays of nested arguments to `found`; return what there is to know of them but the numbers."""
-    layouts: list[Any] = []
-    for each in arguments:
-        if isinstance(each, np.ndarray):
-            found.append(each)
-            layouts.append((each.shape, each.strides, each.dtype, each.flags.writeable))
-        elif each.__class__ is Nested:
-            found += each.arrays
-            layouts.append(each.kind)
-            layouts += [(a.shape, a.strides, a.dtype) for a in each.arrays]
-        elif each.__class__ in (tuple, list):
-            layouts.append(len(each))
-            layouts += _layouts(each, found)
-        else:
-            layouts.append(None)
-    return layouts
-
-
-def _arrays(tree: Any, found: list[Array]) -> list[Array]:
-    """Append the arrays of nested tuples and lists."""
-    _layouts(tree, found)
-    return found
-
-
-def _mapped(tree: Any, kind: type, change: Callable[[Any], Any]) -> Any:
-    """Return nested tuples and lists with everything of a kind changed."""
-    if isinstance(tree, kind):
-        return change(tree)
-    if tree.__class__ in (tuple, list):
-        return tree.__class__([_mapped(each, kind, change) for each in tree])
-    return tree
-
-
-def _counted(slots: list[int], part: _Part) -> _Part:
+def _counted(slots: list[int], part: Part) -> Part:
     """Return a part with the number that its slot has in `slots`, where it is put if it is new."""
     if part.slot not in slots:
         slots.append(part.slot)
     return part._replace(slot=slots.index(part.slot))
-
-
-def _memory(array: Array) -> tuple[int, int]:
-    """Return the extent of all that an array is a part of."""
-    whole, base = array, array.base
-    while base is not None and not isinstance(base, Block):
-        whole = base if isinstance(base, np.ndarray) else whole
-        base = getattr(base, "base", None)  # of an array, or of what NumPy makes a view of
-    return _extent(whole) if base is None else (base.store.address, base.store.address + base.store.nbytes)
-
-
-def _extent(array: Array) -> tuple[int, int]:
-    """Return the addresses of an array's first byte and of the one behind its last."""
-    start = stop = array.__array_interface__["data"][0]
-    for extent, stride in zip(array.shape, array.strides, strict=True):
-        if not extent:
-            return start, start
-        if stride < 0:
-            start += (extent - 1) * stride
-        else:
-            stop += (extent - 1) * stride
-    return start, stop + array.itemsize
-
-
-def _are_apart(arrays: list[Array]) -> bool:
-    """Whether none is empty or shares memory with another, so that an address tells which it is."""
-    extents = sorted(map(_extent, arrays))
-    if any(start == stop for start, stop in extents):
-        return False
-    return all(before[1] <= after[0] for before, after in pairwise(extents))

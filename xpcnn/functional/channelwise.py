@@ -174,6 +174,7 @@ def run(ops: Sequence[ChannelOp], x: Array, *, keep: bool = True, reuse: bool = 
         _share(backend, work, ops, len(slabs), x.size)
         return y, caches
 
+    # Arrays that operations hold are arguments too, although `forward` reads them there: a plan must know them.
     if reuse or any(op.signature is None for op in ops):
         y, caches = forward(backend, x)
         return batch_first(y), ChainCache(backend, ops, shapes, x.dtype, slabs, caches)
