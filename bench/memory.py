@@ -56,7 +56,7 @@ def peak(
         worker.ask("build", workload=case.workload, variant=variant, batch=case.batch, size=case.size)
         first = worker.ask("run", variant=variant, warmup=1, steps=STEPS)["times"]
         count = max(3, min(200, int(budget / median(first))))
-        worker.ask("run", variant=variant, warmup=1, steps=count)  # a helper process starts after some steps
+        worker.ask("run", variant=variant, warmup=1, steps=count)  # a worker process starts after some steps
         held = worker.ask("memory")["peak"]  # before the timing: a leak would show as growth
         seconds = median(worker.ask("run", variant=variant, warmup=1, steps=count)["times"])
         later = worker.ask("memory")["peak"]

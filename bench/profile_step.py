@@ -22,8 +22,9 @@ import workloads as w
 from peers import xpcnn_peer
 
 import xpcnn
-from xpcnn.backend import get_backend, numpy_tape
-from xpcnn.backend.regions import Region
+from xpcnn.backend import get_backend
+from xpcnn.backend.numpy import trace
+from xpcnn.backend.numpy.regions import Region
 
 Call = tuple[Callable[..., Any], tuple[Any, ...]]
 
@@ -34,14 +35,14 @@ def record(workload: w.Workload) -> tuple[list[Call], Any]:
         operation = xpcnn_peer.build(workload, "default")
         recorded: Any = get_backend().capture(operation.call)  # type: ignore[arg-type]
         return list(flat(recorded._tape)), (operation, recorded)
-    kept: list[numpy_tape.RecordedStep] = []
-    init = numpy_tape.RecordedStep.__init__
+    kept: list[trace.RecordedStep] = []
+    init = trace.RecordedStep.__init__
 
-    def keep(self: numpy_tape.RecordedStep, *arguments: Any) -> None:
+    def keep(self: trace.RecordedStep, *arguments: Any) -> None:
         init(self, *arguments)
         kept.append(self)
 
-    numpy_tape.RecordedStep.__init__ = keep  # type: ignore[method-assign]
+    trace.RecordedStep.__init__ = keep  # type: ignore[method-assign]
     step = xpcnn_peer.build(workload, "trainer")
     while not kept:
         step.call()

@@ -7,7 +7,7 @@ from typing import Any
 
 import xpcnn
 from xpcnn.backend import available_backends, get_backend
-from xpcnn.backend.threads import has_lock
+from xpcnn.backend.numpy.threads import has_lock
 
 
 def info() -> dict[str, Any]:

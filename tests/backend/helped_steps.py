@@ -4,9 +4,9 @@ import time
 
 import xpcnn
 from xpcnn import models
-from xpcnn.backend import regions
+from xpcnn.backend.numpy import regions
 
-from .test_tape import SHAPES, Training
+from .test_trace import SHAPES, Training
 
 SECONDS = 20.0  # the most that a test waits for a process
 

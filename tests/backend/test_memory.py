@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xpcnn.backend import get_backend, use_backend
-from xpcnn.backend.memory import SMALLEST, BlockPool
+from xpcnn.backend.numpy.memory import SMALLEST, BlockPool
 
 BIG = (4, SMALLEST)  # uint8
 BYTE = np.dtype("uint8")

@@ -13,8 +13,9 @@ from hypothesis import given
 from tests.functional.strategies import convolutions, lay_out, poolings, values
 from xpcnn import functional as F
 from xpcnn import nn, optim, use_backend
-from xpcnn.backend import numpy_plans, numpy_tape
-from xpcnn.backend.numpy_plans import Plan, Plans
+from xpcnn.backend.numpy import plans as plans_module
+from xpcnn.backend.numpy import trace
+from xpcnn.backend.numpy.plans import Plan, Plans
 from xpcnn.functional.activation import ReLUOp
 from xpcnn.functional.channelwise import run
 from xpcnn.nn import no_grad
@@ -26,7 +27,7 @@ NEVER = 10**9
 def plans(monkeypatch):
     """Record every operation at its first call; give what the backend then keeps."""
     with use_backend("numpy") as backend:
-        monkeypatch.setattr(numpy_plans, "CALLS_BEFORE", 0)
+        monkeypatch.setattr(plans_module, "CALLS_BEFORE", 0)
         monkeypatch.setattr(backend, "plans", Plans(backend))
         yield backend.plans
 
@@ -39,7 +40,7 @@ def kept(plans):
 def as_written(function, *arguments):
     """Call a function with every operation as it is written."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(numpy_plans, "CALLS_BEFORE", NEVER)
+        patch.setattr(plans_module, "CALLS_BEFORE", NEVER)
         with use_backend("numpy") as backend:
             patch.setattr(backend, "plans", Plans(backend))
             return function(*arguments)
@@ -165,7 +166,7 @@ def test_arguments_that_share_memory_are_not_planned(plans, rng):
 
 
 def test_a_plan_that_would_keep_much_is_none(plans, rng, monkeypatch):
-    monkeypatch.setattr(numpy_plans, "BYTES_KEPT", -1)
+    monkeypatch.setattr(plans_module, "BYTES_KEPT", -1)
     arrays = [values(rng, shape, "float32") for shape in ((2, 3, 6, 6), (4, 3, 3, 3), (4,), (2, 4, 4, 4))]
     for _ in range(3):
         same_bits(convolve(*arrays), as_written(convolve, *arrays))
@@ -173,7 +174,7 @@ def test_a_plan_that_would_keep_much_is_none(plans, rng, monkeypatch):
 
 
 def test_plans_are_given_up_when_there_are_many(plans, rng, monkeypatch):
-    monkeypatch.setattr(numpy_plans, "PLANS_KEPT", 4)
+    monkeypatch.setattr(plans_module, "PLANS_KEPT", 4)
     for batch in range(1, 9):
         x = values(rng, (batch, 3, 4, 4), "float32")
         F.relu(x)
@@ -206,7 +207,7 @@ def test_tasks_that_are_recorded_work_alone(monkeypatch):
     """As in the pool: products that several threads cut otherwise may differ in their last bits."""
     with use_backend("numpy") as backend:
         monkeypatch.setattr(backend.pool, "_size", 2)
-        recorder, seen = numpy_tape.recorder(backend, None), []
+        recorder, seen = trace.recorder(backend, None), []
         recorder.parallel(lambda task: seen.append(recorder.get_num_threads()), range(4), 1e12)
         assert seen == [1] * 4
         assert recorder.get_num_threads() == 2
@@ -310,7 +311,7 @@ def test_an_operation_that_extends_another_has_plans_of_its_own(plans, rng):
 
 
 def test_a_plan_of_very_many_calls_is_none(plans, rng, monkeypatch):
-    monkeypatch.setattr(numpy_plans, "ARGUMENTS_KEPT", 3)
+    monkeypatch.setattr(plans_module, "ARGUMENTS_KEPT", 3)
     x = values(rng, (3, 4, 6, 6), "float32")
     for _ in range(3):
         same_bits(F.relu(x)[:1], as_written(lambda: F.relu(x)[:1]))

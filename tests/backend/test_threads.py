@@ -13,9 +13,10 @@ from tests.functional.strategies import values
 from tests.nn.layers import in_float64
 from xpcnn import functional as F
 from xpcnn import models, nn
-from xpcnn.backend import numpy_plans, threads
-from xpcnn.backend.numpy_plans import Plans
-from xpcnn.backend.threads import Blas, ThreadPool
+from xpcnn.backend.numpy import plans as plans_module
+from xpcnn.backend.numpy import threads
+from xpcnn.backend.numpy.plans import Plans
+from xpcnn.backend.numpy.threads import Blas, ThreadPool
 from xpcnn.errors import ConfigError
 from xpcnn.nn.module import keeps_caches
 from xpcnn.testing import assert_close
@@ -148,7 +149,7 @@ import importlib, pkgutil, sys, warnings
 warnings.simplefilter("error")
 import xpcnn
 for module in pkgutil.walk_packages(xpcnn.__path__, "xpcnn."):
-    if not module.name.endswith(("__main__", "partner_worker")):
+    if not module.name.endswith(("__main__", "worker")):
         importlib.import_module(module.name)
 import safetensors, threadpoolctl
 print(sys._is_gil_enabled())
@@ -216,7 +217,7 @@ def test_blas_is_held_while_a_record_is_replayed(two_blas_threads, monkeypatch):
 def test_blas_is_held_while_a_plan_is_played(two_blas_threads, monkeypatch):
     before, backend = two_blas_threads, xpcnn.get_backend()
     plans = Plans(backend)
-    monkeypatch.setattr(numpy_plans, "CALLS_BEFORE", 0)
+    monkeypatch.setattr(plans_module, "CALLS_BEFORE", 0)
     monkeypatch.setattr(backend, "plans", plans)
     x, weight = np.ones((2, 3, 5, 5), "float32"), np.ones((4, 3, 3, 3), "float32")
     for _ in range(2):  # scratch memory may grow at first
@@ -299,7 +300,7 @@ def test_a_child_of_a_fork_makes_its_own():
 import os
 import numpy as np
 from xpcnn import functional as F
-from xpcnn.backend import threads
+from xpcnn.backend.numpy import threads
 threads._usable_cores = lambda: 2
 x = np.random.default_rng(0).normal(size=(64, 8, 28, 28)).astype("float32")
 w = np.ones((8, 8, 3, 3), "float32")

@@ -10,7 +10,7 @@ from xpcnn.errors import DTypeError, ShapeError
 from xpcnn.functional import reference as R
 from xpcnn.functional.columns import fill_columns, lower_rows, rows_needed
 from xpcnn.functional.layout import batch_last
-from xpcnn.functional.windows import windows as make_windows
+from xpcnn.windows import windows as make_windows
 
 
 @given(case=windows())

@@ -15,8 +15,8 @@ import cupy
 import numpy as np
 
 from xpcnn.backend.cupy import CupyBackend
-from xpcnn.backend.cupy_cublas import COMPUTE_32F, COMPUTE_32F_FAST_TF32, COMPUTE_64F, Cublas
-from xpcnn.backend.cupy_updates import FUSED
+from xpcnn.backend.cupy.cublas import COMPUTE_32F, COMPUTE_32F_FAST_TF32, COMPUTE_64F, Cublas
+from xpcnn.backend.cupy.updates import FUSED
 
 from .shim import CpuKernels, guarded
 

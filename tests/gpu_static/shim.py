@@ -1,4 +1,4 @@
-"""The kernels of `kernels.cu`, compiled by g++ and run on the CPU, behind the interface of `cupy_kernels.Kernels`."""
+"""The kernels of `kernels.cu`, compiled by g++ and run on the CPU, behind the interface of `kernels.Kernels`."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import numpy as np
 
 from tests.fake_device import FakeArray
 from tests.fake_device.backend import FakeBackend
-from xpcnn.backend.cupy_fused import row_sums
-from xpcnn.backend.cupy_kernels import BLOCK, TYPES, convert, source
-from xpcnn.backend.cupy_updates import FUSED
+from xpcnn.backend.cupy.fused import row_sums
+from xpcnn.backend.cupy.kernels import BLOCK, TYPES, convert, source
+from xpcnn.backend.cupy.updates import FUSED
 
 HERE = Path(__file__).parent
 SIGNATURE = re.compile(r'extern "C" __global__ void (\w+)\(([^)]*)\)\s*\{(.*?)\n\}', re.S)

@@ -10,7 +10,7 @@ import pytest
 from xpcnn.backend import cupy as module
 from xpcnn.backend import cupy_capture, cupy_transfer
 from xpcnn.backend.base import Backend
-from xpcnn.backend.cupy_updates import FUSED
+from xpcnn.backend.cupy.updates import FUSED
 from xpcnn.errors import BackendError, DTypeError, OutOfMemoryError
 
 from .host_cupy import device, view

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from xpcnn.backend.cupy_kernels import OPTIONS, TYPES, source
+from xpcnn.backend.cupy.kernels import OPTIONS, TYPES, source
 
 from .shim import signatures
 

@@ -7,11 +7,12 @@ import sys
 import pytest
 
 import xpcnn
-from xpcnn.backend import cuda_driver, cupy
+from xpcnn.backend import cupy
+from xpcnn.backend.cupy import driver
 from xpcnn.errors import BackendError
 
 pytestmark = pytest.mark.gpu_static
-if cuda_driver.driver_version() is not None:  # pragma: no cover
+if driver.driver_version() is not None:  # pragma: no cover
     pytest.skip("this machine has an NVIDIA driver", allow_module_level=True)
 
 
@@ -42,7 +43,7 @@ def test_names_that_are_none(name):
     ],
 )
 def test_not_installed(monkeypatch, version, advice):
-    monkeypatch.setattr(cuda_driver, "driver_version", lambda: version)
+    monkeypatch.setattr(driver, "driver_version", lambda: version)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert cupy.device_names() == []
     with pytest.raises(BackendError, match=r"'cupy' needs CuPy, which is not installed; .*" + advice):

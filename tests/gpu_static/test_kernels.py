@@ -9,14 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.fake_device import FakeArray
-from xpcnn.backend.cupy_fused import row_sums
-from xpcnn.backend.cupy_updates import FUSED
+from xpcnn.backend.cupy.fused import row_sums
+from xpcnn.backend.cupy.updates import FUSED
 from xpcnn.functional import columns, loss, normalization, pooling
 from xpcnn.functional.activation import relu_backward_from, relu_forward
 from xpcnn.functional.bias import add_bias
 from xpcnn.functional.dropout import GOLDEN, apply_mask, dropout_forward, mix
-from xpcnn.functional.windows import windows
 from xpcnn.optim import adagrad, adam, rmsprop, sgd
+from xpcnn.windows import windows
 
 from .shim import ShimBackend
 
@@ -285,7 +285,7 @@ def test_every_kernel_is_launched_here():
 
 def test_a_missing_barrier_is_found():
     """The shim can fail: without one of its barriers the sum over a block comes out wrong."""
-    from xpcnn.backend.cupy_kernels import source
+    from xpcnn.backend.cupy.kernels import source
 
     a = np.arange(1, 1001, dtype=np.float32).reshape(1, 1000)
     broken = ShimBackend(
@@ -296,7 +296,7 @@ def test_a_missing_barrier_is_found():
 
 
 def test_a_write_beside_an_array_is_found():
-    from xpcnn.backend.cupy_kernels import source
+    from xpcnn.backend.cupy.kernels import source
 
     broken = ShimBackend(source().replace("out[i] = x[i] <= T(0)", "out[i + 1] = x[i] <= T(0)"))
     x = np.zeros((4, 64), np.float32)

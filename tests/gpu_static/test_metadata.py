@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 import xpcnn.functional as F
 from xpcnn.backend import backend_of
-from xpcnn.backend.cupy_cublas import COMPUTE_32F, COMPUTE_32F_FAST_TF32, operand
-from xpcnn.backend.cupy_fused import fits, row_sums
-from xpcnn.backend.cupy_updates import FUSED
+from xpcnn.backend.cupy.cublas import COMPUTE_32F, COMPUTE_32F_FAST_TF32, operand
+from xpcnn.backend.cupy.fused import fits, row_sums
+from xpcnn.backend.cupy.updates import FUSED
 from xpcnn.errors import MixedBackendsError
 from xpcnn.functional.layout import batch_first, batch_last
 

@@ -17,7 +17,7 @@ from xpcnn.backend import Array, Backend, backend_of
 from xpcnn.errors import ConfigError, ShapeError
 from xpcnn.functional.layout import batch_first
 from xpcnn.functional.primitive import primitive
-from xpcnn.functional.windows import pair
+from xpcnn.windows import pair
 
 _LARGEST_PIXEL = 255.0  # of integer pixels; they are brought to [0, 1] first
 _COLOURS = (1, 3, 4)  # numbers of channels by which channels-last images are known: grey, RGB, RGBA

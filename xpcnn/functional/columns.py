@@ -13,7 +13,7 @@ from xpcnn.backend import Array, Backend, backend_of
 from xpcnn.errors import ShapeError
 from xpcnn.functional.layout import batch_first, batch_last, check_floating, check_like, check_ndim
 from xpcnn.functional.primitive import primitive
-from xpcnn.functional.windows import Axis, Padding, Size, Windows, windows
+from xpcnn.windows import Axis, Padding, Size, Windows, windows
 
 
 @primitive

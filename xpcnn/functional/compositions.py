@@ -9,7 +9,7 @@ from xpcnn.functional.activation import RELU
 from xpcnn.functional.channelwise import ChainCache, ChannelOp, run, run_backward
 from xpcnn.functional.convolution import ConvCache, conv2d, conv2d_backward
 from xpcnn.functional.pooling import max_pool_op
-from xpcnn.functional.windows import Size
+from xpcnn.windows import Size
 
 Cache = tuple[ConvCache, ChainCache]
 

@@ -23,7 +23,7 @@ from xpcnn.functional.input_gradient import input_tasks
 from xpcnn.functional.layout import batch_first, batch_last, check_floating, check_like, check_ndim
 from xpcnn.functional.precision import cast, cast_all, cast_batch, goes_through_float32, is_narrow
 from xpcnn.functional.tiles import Task, Tiles, forward_tasks, weight_factor
-from xpcnn.functional.windows import Padding, Size, Windows, integer, windows
+from xpcnn.windows import Padding, Size, Windows, integer, windows
 
 
 class ConvCache(NamedTuple):

@@ -10,7 +10,7 @@ from xpcnn.backend import Array, Backend
 from xpcnn.backend.spans import spans
 from xpcnn.functional.columns import add_columns
 from xpcnn.functional.tiles import Task, forward_tasks
-from xpcnn.functional.windows import Axis, Windows
+from xpcnn.windows import Axis, Windows
 
 
 def input_tasks(backend: Backend, dy: Array, weight: Array, over: Windows, groups: int, dx: Array) -> list[Task]:

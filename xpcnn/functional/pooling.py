@@ -16,7 +16,7 @@ from xpcnn.backend import Array, Backend
 from xpcnn.errors import ShapeError
 from xpcnn.functional.channelwise import ChainCache, ChannelOp, Shape, run, run_backward
 from xpcnn.functional.primitive import primitive
-from xpcnn.functional.windows import Axis, Padding, Size, Windows, pair, remembers_geometry, windows
+from xpcnn.windows import Axis, Padding, Size, Windows, pair, remembers_geometry, windows
 
 
 @primitive

@@ -9,7 +9,7 @@ from xpcnn.backend.spans import spans
 from xpcnn.functional import winograd
 from xpcnn.functional.bias import add_bias
 from xpcnn.functional.columns import fill_columns, lower_rows, rows_needed
-from xpcnn.functional.windows import Windows
+from xpcnn.windows import Windows
 
 Task = Callable[[], None]
 

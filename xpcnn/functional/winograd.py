@@ -25,7 +25,7 @@ from typing import Any
 from xpcnn.backend import Array, Backend
 from xpcnn.backend.spans import spans
 from xpcnn.functional.bias import add_bias
-from xpcnn.functional.windows import Windows
+from xpcnn.windows import Windows
 
 Task = Callable[[], None]
 Block = tuple[range, range]  # rows of tiles, tiles of each

@@ -7,10 +7,10 @@ from typing import Any
 from xpcnn.backend import Array
 from xpcnn.errors import ShapeError
 from xpcnn.functional.convolution import conv2d, conv2d_backward
-from xpcnn.functional.windows import Padding, Size, check_windows, integer, pair
 from xpcnn.nn import init
 from xpcnn.nn.module import Module
 from xpcnn.nn.weights import new_parameter
+from xpcnn.windows import Padding, Size, check_windows, integer, pair
 
 
 class Conv2d(Module):

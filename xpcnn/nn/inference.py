@@ -12,10 +12,10 @@ from xpcnn.backend import Array, Backend
 from xpcnn.backend.spans import spans
 from xpcnn.errors import BackendError, ConfigError, ShapeError, XpcnnError
 from xpcnn.functional.layout import check_backend, copy_batch_last, empty_batch_last
-from xpcnn.functional.windows import integer
 from xpcnn.nn.folding import Path, fold
 from xpcnn.nn.module import Module, no_grad
 from xpcnn.nn.precision import computes_in_float16
+from xpcnn.windows import integer
 
 GRAIN = 16  # images: pieces of a batch are multiples, so that the rows of a product fill whole registers
 # What the largest activation of a piece takes, in slabs. Threads that meet under Python's lock want few and long calls:

@@ -6,10 +6,10 @@ from typing import Any
 
 from xpcnn.backend import Array
 from xpcnn.functional.linear import linear, linear_backward
-from xpcnn.functional.windows import integer
 from xpcnn.nn import init
 from xpcnn.nn.module import Module
 from xpcnn.nn.weights import new_parameter
+from xpcnn.windows import integer
 
 
 class Linear(Module):

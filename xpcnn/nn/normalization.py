@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 from xpcnn.backend import Array, backend_of, get_backend
 from xpcnn.functional.channelwise import ChannelOp
 from xpcnn.functional.normalization import BatchNormOp
-from xpcnn.functional.windows import integer
 from xpcnn.nn.channelwise import ChannelLayer
 from xpcnn.nn.weights import new_parameter
+from xpcnn.windows import integer
 
 
 class _BatchNorm(ChannelLayer):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from xpcnn.functional.channelwise import ChannelOp
 from xpcnn.functional.pooling import GLOBAL_AVG_POOL, avg_pool_op, max_pool_op
-from xpcnn.functional.windows import Padding, Size, check_windows
 from xpcnn.nn.channelwise import ChannelLayer
+from xpcnn.windows import Padding, Size, check_windows
 
 
 class MaxPool2d(ChannelLayer):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from xpcnn.backend import Array, backend_of
-from xpcnn.backend.memory import trim
+from xpcnn.backend.numpy.memory import trim
 from xpcnn.errors import ConfigError, DataError, NonFiniteError, OutOfMemoryError
 from xpcnn.nn import Module
 from xpcnn.optim import GradScaler, Optimizer, Schedule

@@ -1,7 +1,7 @@
 """An arena: memory that other processes see, of which arrays are cut.
 
 One memfd as large as the machine's memory is mapped once; pages cost something only when they are written. Helper
-processes (`partner.py`) map the same file, so that an array is there what it is here: an offset, a shape, strides.
+processes (`worker.py`) map the same file, so that an array is there what it is here: an offset, a shape, strides.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from xpcnn.backend.memory import ALIGNMENT
+from xpcnn.backend.numpy.memory import ALIGNMENT
 
 PAGE = 4096
 COPIED_AT_ONCE = 1 << 20  # bytes that a child of a fork copies at a time

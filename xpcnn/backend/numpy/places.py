@@ -1,6 +1,6 @@
 """Where the arrays of a plan lie: places in arrays that change from call to call, by address.
 
-`numpy_plans.py` makes plans of recorded calls and plays them; here is what turns arrays into places and back.
+`numpy/plans.py` makes plans of recorded calls and plays them; here is what turns arrays into places and back.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xpcnn.backend.memory import ALIGNMENT, Block
+from xpcnn.backend.numpy.memory import ALIGNMENT, Block
 
 Array = np.ndarray[Any, Any]
 

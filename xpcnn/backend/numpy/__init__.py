@@ -11,17 +11,17 @@ from typing import Any
 
 import numpy as np
 
-from xpcnn.backend import numpy_plans, numpy_tape, numpy_windows, products
 from xpcnn.backend.base import Backend
-from xpcnn.backend.memory import BlockPool, aligned, trim
-from xpcnn.backend.partner import Partners
+from xpcnn.backend.numpy import lowering, plans, products, trace
+from xpcnn.backend.numpy.memory import BlockPool, aligned, trim
+from xpcnn.backend.numpy.threads import Blas, ThreadPool
+from xpcnn.backend.numpy.workers import WorkerProcesses
 from xpcnn.backend.spans import spans
-from xpcnn.backend.threads import Blas, ThreadPool
 from xpcnn.errors import DTypeError
 
 # OpenBLAS itself keeps products below this many multiply-adds in one thread (interface/gemm.c), so they need no hold.
 SINGLE_THREADED_PRODUCT = 65536 * 4
-# Multiply-adds from which a product is cut into a strip for each thread: one that a helper process may be handed. Who
+# Multiply-adds from which a product is cut into a strip for each thread: one that a worker process may be handed. Who
 # makes the strips does not change their bits, how many there are may.
 SHARED_PRODUCT = 1e6
 
@@ -40,7 +40,7 @@ class NumpyBackend(Backend):
 
     name = "numpy"
     xp = np
-    fused = {"fill_columns": numpy_windows.fill_columns, "lower_rows": numpy_windows.lower_rows}  # noqa: RUF012
+    fused = {"fill_columns": lowering.fill_columns, "lower_rows": lowering.lower_rows}  # noqa: RUF012
     immediate = True
     stacks_rows = True
     # From this many input and output channels on, Winograd's fewer multiplications outweigh its transforms
@@ -53,8 +53,8 @@ class NumpyBackend(Backend):
         self.blas = Blas()
         self.pool = ThreadPool()
         self.blocks = BlockPool()
-        self.partners = Partners(self.pool)
-        self.plans = numpy_plans.Plans(self)
+        self.workers = WorkerProcesses(self.pool)
+        self.plans = plans.Plans(self)
         self._local = threading.local()
         self._work = threading.local()  # what `scratch` and `bordered` keep
         self._slab_bytes: int | None = SLAB_BYTES
@@ -72,7 +72,7 @@ class NumpyBackend(Backend):
     @contextlib.contextmanager
     def as_recorded(self) -> Iterator[None]:
         before = getattr(self._local, "slab_bytes", None)
-        self._local.slab_bytes = None if self.partners.arena is None else SLAB_BYTES_OF_HELPERS
+        self._local.slab_bytes = None if self.workers.arena is None else SLAB_BYTES_OF_HELPERS
         try:
             yield
         finally:
@@ -102,11 +102,11 @@ class NumpyBackend(Backend):
         self.drop_scratch()
         self.plans.clear()
         trim()
-        return numpy_tape.RecordedStep(self, step)
+        return trace.RecordedStep(self, step)
 
     def recording(self, recorder: Any) -> contextlib.AbstractContextManager[None]:
         """Send this thread's operations to `recorder` for the length of a `with` block."""
-        return numpy_tape.recording(self, recorder)
+        return trace.recording(self, recorder)
 
     def synchronize(self) -> None:
         """Nothing to wait for: NumPy returns when the work is done."""
@@ -145,7 +145,7 @@ class NumpyBackend(Backend):
         return array
 
     def place(self, a: Any) -> Any:
-        return self.partners.place(a)
+        return self.workers.place(a)
 
     def constant(self, a: Any) -> Any:
         fixed = np.array(a, order="K")
@@ -180,7 +180,7 @@ class NumpyBackend(Backend):
         size = m * n * k
         if k == 1 and out is not None:
             return self.xp.multiply(a, b, out=out)  # of one example; NumPy keeps such a product from BLAS
-        if size <= SINGLE_THREADED_PRODUCT:
+        if size <= SINGLE_THREADED_PRODUCT and min(m, n) > 1:
             return self.xp.matmul(a, b, out=out)
         # A pool at work already holds BLAS; a product of two matrices outside of one is shared out.
         threads = self.get_num_threads()
@@ -272,7 +272,7 @@ class NumpyBackend(Backend):
             "numpy": np.__version__,
             "device": _processor(),
             "threads": self.get_num_threads(),
-            "helpers": self.partners.allowed,
+            "helpers": self.workers.allowed,
             "blas": [
                 f"{library['internal_api']} {library['version']} ({library.get('architecture', 'unknown')} kernel)"
                 for library in libraries

@@ -16,9 +16,9 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from xpcnn.backend import partner_worker as page
-from xpcnn.backend.shared import PAGE, Arena, new_arena, privatise_after_fork
-from xpcnn.backend.threads import ThreadPool
+from xpcnn.backend.numpy import worker as page
+from xpcnn.backend.numpy.arena import PAGE, Arena, new_arena, privatise_after_fork
+from xpcnn.backend.numpy.threads import ThreadPool
 from xpcnn.errors import BackendError, ConfigError
 
 MOST = 4  # processes at once, the caller included; more were never measured
@@ -28,8 +28,8 @@ PATIENCE = 5.0  # seconds that a helper has for ending by itself
 ONE_THREAD = dict.fromkeys(("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "BLIS_NUM_THREADS"), "1")
 
 
-class Partner:
-    """One helper process."""
+class WorkerProcess:
+    """One worker process."""
 
     def __init__(self, arena: Arena, index: int) -> None:
         import subprocess
@@ -114,7 +114,7 @@ class Partner:
         if words[18]:
             size, words[18] = words[18], 0
             text = bytes(words.cast("B")[page.TEXT : page.TEXT + size]).decode(errors="replace")
-            raise BackendError(f"a helper process failed in its part of a step: {text}; XPCNN_PROCESSES=0 does without")
+            raise BackendError(f"a worker process failed in its part of a step: {text}; XPCNN_PROCESSES=0 does without")
 
     def settle(self) -> None:
         """Wait for what an interrupted step has left to do."""
@@ -144,9 +144,9 @@ class Partner:
         self.process.returncode = 0  # or its end of life would warn of a process that still runs
 
 
-def _forget(partners: Partners | None) -> None:
-    if partners is not None:
-        partners._forget()
+def _forget(workers: WorkerProcesses | None) -> None:
+    if workers is not None:
+        workers._forget()
 
 
 def _end(process: Any) -> None:
@@ -161,7 +161,7 @@ def _end(process: Any) -> None:
         process.wait()
 
 
-class Partners:
+class WorkerProcesses:
     """The helpers of this process and the memory that it shares with them; nothing of both before it is needed."""
 
     def __init__(self, pool: ThreadPool) -> None:
@@ -171,7 +171,7 @@ class Partners:
         self._failed = False
         self._making = threading.Lock()
         self._using = threading.Lock()
-        self._partners: list[Partner] = []
+        self._workers: list[WorkerProcess] = []
         self._numbers = page.MAIL
         reference = weakref.ref(self)
         privatise_after_fork(lambda: getattr(reference(), "_arena", None))
@@ -180,9 +180,9 @@ class Partners:
 
     def _forget(self) -> None:
         self._making, self._using = threading.Lock(), threading.Lock()
-        for partner in self._partners:
-            partner.forget()
-        self._partners = []
+        for worker in self._workers:
+            worker.forget()
+        self._workers = []
         self._failed = self._arena is not None  # its memory is private now
 
     @property
@@ -211,18 +211,18 @@ class Partners:
 
     # --- processes --------------------------------------------------------------------------------------------------
 
-    def start(self, count: int) -> list[Partner]:
+    def start(self, count: int) -> list[WorkerProcess]:
         """Return `count` helpers, started now where they were not before; fewer where that fails or one has ended."""
         arena = self.arena
         try:
             with self._making:
-                while arena is not None and len(self._partners) < count:
-                    self._partners.append(Partner(arena, len(self._partners)))
+                while arena is not None and len(self._workers) < count:
+                    self._workers.append(WorkerProcess(arena, len(self._workers)))
         except OSError:  # no more processes, or no such interpreter: threads will do
             self._fail()
-        if any(partner.status is not None for partner in self._partners):
+        if any(worker.status is not None for worker in self._workers):
             self._fail()  # it could not start
-        return self._partners[:count]
+        return self._workers[:count]
 
     def number(self) -> int:
         """Return a number for a region; 0 where there are no more."""
@@ -231,19 +231,19 @@ class Partners:
 
     def _fail(self) -> None:
         self._failed = True
-        partners, self._partners = self._partners, []
-        for partner in partners:
-            partner.end()
+        workers, self._workers = self._workers, []
+        for worker in workers:
+            worker.end()
 
     def take(self) -> bool:
         """Hold the helpers for a replay; False where they are another thread's, or there are none any more."""
-        if not self._partners or not self._using.acquire(blocking=False):
+        if not self._workers or not self._using.acquire(blocking=False):
             return False
-        status: Any = next((partner.status for partner in self._partners if partner.status is not None), None)
+        status: Any = next((worker.status for worker in self._workers if worker.status is not None), None)
         try:
             if status is None:
-                for partner in self._partners:
-                    partner.settle()
+                for worker in self._workers:
+                    worker.settle()
                 return True
         except ChildProcessError as error:
             status = error
@@ -253,7 +253,7 @@ class Partners:
         self._fail()
         self._using.release()
         warnings.warn(
-            f"a helper process ended between two steps (exit status {status}); training goes on with threads",
+            f"a worker process ended between two steps (exit status {status}); training goes on with threads",
             RuntimeWarning,
             stacklevel=3,
         )
@@ -265,18 +265,18 @@ class Partners:
 
     def run(self, region: int, count: int, play: Callable[[Any], None], tape: Any) -> None:
         """Play a region: `tape` here, its others on the first `count` helpers."""
-        partners = self._partners[:count]
-        going = [(partner, partner.hand_over(region)) for partner in partners]
+        workers = self._workers[:count]
+        going = [(worker, worker.hand_over(region)) for worker in workers]
         try:
             play(tape)
         finally:
             try:
-                for partner, go in going:
-                    partner.wait(go)
+                for worker, go in going:
+                    worker.wait(go)
             except ChildProcessError as error:
                 self._fail()
                 raise BackendError(
-                    f"a helper process ended in the middle of a step (exit status {error}): parameters may be half "
+                    f"a worker process ended in the middle of a step (exit status {error}): parameters may be half "
                     "updated; go on from the last checkpoint, fit(resume=True); XPCNN_PROCESSES=0 does without helpers"
                 ) from None
 
@@ -284,5 +284,5 @@ class Partners:
 def _wanted() -> bool:
     value = os.environ.get("XPCNN_PROCESSES", "1")
     if value not in ("0", "1"):
-        raise ConfigError(f"XPCNN_PROCESSES: expected 0 (no helper processes) or 1, got {value!r}")
+        raise ConfigError(f"XPCNN_PROCESSES: expected 0 (no worker processes) or 1, got {value!r}")
     return value == "1"

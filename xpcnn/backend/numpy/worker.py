@@ -1,4 +1,4 @@
-"""A helper process: plays tapes over memory that it shares with the process that trains. Run by `partner.py` alone.
+"""A worker process: plays tapes over memory that it shares with the process that trains. Run by `worker.py` alone.
 
 It imports NumPy and nothing of xpcnn, so that it is ready soon and takes little memory. Requests are lines of JSON on
 standard input (an empty one only wakes it); everything else goes through counters in the shared memory.
@@ -112,7 +112,7 @@ class Worker:
 
 
 class Decoder:
-    """Makes calls of what `partner.Encoder` wrote."""
+    """Makes calls of what `worker.Encoder` wrote."""
 
     def __init__(self, memory: mmap.mmap, arrays: list[Any], functions: list[Any]) -> None:
         import numpy as np

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from xpcnn.errors import DTypeError, ShapeError
 from xpcnn.functional import reference as R
-from xpcnn.functional.windows import windows
+from xpcnn.windows import windows
 
 small = st.integers(1, 4)
 

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xpcnn.backend import encoding, partner_worker, shared
-from xpcnn.backend.encoding import Cannot, Encoder
-from xpcnn.backend.shared import PAGE, Arena, empty_like, new_arena
+from xpcnn.backend.numpy import arena as arena_module
+from xpcnn.backend.numpy import encoding, worker
+from xpcnn.backend.numpy.arena import PAGE, Arena, empty_like, new_arena
+from xpcnn.backend.numpy.encoding import Cannot, Encoder
 
 from .processes import python
 
@@ -102,14 +103,14 @@ def test_where_there_is_none(monkeypatch, error):
 
 
 def test_only_where_the_order_of_writes_is_kept(monkeypatch):
-    monkeypatch.setattr(shared.platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr(arena_module.platform, "machine", lambda: "aarch64")
     assert new_arena(PAGE) is None
 
 
 def test_a_limit_on_memory():
     code = """
 import resource
-from xpcnn.backend.shared import new_arena
+from xpcnn.backend.numpy.arena import new_arena
 resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
 print(new_arena(4096))
 """
@@ -120,7 +121,7 @@ def test_a_forked_child_has_it_to_itself():
     code = """
 import os
 import numpy as np
-from xpcnn.backend import shared
+from xpcnn.backend.numpy import arena as shared
 arena = shared.Arena(64 << 20, 4096)
 shared.privatise_after_fork(lambda: arena)
 arena.map[:3] = b"abc"
@@ -154,7 +155,7 @@ print(code, all(np.all(piece == 55) for piece in kept.values()))
 def test_a_child_that_can_have_none_ends_loudly():
     code = """
 import os
-from xpcnn.backend import shared
+from xpcnn.backend.numpy import arena as shared
 arena = shared.Arena(1 << 20, 4096)
 shared.privatise_after_fork(lambda: arena)
 def fails(self):
@@ -179,7 +180,7 @@ def spoken(arena, tape):
     calls = encoder.tape(tape)
     calls, arrays, functions = json.loads(json.dumps([calls, encoder.arrays, encoder.functions]))
     memory = mmap.mmap(os.dup(arena.file), arena.size)
-    decoder = partner_worker.Decoder(memory, arrays, functions)
+    decoder = worker.Decoder(memory, arrays, functions)
     return [decoder.call(*call) for call in calls]
 
 

@@ -1,4 +1,4 @@
-"""Regions of a record that several threads or helper processes play at once, and which of the two does.
+"""Regions of a record that several threads or worker processes play at once, and which of the two does.
 
 Threads play until helpers have started, which takes a fraction of a second, and again while helpers do worse. Both
 make the same calls over the same arrays: a replay gives the same bits whoever plays it.
@@ -15,10 +15,10 @@ from collections.abc import Callable
 from time import perf_counter
 from typing import Any
 
-from xpcnn.backend.encoding import Cannot, Encoder
-from xpcnn.backend.partner import Partner, Partners
-from xpcnn.backend.shared import Arena
-from xpcnn.backend.threads import ThreadPool
+from xpcnn.backend.numpy.arena import Arena
+from xpcnn.backend.numpy.encoding import Cannot, Encoder
+from xpcnn.backend.numpy.threads import ThreadPool
+from xpcnn.backend.numpy.workers import WorkerProcess, WorkerProcesses
 
 Tape = list[tuple[Callable[..., Any], tuple[Any, ...]]]
 
@@ -56,10 +56,10 @@ class Region:
 
 
 class Link:
-    """A record's way to the helper processes: starts them once that pays, and plays the record with them."""
+    """A record's way to the worker processes: starts them once that pays, and plays the record with them."""
 
-    def __init__(self, partners: Partners, arena: Arena, tape: Tape) -> None:
-        self._partners, self._arena, self._tape = partners, arena, tape
+    def __init__(self, workers: WorkerProcesses, arena: Arena, tape: Tape) -> None:
+        self._workers, self._arena, self._tape = workers, arena, tape
         regions = [function for function, _ in tape if isinstance(function, Region)]
         self._helpers = max((len(region.tapes) - 1 for region in regions), default=0)
         self._open = self._helpers > 0
@@ -67,7 +67,7 @@ class Link:
         self._shared: Tape = []  # the tape with what hands regions over in the place of regions
         self._calls: list[tuple[int, list[Any]]] = []
         self._encoder: Encoder | None = None
-        self._asked: list[tuple[Partner, int]] = []
+        self._asked: list[tuple[WorkerProcess, int]] = []
         self._ready = False
         self._mean = 0.0  # seconds of the last replays with helpers
         self._played = 0  # replays with helpers since the last rest
@@ -79,14 +79,14 @@ class Link:
         if not self._open:
             return False
         if self._ready and self._resting <= 0:
-            if self._helpers >= self._partners.pool.size or not self._partners.take():
+            if self._helpers >= self._workers.pool.size or not self._workers.take():
                 return False
             try:
                 start = perf_counter()
                 play(self._shared)
                 self._weigh(perf_counter() - start)
             finally:
-                self._partners.release()
+                self._workers.release()
             return True
         start = perf_counter()
         play(self._tape)
@@ -112,21 +112,21 @@ class Link:
 
     def _approach(self) -> None:
         """Do the next step towards replays with helpers; none waits for a process."""
-        partners = self._partners
+        workers = self._workers
         if self._encoder is None:
             self._encode()
             return
-        if self._helpers >= partners.pool.size:
+        if self._helpers >= workers.pool.size:
             return  # threads were forbidden meanwhile
-        helpers = partners.start(self._helpers)
+        helpers = workers.start(self._helpers)
         if len(helpers) < self._helpers:
             self._open = False
         elif not self._asked:
-            if all(helper.answered for helper in helpers) and partners.take():
+            if all(helper.answered for helper in helpers) and workers.take():
                 try:
                     self._load(helpers, self._encoder)
                 finally:
-                    partners.release()
+                    workers.release()
         else:
             self._ready = all(helper.answered >= number for helper, number in self._asked)
 
@@ -137,7 +137,7 @@ class Link:
             call: tuple[Callable[..., Any], tuple[Any, ...]] = function, arguments
             if isinstance(function, Region) and (number := self._add(encoder, function)):
                 work += function.work
-                call = self._partners.run, (number, len(function.tapes) - 1, play, function.tapes[0])
+                call = self._workers.run, (number, len(function.tapes) - 1, play, function.tapes[0])
             self._shared.append(call)
         self._open = work >= WORTH_A_PROCESS
 
@@ -147,12 +147,12 @@ class Link:
             calls = [encoder.tape(tape) for tape in region.tapes[1:]]
         except Cannot:
             return 0
-        number = self._partners.number()
+        number = self._workers.number()
         if number:
             self._calls.append((number, calls))
         return number
 
-    def _load(self, helpers: list[Partner], encoder: Encoder) -> None:
+    def _load(self, helpers: list[WorkerProcess], encoder: Encoder) -> None:
         tables = {"arrays": encoder.arrays, "functions": encoder.functions}
         for index, helper in enumerate(helpers):
             regions = [(number, calls[index]) for number, calls in self._calls if index < len(calls)]

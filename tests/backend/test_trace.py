@@ -5,7 +5,7 @@ import pytest
 
 import xpcnn
 from xpcnn import models, nn, optim
-from xpcnn.backend.memory import BlockPool
+from xpcnn.backend.numpy.memory import BlockPool
 from xpcnn.errors import BackendError, DataError
 
 SHAPES = {

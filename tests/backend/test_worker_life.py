@@ -1,4 +1,4 @@
-"""The life of helper processes: how they start, fail, are interrupted, and leave nothing behind."""
+"""The life of worker processes: how they start, fail, are interrupted, and leave nothing behind."""
 
 import os
 import signal
@@ -7,13 +7,13 @@ import threading
 import numpy as np
 import pytest
 
-from xpcnn.backend import partner, regions
-from xpcnn.backend.shared import new_arena
+from xpcnn.backend.numpy import regions, workers
+from xpcnn.backend.numpy.arena import new_arena
 from xpcnn.errors import BackendError
 
 from .helped_steps import Placed, a_region, make, recorded, replay_until_helped, until
 from .processes import fails, python
-from .test_tape import SHAPES
+from .test_trace import SHAPES
 
 pytestmark = pytest.mark.skipif(new_arena(4096) is None, reason="the system has no shared memory of this kind")
 
@@ -21,15 +21,15 @@ pytestmark = pytest.mark.skipif(new_arena(4096) is None, reason="the system has 
 def test_an_exception_there_is_an_error_here(helped):
     training, replay = recorded()
     replay_until_helped(training, replay)
-    with pytest.raises(BackendError, match=r"helper process failed in its part of a step: KeyError: 12345"):
-        helped.partners.run(12345, 1, regions.play, [])
+    with pytest.raises(BackendError, match=r"worker process failed in its part of a step: KeyError: 12345"):
+        helped.workers.run(12345, 1, regions.play, [])
     replay()  # it goes on
 
 
 def test_killed_in_a_step(helped):
     training, replay = recorded()
     seed = replay_until_helped(training, replay)
-    process = helped.partners._partners[0].process
+    process = helped.workers._workers[0].process
 
     def kill():
         process.send_signal(signal.SIGSTOP)
@@ -43,32 +43,32 @@ def test_killed_in_a_step(helped):
         args[:2] for function, args in replay._link._shared if getattr(function, "__name__", "") == "run"
     )
     with pytest.raises(BackendError, match=r"ended in the middle of a step \(exit status -9\).*resume=True"):
-        helped.partners.run(region, count, play_and_kill, [])
+        helped.workers.run(region, count, play_and_kill, [])
     training.feed(seed)
     replay()  # by threads
-    assert helped.partners._partners == []
-    assert helped.partners.allowed == 0
+    assert helped.workers._workers == []
+    assert helped.workers.allowed == 0
 
 
 def test_what_an_interrupted_step_left_is_waited_for(helped):
     training, replay = recorded()
     replay_until_helped(training, replay)
-    helper = helped.partners._partners[0]
+    helper = helped.workers._workers[0]
     helper.process.send_signal(signal.SIGSTOP)
     until(lambda: process_state(helper.process.pid) == "T", "it does not stop")
     go = helper.hand_over(a_region(replay))  # Ctrl-C just here
     timer = threading.Timer(0.05, helper.process.send_signal, [signal.SIGCONT])
     timer.start()
-    assert helped.partners.take()
-    assert helper.words[partner.page.DONE] == go
-    helped.partners.release()
+    assert helped.workers.take()
+    assert helper.words[workers.page.DONE] == go
+    helped.workers.release()
     timer.join()
 
 
 def test_an_interrupt_waits_for_the_region(helped, monkeypatch):
     training, replay = recorded()
     replay_until_helped(training, replay)
-    helper = helped.partners._partners[0]
+    helper = helped.workers._workers[0]
     spin, spins = helper._spin, []
 
     def interrupted(go):
@@ -82,8 +82,8 @@ def test_an_interrupt_waits_for_the_region(helped, monkeypatch):
     timer = threading.Timer(0.05, helper.process.send_signal, [signal.SIGCONT])
     timer.start()
     with pytest.raises(KeyboardInterrupt):
-        helped.partners.run(a_region(replay), 1, regions.play, [])
-    assert helper.words[partner.page.DONE] == spins[-1]
+        helped.workers.run(a_region(replay), 1, regions.play, [])
+    assert helper.words[workers.page.DONE] == spins[-1]
     timer.join()
 
 
@@ -99,7 +99,7 @@ def gone(pid):
 def test_killed_between_steps(helped):
     training, replay = recorded()
     seed = replay_until_helped(training, replay)
-    process = helped.partners._partners[0].process
+    process = helped.workers._workers[0].process
     process.kill()
     process.wait()
     training.feed(seed)
@@ -113,21 +113,21 @@ def test_killed_between_steps(helped):
 
 
 def test_one_that_cannot_start(helped, monkeypatch):
-    monkeypatch.setattr(partner.sys, "executable", "/nonexistent/python")
+    monkeypatch.setattr(workers.sys, "executable", "/nonexistent/python")
     training, replay = recorded()
     for seed in range(4):
         training.feed(seed)
         replay()
-    assert helped.partners.allowed == 0
+    assert helped.workers.allowed == 0
 
 
 def test_one_that_ends_at_once(helped, monkeypatch):
-    monkeypatch.setattr(partner.sys, "executable", "/bin/false")
+    monkeypatch.setattr(workers.sys, "executable", "/bin/false")
     _, replay = recorded()
 
     def given_up():
         replay()
-        return helped.partners.allowed == 0
+        return helped.workers.allowed == 0
 
     until(given_up, "its end goes unseen")
 
@@ -135,12 +135,12 @@ def test_one_that_ends_at_once(helped, monkeypatch):
 def test_another_thread_s_replays_do_without(helped):
     training, replay = recorded()
     seed = replay_until_helped(training, replay)
-    assert helped.partners.take()
-    turn = helped.partners._partners[0]._turn
+    assert helped.workers.take()
+    turn = helped.workers._workers[0]._turn
     training.feed(seed)
     replay()
-    assert helped.partners._partners[0]._turn == turn
-    helped.partners.release()
+    assert helped.workers._workers[0]._turn == turn
+    helped.workers.release()
 
 
 SCRIPT = """
@@ -148,7 +148,7 @@ import os, signal, sys, time
 import numpy as np
 import xpcnn
 from xpcnn import nn, models
-from xpcnn.backend import regions, threads
+from xpcnn.backend.numpy import regions, threads
 threads._usable_cores = lambda: 2
 regions.REPLAYS_BEFORE, regions.SECONDS_BEFORE, regions.WORTH_A_PROCESS = 1, 0.0, 0.0
 regions.PATIENCE = float("inf")
@@ -165,7 +165,7 @@ def help():
     while not (trainer._step._replay and trainer._step._replay[0]._replay._link._ready):
         assert time.monotonic() < end
         step()
-    return xpcnn.get_backend().partners._partners[0].process.pid
+    return xpcnn.get_backend().workers._workers[0].process.pid
 """
 
 
@@ -214,7 +214,7 @@ if child == 0:
         step()
         moved = not np.array_equal(state(), before)
         parameters = state()
-        os._exit(0 if same and moved and not xpcnn.get_backend().partners._partners else 3)
+        os._exit(0 if same and moved and not xpcnn.get_backend().workers._workers else 3)
     finally:
         os._exit(4)
 for _ in range(3):

@@ -2,7 +2,7 @@
 
 Views, slices and look-ups cost 10 to 20 microseconds of Python before a NumPy call, under a lock that the threads
 share: whoever finds it taken sleeps for longer than many of these calls take. An operation that comes again with the
-same shapes is therefore recorded (`numpy_tape.py`), and what its calls hold of the arguments, of the results and of
+same shapes is therefore recorded (`numpy/trace.py`), and what its calls hold of the arguments, of the results and of
 scratch memory is noted as a place. A later call looks up the tape for the addresses at hand, made where it is new, and
 plays it. Two cores, ms with and without: 3x3 convolution of 100x3x31x31 by 2, both ways, 1.5 and 2.3; of 128x64x14x14,
 128 filters, 27 and 29; max-pooling of 128x64x28x28 4.8 and 7.1, of 100x3x32x32 0.30 and 0.38.
@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from xpcnn.backend import numpy_tape
-from xpcnn.backend.plan_places import Array, Nested, Part, Places, are_apart, arrays_of, layouts_of, mapped, memory_of
-from xpcnn.backend.regions import Region, Tape, play
+from xpcnn.backend.numpy import trace
+from xpcnn.backend.numpy.places import Array, Nested, Part, Places, are_apart, arrays_of, layouts_of, mapped, memory_of
+from xpcnn.backend.numpy.regions import Region, Tape, play
 from xpcnn.errors import BackendError
 
 if TYPE_CHECKING:
@@ -189,7 +189,7 @@ def _record(
     arrays: list[Array],
 ) -> tuple[Plan | None, Any]:
     """Return the plan of function(backend, *arguments), and its result; no plan where scratch memory grew under it."""
-    recording = numpy_tape.recorder(backend, None, buffers, backend.pool.worth)
+    recording = trace.recorder(backend, None, buffers, backend.pool.worth)
     with backend.recording(recording):
         result = function(recording, *Plans.plain(arguments))
     tape, stores, scratch = recording.tape, recording.blocks.kept, list(recording.buffers_used)

@@ -1,6 +1,6 @@
 """A tape in plain values: functions of NumPy by name, arrays by their place in shared memory.
 
-The vocabulary is closed, so that what a helper process reads can do nothing but compute; `partner_worker.Decoder`
+The vocabulary is closed, so that what a worker process reads can do nothing but compute; `worker.Decoder`
 is the reader. What cannot be said in it raises `Cannot`.
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from xpcnn.backend.shared import Arena
+from xpcnn.backend.numpy.arena import Arena
 
 
 class Cannot(Exception):

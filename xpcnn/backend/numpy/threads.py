@@ -22,7 +22,7 @@ from functools import cached_property
 from itertools import product
 from typing import Any
 
-from xpcnn.backend.products import KERNELS
+from xpcnn.backend.numpy.products import KERNELS
 from xpcnn.errors import ConfigError
 
 # Below this many elementary operations another thread costs more than it saves: where it must be woken (some 50 to 100

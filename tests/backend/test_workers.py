@@ -1,4 +1,4 @@
-"""A helper process plays its part of recorded steps: what goes to it, and the same bits."""
+"""A worker process plays its part of recorded steps: what goes to it, and the same bits."""
 
 import gc
 from concurrent.futures import ThreadPoolExecutor
@@ -8,12 +8,12 @@ import pytest
 
 import xpcnn
 from xpcnn import nn
-from xpcnn.backend import partner, regions
-from xpcnn.backend.shared import new_arena
+from xpcnn.backend.numpy import regions, workers
+from xpcnn.backend.numpy.arena import new_arena
 from xpcnn.errors import BackendError, ConfigError
 
 from .helped_steps import Placed, a_region, make, recorded, regions_of, replay_until_helped, until
-from .test_tape import SHAPES
+from .test_trace import SHAPES
 
 pytestmark = pytest.mark.skipif(new_arena(4096) is None, reason="the system has no shared memory of this kind")
 
@@ -22,11 +22,11 @@ def assert_same_bits(make, shape):
     training, replay = recorded(make, shape)
     written = Placed(make(), shape)
     first = replay_until_helped(training, replay)
-    turns = [helper._turn for helper in xpcnn.get_backend().partners._partners]
+    turns = [helper._turn for helper in xpcnn.get_backend().workers._workers]
     for seed in range(first, first + 3):
         training.feed(seed)
         replay()
-    helpers = xpcnn.get_backend().partners._partners
+    helpers = xpcnn.get_backend().workers._workers
     assert [helper._turn for helper in helpers] > turns, "no region was handed over"
     for seed in range(first + 3):
         written.feed(seed)
@@ -59,7 +59,7 @@ def test_every_kind_of_layer(helped, layer):
 def test_several_helpers(helped):
     xpcnn.set_num_threads(3)
     assert_same_bits(make, SHAPES["lenet5"])
-    assert len(helped.partners._partners) == 2
+    assert len(helped.workers._workers) == 2
 
 
 def test_a_trainer_s_steps_go_to_the_helper(helped):
@@ -127,9 +127,9 @@ def test_it_starts_after_enough_replays(helped, monkeypatch):
     for seed in range(4):
         training.feed(seed)
         replay()
-    assert helped.partners._partners == []
+    assert helped.workers._workers == []
     assert replay_until_helped(training, replay)
-    assert len(helped.partners._partners) == 1
+    assert len(helped.workers._workers) == 1
 
 
 def test_it_does_not_start_for_little_work(helped, monkeypatch):
@@ -137,15 +137,15 @@ def test_it_does_not_start_for_little_work(helped, monkeypatch):
     _, replay = recorded()
     for _ in range(5):
         replay()
-    assert helped.partners._partners == []
+    assert helped.workers._workers == []
 
 
 def test_it_sleeps_and_wakes(helped):
     training, replay = recorded()
     seed = replay_until_helped(training, replay)
-    helper = helped.partners._partners[0]
+    helper = helped.workers._workers[0]
     for _ in range(3):
-        until(lambda: helper.words[partner.page.ASLEEP], "it does not fall asleep")
+        until(lambda: helper.words[workers.page.ASLEEP], "it does not fall asleep")
         training.feed(seed)
         replay()
     written = Placed(make(), SHAPES["lenet5"])
@@ -160,7 +160,7 @@ def test_threads_play_while_helpers_do_worse(helped, monkeypatch):
     monkeypatch.setattr(regions, "REST", 1e-9)
     training, replay = recorded()
     replay_until_helped(training, replay)
-    helper = helped.partners._partners[0]
+    helper = helped.workers._workers[0]
     played = []
     for _ in range(10):
         turn = helper._turn
@@ -173,21 +173,21 @@ def test_threads_play_while_helpers_do_worse(helped, monkeypatch):
 def test_fewer_threads_after_recording(helped):
     training, replay = recorded()
     seed = replay_until_helped(training, replay)
-    turn = helped.partners._partners[0]._turn
+    turn = helped.workers._workers[0]._turn
     xpcnn.set_num_threads(1)
     training.feed(seed)
     replay()
-    assert helped.partners._partners[0]._turn == turn, "one thread means no helper"
+    assert helped.workers._workers[0]._turn == turn, "one thread means no helper"
     xpcnn.set_num_threads(2)
     training.feed(seed)
     replay()
-    assert helped.partners._partners[0]._turn > turn
+    assert helped.workers._workers[0]._turn > turn
 
 
 def test_records_that_are_gone_are_forgotten(helped):
     training, replay = recorded()
     replay_until_helped(training, replay)
-    helper = helped.partners._partners[0]
+    helper = helped.workers._workers[0]
     others = [recorded()]
     replay_until_helped(*others[0])
     number = a_region(replay)
@@ -198,7 +198,7 @@ def test_records_that_are_gone_are_forgotten(helped):
     replay_until_helped(*others[1])
     assert helper.dropped == []
     with pytest.raises(BackendError, match=f"KeyError: {number}"):
-        helped.partners.run(number, 1, regions.play, [])
+        helped.workers.run(number, 1, regions.play, [])
 
 
 def test_arrays_of_the_caller_s_own_stay(helped):
@@ -262,7 +262,7 @@ def test_one_thread_has_none(helped):
 
 
 def test_a_system_without_shared_memory(helped, monkeypatch):
-    monkeypatch.setattr(partner, "new_arena", lambda reserved: None)
+    monkeypatch.setattr(workers, "new_arena", lambda reserved: None)
     array = np.ones(3)
     assert helped.place(array) is array
     _, replay = recorded()
@@ -278,4 +278,4 @@ def test_the_environment_forbids_it(helped, monkeypatch):
     assert helped.info()["helpers"] == 1
     monkeypatch.setenv("XPCNN_PROCESSES", "no")
     with pytest.raises(ConfigError, match="XPCNN_PROCESSES: expected 0"):
-        _ = helped.partners.arena
+        _ = helped.workers.arena

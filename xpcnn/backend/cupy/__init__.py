@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from xpcnn.backend.base import Array, Backend
-from xpcnn.backend.cuda_driver import driver_version, install_advice
+from xpcnn.backend.cupy.driver import driver_version, install_advice
 from xpcnn.errors import BackendError, DTypeError, OutOfMemoryError
 
 _lock = threading.RLock()
@@ -110,9 +110,9 @@ class CupyBackend(Backend):
     def __init__(self, device: int) -> None:
         import cupy
 
-        from xpcnn.backend.cupy_cublas import Cublas
-        from xpcnn.backend.cupy_kernels import Kernels
-        from xpcnn.backend.cupy_updates import FUSED
+        from xpcnn.backend.cupy.cublas import Cublas
+        from xpcnn.backend.cupy.kernels import Kernels
+        from xpcnn.backend.cupy.updates import FUSED
 
         self.name = _name(device)
         self.xp = cupy
@@ -169,7 +169,7 @@ class CupyBackend(Backend):
     # --- between host and device ----------------------------------------------------------------------------------
 
     def asarray(self, a: Any, dtype: Any = None) -> Array:
-        from xpcnn.backend.cupy_transfer import upload
+        from xpcnn.backend.cupy.transfer import upload
 
         with self.device, self.guard():
             if isinstance(a, self.xp.ndarray) or hasattr(a, "__cuda_array_interface__"):
@@ -185,7 +185,7 @@ class CupyBackend(Backend):
         self.device.synchronize()
 
     def prefetch(self, batches: Iterable[Sequence[Any]]) -> Iterator[tuple[Array, ...]]:
-        from xpcnn.backend.cupy_transfer import prefetch
+        from xpcnn.backend.cupy.transfer import prefetch
 
         return prefetch(self, batches)
 
@@ -247,30 +247,30 @@ class CupyBackend(Backend):
         return out
 
     def row_sums(self, a: Array) -> Array:
-        from xpcnn.backend.cupy_fused import row_sums
+        from xpcnn.backend.cupy.fused import row_sums
 
         result = row_sums(self, a, None) if self.fused else NotImplemented
         return super().row_sums(a) if result is NotImplemented else result
 
     def row_dots(self, a: Array, b: Array) -> Array:
-        from xpcnn.backend.cupy_fused import row_sums
+        from xpcnn.backend.cupy.fused import row_sums
 
         result = row_sums(self, a, b) if self.fused else NotImplemented
         return super().row_dots(a, b) if result is NotImplemented else result
 
     def capture(self, step: Callable[[], None]) -> Callable[[], None]:
-        from xpcnn.backend.cupy_capture import CapturedStep
+        from xpcnn.backend.cupy.capture import CapturedStep
 
         return CapturedStep(self, step)
 
     # --- what runs here -------------------------------------------------------------------------------------------
 
     def info(self) -> dict[str, Any]:
-        from xpcnn.backend.cupy_info import info
+        from xpcnn.backend.cupy.info import info
 
         return info(self)
 
     def hints(self) -> list[str]:
-        from xpcnn.backend.cupy_info import hints
+        from xpcnn.backend.cupy.info import hints
 
         return hints(self)

@@ -1,11 +1,11 @@
-"""The optimisers' updates as CUDA kernels, one launch over a flat buffer; entered in the table of `cupy_fused.py`."""
+"""The optimisers' updates as CUDA kernels, one launch over a flat buffer; entered in the table of `cupy/fused.py`."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from xpcnn.backend.base import Array
-from xpcnn.backend.cupy_fused import FUSED, blocks, fits, fused
+from xpcnn.backend.cupy.fused import FUSED, blocks, fits, fused
 
 __all__ = ["FUSED"]  # the whole table, once this module is imported
 

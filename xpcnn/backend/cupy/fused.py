@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from xpcnn.backend.base import Array
-from xpcnn.backend.cupy_kernels import BLOCK, GEOMETRY, INDEX_LIMIT, TYPES
+from xpcnn.backend.cupy.kernels import BLOCK, GEOMETRY, INDEX_LIMIT, TYPES
 
 ROWS_LIMIT = 65535  # the second axis of a grid
 ONE_BLOCK_LIMIT = 1 << 17  # logits; beyond, one block takes longer than several launches

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xpcnn.backend.encoding import refill
-from xpcnn.backend.memory import SMALLEST, Block, BlockPool, aligned
-from xpcnn.backend.regions import WORTH_A_HAND_OVER, Link, Region, Tape, play
-from xpcnn.backend.shared import Arena, empty_like
+from xpcnn.backend.numpy.arena import Arena, empty_like
+from xpcnn.backend.numpy.encoding import refill
+from xpcnn.backend.numpy.memory import SMALLEST, Block, BlockPool, aligned
+from xpcnn.backend.numpy.regions import WORTH_A_HAND_OVER, Link, Region, Tape, play
 from xpcnn.errors import BackendError
 
 if TYPE_CHECKING:
@@ -44,11 +44,11 @@ class RecordedStep:
 
     def __init__(self, backend: NumpyBackend, step: Callable[[], None]) -> None:
         self._blas = backend.blas
-        self._recorder = recording = recorder(backend, backend.partners.arena)
+        self._recorder = recording = recorder(backend, backend.workers.arena)
         with backend.recording(recording):
             step()
         self._tape = recording.tape
-        self._link = Link(backend.partners, recording.arena, self._tape) if recording.arena is not None else None
+        self._link = Link(backend.workers, recording.arena, self._tape) if recording.arena is not None else None
         recording.close()
 
     def __call__(self) -> None:
@@ -67,7 +67,7 @@ def recorder(
 ) -> Any:
     """Return a backend that does what `backend` does and notes it.
 
-    In `arena` lies all that helper processes are to reach; `buffers` holds the threads' scratch memory by slot and
+    In `arena` lies all that worker processes are to reach; `buffers` holds the threads' scratch memory by slot and
     worker, and work of `worth` elementary operations or more is shared out.
     """
 
@@ -243,8 +243,10 @@ def recording(backend: NumpyBackend, recorder: Any) -> Iterator[None]:
     """Let this thread's operations go to `recorder` for the length of a `with` block."""
     backend._local.recorder = recorder
     backend._recorders.append(recorder)
+    backend.blas.hold()  # as in every replay: some kernels give other last bits with more threads
     try:
         yield
     finally:
+        backend.blas.release()
         backend._recorders.remove(recorder)
         backend._local.recorder = None
