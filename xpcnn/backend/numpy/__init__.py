@@ -69,14 +69,22 @@ class NumpyBackend(Backend):
     def slab_bytes(self, value: int | None) -> None:
         self._slab_bytes = value
 
+    @property
+    def region_worth(self) -> float:
+        """Elementary operations from which work is cut for several threads, in this thread."""
+        return getattr(self._local, "worth", None) or self.pool.worth
+
     @contextlib.contextmanager
     def as_recorded(self) -> Iterator[None]:
-        before = getattr(self._local, "slab_bytes", None)
-        self._local.slab_bytes = None if self.workers.arena is None else SLAB_BYTES_OF_HELPERS
+        local = self._local
+        before = getattr(local, "slab_bytes", None), getattr(local, "worth", None)
+        arena = self.workers.arena
+        local.slab_bytes = None if arena is None else SLAB_BYTES_OF_HELPERS
+        local.worth = trace.region_worth(self, arena)
         try:
             yield
         finally:
-            self._local.slab_bytes = before
+            local.slab_bytes, local.worth = before
 
     def owns(self, array: Any) -> bool:
         return isinstance(array, np.ndarray)
@@ -164,10 +172,13 @@ class NumpyBackend(Backend):
     def parallel(
         self, function: Callable[[Any], None], tasks: Sequence[Any], work: float = 0.0, products: bool = True
     ) -> None:
+        worth = self.region_worth
         with self.blas.single() if products else contextlib.nullcontext():
-            if work < self.pool.worth or len(tasks) < 2 or self.pool.inside:
+            if work < worth or len(tasks) < 2 or self.pool.inside:
                 for task in tasks:
                     function(task)
+            elif work < self.pool.worth:  # shared out when it is recorded: each task is cut as one thread's
+                self.pool.run_alone(function, tasks)
             else:
                 self.pool.run(function, tasks)
 

@@ -58,7 +58,7 @@ class Plans:
             mine.update(plans={}, buffers={})
         plans = mine["plans"]
         arrays: list[Array] = []
-        layout = backend.get_num_threads(), *layouts_of(arguments, arrays)
+        layout = backend.get_num_threads(), backend.region_worth, *layouts_of(arguments, arrays)
         known = plans.get((key, layout), 0)
         if known.__class__ is Plan:
             return known(arrays)
@@ -189,7 +189,7 @@ def _record(
     arrays: list[Array],
 ) -> tuple[Plan | None, Any]:
     """Return the plan of function(backend, *arguments), and its result; no plan where scratch memory grew under it."""
-    recording = trace.recorder(backend, None, buffers, backend.pool.worth)
+    recording = trace.recorder(backend, None, buffers, backend.region_worth)
     with backend.recording(recording):
         result = function(recording, *Plans.plain(arguments))
     tape, stores, scratch = recording.tape, recording.blocks.kept, list(recording.buffers_used)

@@ -216,14 +216,18 @@ class ThreadPool:
         """Call `function` with every task; whoever else uses the pool meanwhile works alone."""
         helpers = min(self.size, len(tasks)) - 1
         if helpers < 1 or self.inside or not self._busy.acquire(blocking=False):
-            with _inside(self._local):
-                for task in tasks:
-                    function(task)
+            self.run_alone(function, tasks)
             return
         try:
             self._run(function, tasks, helpers)
         finally:
             self._busy.release()
+
+    def run_alone(self, function: Callable[[Any], None], tasks: Sequence[Any]) -> None:
+        """Call `function` with every task in the calling thread, as one that runs tasks."""
+        with _inside(self._local):
+            for task in tasks:
+                function(task)
 
     def _run(self, function: Callable[[Any], None], tasks: Sequence[Any], helpers: int) -> None:
         while self._started < helpers:

@@ -122,9 +122,7 @@ def recorder(
             self, function: Callable[[Any], None], tasks: Sequence[Any], work: float = 0.0, products: bool = True
         ) -> None:
             threads = min(self.get_num_threads(), len(tasks))
-            least = backend.pool.worth / 4 if arena is None else WORTH_A_HAND_OVER
-            if worth is not None:
-                least = worth
+            least = region_worth(backend, arena) if worth is None else worth
             if self.worker is not None or threads < 2 or work < least:
                 for task in tasks:
                     function(task)
@@ -158,6 +156,11 @@ def recorder(
             self.xp = np
 
     return RecordingBackend()
+
+
+def region_worth(backend: NumpyBackend, arena: Arena | None) -> float:
+    """Return the elementary operations from which a recorded step shares work out."""
+    return backend.pool.worth / 4 if arena is None else WORTH_A_HAND_OVER
 
 
 class _Notebook:
