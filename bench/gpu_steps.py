@@ -63,7 +63,7 @@ class Ours:
 
     def of_trainer(self, capture: bool | str) -> Callable[[], None]:
         """Return the step as `Trainer` runs it, with its checks, counts and a look at the results every 50 steps."""
-        step = Step(Trainer(self.model, self.optimizer, self.criterion, capture=capture), self.backend)
+        step = Step(Trainer(self.model, self.optimizer, self.criterion, compile=capture), self.backend)
         done = 0
 
         def call() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from xpcnn.backend import (
     Backend,
     available_backends,
+    compile,
     get_backend,
     get_num_threads,
     register_backend,
@@ -23,6 +24,7 @@ __all__ = [
     "Backend",
     "__version__",
     "available_backends",
+    "compile",
     "get_backend",
     "get_num_threads",
     "info",

@@ -1,5 +1,6 @@
-"""Memory that other processes see: cut, given back, copied into a child; and tapes said in plain values."""
+"""Memory that other processes see: cut, given back, copied into a child; and calls said in plain values."""
 
+import functools
 import json
 import mmap
 import os
@@ -10,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xpcnn.backend.numpy import arena as arena_module
-from xpcnn.backend.numpy import encoding, worker
+from xpcnn.backend.numpy import worker
 from xpcnn.backend.numpy.arena import PAGE, Arena, empty_like, new_arena
-from xpcnn.backend.numpy.encoding import Cannot, Encoder
+from xpcnn.backend.numpy.calls import Call, refill
+from xpcnn.backend.numpy.encoding import Encoder, NotEncodable
 
 from .processes import python
 
@@ -171,13 +173,13 @@ if child:
     assert "a forked process gets no memory of its own" in said[0]
 
 
-# --- tapes in plain values ---------------------------------------------------------------------------------------
+# --- calls in plain values ---------------------------------------------------------------------------------------
 
 
-def spoken(arena, tape):
-    """Say a tape, send it through JSON, and hear it again."""
+def spoken(arena, calls):
+    """Say calls, send them through JSON, and hear them again."""
     encoder = Encoder(arena)
-    calls = encoder.tape(tape)
+    calls = encoder.calls([Call(*call) for call in calls])
     calls, arrays, functions = json.loads(json.dumps([calls, encoder.arrays, encoder.functions]))
     memory = mmap.mmap(os.dup(arena.file), arena.size)
     decoder = worker.Decoder(memory, arrays, functions)
@@ -211,8 +213,7 @@ def test_values_come_back_as_they_were(value):
 
 @pytest.mark.parametrize("kind", [bool, "float32", np.dtype("int64"), np.float64])
 def test_types_come_back(kind):
-    function = encoding.partial(np.sum, dtype=kind)
-    ((heard, _),) = spoken(Arena(MB, PAGE), [(function, ())])
+    ((heard, _),) = spoken(Arena(MB, PAGE), [(np.sum, (), {"dtype": kind})])
     assert np.dtype(heard.keywords["dtype"]) == np.dtype(kind)
 
 
@@ -232,7 +233,7 @@ def test_what_has_no_out_is_copied_there():
     arena = Arena(MB, PAGE)
     a, result = arena.array((2, 3), "float32"), arena.array((2,), "int64")
     a[...] = [[1, 5, 2], [7, 0, 3]]
-    ((function, arguments),) = spoken(arena, [(encoding.partial(encoding.refill, np.argmax, {"axis": 1}), (result, a))])
+    ((function, arguments),) = spoken(arena, [(refill, (result, a), {"function": np.argmax, "options": {"axis": 1}})])
     function(*arguments)
     assert result.tolist() == [1, 0]
 
@@ -243,7 +244,7 @@ def test_what_has_no_out_is_copied_there():
         (print, ()),
         (os.system, ("true",)),
         (np.linalg.norm, ()),
-        (encoding.partial(np.add, 1), ()),
+        (functools.partial(np.add, 1), ()),
         (np.add, ([1, 2],)),
         (np.add, (slice(3),)),
         (np.add, (np.ones(3),)),
@@ -253,5 +254,5 @@ def test_what_has_no_out_is_copied_there():
     ],
 )
 def test_what_cannot_be_said(function, values):
-    with pytest.raises(Cannot):
-        Encoder(Arena(MB, PAGE)).tape([(function, values)])
+    with pytest.raises(NotEncodable):
+        Encoder(Arena(MB, PAGE)).calls([Call(function, values)])

@@ -207,7 +207,7 @@ def test_tasks_that_are_recorded_work_alone(monkeypatch):
     """As in the pool: products that several threads cut otherwise may differ in their last bits."""
     with use_backend("numpy") as backend:
         monkeypatch.setattr(backend.pool, "_size", 2)
-        recorder, seen = trace.recorder(backend, None), []
+        recorder, seen = trace.tracing_backend(backend, None), []
         recorder.parallel(lambda task: seen.append(recorder.get_num_threads()), range(4), 1e12)
         assert seen == [1] * 4
         assert recorder.get_num_threads() == 2

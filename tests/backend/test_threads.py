@@ -207,7 +207,7 @@ def test_blas_is_held_while_a_record_is_replayed(two_blas_threads, monkeypatch):
     x = np.zeros((4, 4), "float32")
     seen = []
     replay = backend.capture(lambda: backend.for_array(x).xp.add(x, 1, out=x))
-    replay._tape.append((lambda: seen.append(blas_threads()), ()))
+    replay._bound.append((lambda: seen.append(blas_threads()), ()))
     replay()
     assert x[0, 0] == 2
     assert seen == [[1] * len(before)]

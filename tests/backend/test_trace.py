@@ -6,6 +6,7 @@ import pytest
 import xpcnn
 from xpcnn import models, nn, optim
 from xpcnn.backend.numpy.memory import BlockPool
+from xpcnn.backend.numpy.traced import plain
 from xpcnn.errors import BackendError, DataError
 
 SHAPES = {
@@ -121,7 +122,7 @@ def test_a_number_of_the_host_cannot_be_recorded():
         xp = xpcnn.backend.backend_of(x).xp
         x[...] = xp.sum(x)
 
-    with pytest.raises(BackendError, match=r"capture: xp\.sum gave a number of the host"):
+    with pytest.raises(BackendError, match="capture: making a plain NumPy array needs a value"):
         backend.capture(step)
     assert xpcnn.backend.backend_of(x) is backend, "the recorder must be gone after an error"
 
@@ -135,7 +136,7 @@ def test_a_record_uses_a_block_again_once_the_step_has_dropped_it():
         for _ in range(20):
             owner.xp.add(x, 1.0, out=owner.empty(x.shape, x.dtype))
 
-    pool = backend.capture(step)._recorder.blocks
+    pool = backend.capture(step).blocks
     assert isinstance(pool, BlockPool)
     assert len(pool.kept) == 1
 
@@ -149,9 +150,9 @@ def test_a_record_has_no_claim_on_what_it_saw_through_windows():
         a = recording.empty((4, 1 << 18), "float32")
         recording.xp.copyto(a, 1)
         recording.xp.add(recording.windows_view(a, 1, 10, 6, 4), 1, out=recording.empty((4, 10, 6), "float32"))
-        memory.append(a.__array_interface__["data"][0])
+        memory.append(plain(a).__array_interface__["data"][0])
         del a
-        memory.append(recording.empty((4, 1 << 18), "float32").__array_interface__["data"][0])
+        memory.append(plain(recording.empty((4, 1 << 18), "float32")).__array_interface__["data"][0])
 
     backend.capture(step)
     assert memory[0] == memory[1]

@@ -86,7 +86,7 @@ def test_steps_before_a_record_give_its_bits(helped, monkeypatch, allowed):
     for capture in (True, False):
         model = make()
         optimizer = xpcnn.optim.SGD(model.parameters(), 0.01)
-        trainer = xpcnn.training.Trainer(model, optimizer, nn.CrossEntropyLoss(), capture=capture)
+        trainer = xpcnn.training.Trainer(model, optimizer, nn.CrossEntropyLoss(), compile=capture)
         for x, labels in batches:
             trainer.train_batch(x, labels)
         states.append({name: array.copy() for name, array in model.state_dict().items()})

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -153,6 +154,7 @@ class RecordingBackend(FakeBackend):
     """The fake device with captures."""
 
     captures = True
+    tools = (str(Path(__file__).parent),)
     records = 0
 
     def capture(self, step: Callable[[], None]) -> Callable[[], None]:

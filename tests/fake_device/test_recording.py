@@ -53,7 +53,7 @@ def trained(
     optimizer = OPTIMISERS[optimiser](model.parameters())
     steps = optim.InverseTimeLR(optimizer, 0.1) if schedule else None
     trainer = Trainer(
-        model, optimizer, nn.CrossEntropyLoss(), schedule=steps, capture=capture, callbacks=between or (), **options
+        model, optimizer, nn.CrossEntropyLoss(), schedule=steps, compile=capture, callbacks=between or (), **options
     )
     trainer.fit(loader, loader, epochs=epochs)
     state = {name: xpcnn.get_backend().to_numpy(array).copy() for name, array in model.state_dict().items()}
@@ -125,12 +125,12 @@ def test_what_cannot_be_recorded_is_said_once(device, monkeypatch):
 
     monkeypatch.setattr(nn.Flatten, "forward", looking)
     eager = trained(False)
-    with pytest.warns(RuntimeWarning, match="cannot be recorded: .*copies to the host.*goes on step by step") as said:
+    with pytest.warns(RuntimeWarning, match="runs as written: capture: .*copies to the host") as said:
         captured = trained("auto")
     assert len(said) == 1
     assert device.records == 0
     same(captured, eager)
-    with pytest.raises(BackendError, match="the step cannot be recorded"):
+    with pytest.raises(BackendError, match="cannot be recorded"):
         trained(True)
 
 

@@ -274,7 +274,7 @@ def test_a_dead_record_takes_its_memory_along(rng):
     infer = nn.Inference(models.create("deep3"), records=1)
     infer(values(rng, (2, 1, 28, 28), "float32"))
     ((record,),) = infer._shelf.values()
-    blocks = weakref.ref(record._replay._recorder.blocks)
+    blocks = weakref.ref(record._replay.blocks)
     del record
     gc.disable()
     try:

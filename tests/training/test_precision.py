@@ -169,7 +169,7 @@ def check_recorded(optimiser, options):
     """Overflows and growth happen inside of the record."""
     both = []
     for capture in (True, False):
-        mine = half_trainer(optimiser, scaler=optim.GradScaler(2.0**22, growth_interval=4), capture=capture, **options)
+        mine = half_trainer(optimiser, scaler=optim.GradScaler(2.0**22, growth_interval=4), compile=capture, **options)
         mine.fit(loader(), epochs=3)
         both.append(mine)
     recorded, plain = both

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from tests.fake_device import FakeBackend, capture
+from tests.fake_device import FakeBackend
+from tests.fake_device.recording import RecordingBackend
 from xpcnn import nn
 from xpcnn.backend import register_backend, use_backend
 from xpcnn.errors import BackendError, NonFiniteError
@@ -11,30 +12,27 @@ from xpcnn.errors import BackendError, NonFiniteError
 from .common import arrays, assert_same, loader, trainer
 
 
-class CapturingBackend(FakeBackend):
-    """The fake device with a recorder: replays run anew, under the rules of stream capture."""
+class CapturingBackend(RecordingBackend):
+    """Counts replays, and refuses to record where it is told to."""
 
-    captures = True
-
-    def __init__(self):
-        self.name = "capturing"
-        self.records = self.replays = 0
-        self.refuses = False
+    name = "capturing"
+    tools = (*RecordingBackend.tools, __file__)
+    replays = 0
+    refuses = False
 
     def owns(self, array):
         return False  # its arrays are the fake device's; `for_array` finds this one
 
     def capture(self, step):
-        self.records += 1
         if self.refuses:
             raise BackendError("capture: the step cannot be recorded")
+        replay = super().capture(step)
 
-        def replay():
+        def count():
             self.replays += 1
-            with capture():
-                step()
+            replay()
 
-        return replay
+        return count
 
 
 @pytest.fixture
@@ -47,7 +45,7 @@ def device(monkeypatch):
 
 
 def fit(capture_steps, optimiser="momentum", schedule="exponential", **options):
-    mine = trainer(optimiser, schedule, capture=capture_steps, **options)
+    mine = trainer(optimiser, schedule, compile=capture_steps, **options)
     mine.fit(loader(), epochs=3)
     return mine
 
@@ -64,21 +62,19 @@ def test_recorded_steps_are_the_steps(device, optimiser, options):
     assert recorded.history.steps == plain.history.steps
 
 
-def test_auto_records_the_librarys_own_layers_only(device):
-    fit("auto")
-    assert device.records == 1
-
+def test_auto_records_layers_of_the_users_own(device):
     class Custom(nn.Module):
         def forward(self, x):
-            return x
+            return x * 2
 
         def backward(self, dy):
-            return dy
+            return dy * 2
 
-    model = trainer().model
-    mine = trainer(model=nn.Sequential(Custom(), *model))
-    mine.fit(loader(), epochs=2)
-    assert device.records == 1
+    for steps in ("auto", False):
+        model = trainer().model
+        mine = trainer(model=nn.Sequential(Custom(), *model), compile=steps)
+        mine.fit(loader(), epochs=2)
+        assert device.records == 1
 
 
 def test_a_new_kind_of_update_is_recorded_anew(device):
@@ -87,7 +83,7 @@ def test_a_new_kind_of_update_is_recorded_anew(device):
     mine.fit(batches)
     mine.optimizer.param_groups[0]["momentum"] = 0.9
     mine.fit(batches)
-    other = trainer("sgd", "none", capture=False)
+    other = trainer("sgd", "none", compile=False)
     other_batches = batches
     other.fit(other_batches)
     other.optimizer.param_groups[0]["momentum"] = 0.9
@@ -98,7 +94,7 @@ def test_a_new_kind_of_update_is_recorded_anew(device):
 
 def test_what_cannot_be_recorded_runs_as_written(device):
     device.refuses = True
-    with pytest.warns(RuntimeWarning, match="cannot be recorded; training goes on step by step"):
+    with pytest.warns(RuntimeWarning, match="runs as written: capture: the step cannot be recorded"):
         mine = fit("auto")
     device.refuses = False
     assert_same(arrays(mine.model), arrays(fit(False).model))

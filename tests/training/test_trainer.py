@@ -287,7 +287,7 @@ class TestProgress:
     [
         (lambda: Trainer("net", None, None), "model: expected an nn.Module, got str"),
         (lambda: Trainer(net(), "sgd", None), "optimizer: expected an optim.Optimizer"),
-        (lambda: trainer(capture="yes"), "capture: expected"),
+        (lambda: trainer(compile="yes"), "compile: expected"),
         (lambda: trainer(nonfinite="ignore"), "nonfinite: expected"),
         (lambda: trainer(clip_norm=-1.0), "clip_norm: expected"),
         (lambda: trainer(read_every=0), "read_every: expected"),
@@ -306,7 +306,7 @@ def test_wrong_arguments(make, message):
 
 def test_steps_cannot_be_recorded_everywhere():
     with use_backend("fake"), pytest.raises(ConfigError, match=r'capture: expected "auto" or False on fake'):
-        trainer(capture=True).fit(loader())
+        trainer(compile=True).fit(loader())
 
 
 def test_a_schedule_of_another_optimiser_is_refused():

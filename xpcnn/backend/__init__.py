@@ -15,6 +15,7 @@ from contextvars import ContextVar
 from typing import Any
 
 from xpcnn.backend.base import Array, Backend
+from xpcnn.backend.graph import changed, compile
 from xpcnn.backend.numpy import NumpyBackend
 from xpcnn.errors import BackendError, DTypeError, MixedBackendsError
 
@@ -23,6 +24,7 @@ __all__ = [
     "Backend",
     "available_backends",
     "backend_of",
+    "compile",
     "get_backend",
     "get_num_threads",
     "register_backend",
@@ -67,6 +69,7 @@ def set_backend(name: str) -> None:
     backend = resolve(name)
     backend.activate()
     _default = backend
+    changed()
 
 
 @contextlib.contextmanager
@@ -123,6 +126,7 @@ def set_num_threads(n: int) -> None:
         `n` is not an integer of 1 or more.
     """
     _backends["numpy"].set_num_threads(n)
+    changed()
 
 
 def backend_of(*arrays: Array | None) -> Backend:

@@ -10,6 +10,8 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
+from xpcnn.backend.graph import guards
+
 Array = Any  # an array of some backend; NumPy-like modules share no base class
 
 
@@ -209,6 +211,30 @@ class Backend:
         """
         return step
 
+    def traced(self, a: Array) -> Array:
+        """Return what a function that is being captured sees of an array."""
+        return a
+
+    def untraced(self, a: Any) -> Any:
+        """Return the array that stands behind what a captured function saw of it; anything else as it is."""
+        return a
+
+    def duplicate(self, a: Array) -> Array:
+        """Return a copy of `a` that lies in memory as `a` does, without gaps, and belongs to the caller."""
+        if not a.ndim:
+            return self.copy(a)
+        order = sorted(range(a.ndim), key=lambda axis: -abs(a.strides[axis]))
+        there = self.empty([a.shape[axis] for axis in order], a.dtype)
+        there = there.transpose(sorted(range(a.ndim), key=order.__getitem__))  # the axes of a
+        self.xp.copyto(there, a)
+        return there
+
+    def overlap(self, a: Array, b: Array) -> bool:
+        """Say whether two arrays may share memory."""
+        return a is b
+
+    # Paths of the backend's own code, beside the library's: no part of a function that is traced.
+    tools: tuple[str, ...] = ()
     captures: bool = False  # whether `capture` records anything
     capture_runs: bool = False  # whether recording does the step's work, once
     immediate: bool = False  # whether results are there when a call returns, so that reading one costs nothing
@@ -249,3 +275,6 @@ class Backend:
     def hints(self) -> list[str]:
         """Return what the user could change to make this backend faster, a line each."""
         return []
+
+
+guards.by_identity(Backend)

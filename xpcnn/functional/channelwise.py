@@ -64,6 +64,9 @@ class ChannelOp:
         """The arrays that its backward fills beside dx."""
         return ()
 
+    def begin(self, backend: Backend) -> None:
+        """Get ready for a forward on this backend, such as by drawing what it needs."""
+
     def out_shape(self, shape: Shape) -> Shape:
         """Return the shape of the result for a batch-last input shape; raise ShapeError for one that does not fit."""
         return shape
@@ -135,6 +138,7 @@ def run(ops: Sequence[ChannelOp], x: Array, *, keep: bool = True, reuse: bool = 
     backend = backend_of(x)
     check_floating("x", x)
     for op in ops:
+        op.begin(backend)
         if op.arrays:
             _check_arrays(x, op.arrays)
     if x.ndim not in (2, 4):

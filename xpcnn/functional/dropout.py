@@ -8,10 +8,12 @@ an array on the device.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from xpcnn import random
-from xpcnn.backend import Array, Backend, backend_of
+from xpcnn.backend import Array, Backend
+from xpcnn.backend.graph import host
 from xpcnn.errors import ConfigError
 from xpcnn.functional.channelwise import ChainCache, ChannelOp, run, run_backward
 from xpcnn.functional.primitive import primitive
@@ -54,13 +56,29 @@ def apply_mask(backend: Backend, values: Array, kept: Array, p: float, out: Arra
     backend.xp.multiply(out, 1.0 / (1.0 - p), out=out)
 
 
+def new_key(backend: Backend) -> Array:
+    """Return an array (1,), uint32, with a key of the library's generator, which each replay of a graph draws anew."""
+    key = backend.empty((1,), "uint32")
+    host(partial(_draw_into, backend.untraced(key)))
+    return key
+
+
+def _draw_into(key: Array) -> None:
+    key[...] = random.draw_key()
+
+
 class DropoutOp(ChannelOp):
     """y = x / (1 - p) where kept, else 0; dx = dy times the same (Srivastava et al. 2014)."""
 
     passes = 16
 
-    def __init__(self, p: float, key: Array) -> None:
-        self.p, self.key, self.arrays = check_probability(p), key, (key,)
+    def __init__(self, p: float) -> None:
+        self.p = check_probability(p)
+
+    def begin(self, backend: Backend) -> None:
+        if 0.0 < self.p < 1.0:
+            self.key = new_key(backend)
+            self.arrays = (self.key,)
 
     def forward(self, backend: Backend, x: Array, channels: slice, out: Array, keep: bool) -> Any:
         if self.p == 0.0 or self.p == 1.0:
@@ -104,10 +122,8 @@ def dropout(x: Array, p: float = 0.5, *, training: bool) -> tuple[Array, ChainCa
     ConfigError, ShapeError, DTypeError
         `p` or `x` is not as above.
     """
-    backend = backend_of(x)
     p = check_probability(p)
-    key = backend.asarray([random.draw_key() if training else 0], "uint32")
-    return run((DropoutOp(p if training else 0.0, key),), x)
+    return run((DropoutOp(p if training else 0.0),), x)
 
 
 def dropout_backward(dy: Array, cache: ChainCache) -> Array:

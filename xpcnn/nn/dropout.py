@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from xpcnn import random
-from xpcnn.backend import Array, backend_of, get_backend
 from xpcnn.functional.channelwise import ChannelOp
 from xpcnn.functional.dropout import DropoutOp, check_probability
 from xpcnn.nn.channelwise import ChannelLayer
@@ -17,26 +15,18 @@ class Dropout(ChannelLayer):
     p : float
         The share dropped, from 0 to 1.
 
-    Attributes
-    ----------
-    key : array (1,), uint32
-        Names the last mask; drawn at construction, one more for each call. It lies on the backend and changes in
-        place, so that a captured step moves it too.
+    Notes
+    -----
+    Each call draws the key of its mask from the library's generator (`xpcnn.manual_seed`).
     """
-
-    key: Array
 
     def __init__(self, p: float = 0.5) -> None:
         super().__init__()
         self.p = check_probability(p)
-        self.register_buffer("key", get_backend().asarray([random.draw_key()], "uint32"), persistent=False)
 
     def channel_op(self) -> ChannelOp:
         """Return the operation of one call."""
-        if not self.training:
-            return DropoutOp(0.0, self.key)
-        backend_of(self.key).xp.add(self.key, 1, out=self.key)
-        return DropoutOp(self.p, self.key)
+        return DropoutOp(self.p if self.training else 0.0)
 
     def extra_repr(self) -> str:
         """Return the arguments that its repr shows."""

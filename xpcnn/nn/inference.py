@@ -192,6 +192,7 @@ class _Record:
         if not backend.capture_runs:
             forward()  # kernels must be compiled and weights laid out before a device records
         self._replay = backend.capture(forward)
+        results[0] = backend.untraced(results[0])
         if not backend.capture_runs:
             self._replay()
 

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from xpcnn.backend import Array
+from xpcnn.backend.graph import Guarded, see
 from xpcnn.errors import ConfigError, StateError
 from xpcnn.functional.loss import check_reduction, cross_entropy, mse_loss
 
 
-class _Loss:
+class _Loss(Guarded):
     """Keeps the gradient of its last call for `backward`."""
+
+    unguarded = frozenset({"_gradient"})
+
+    def leave_trace(self, before: None, undo: bool) -> None:
+        """Drop a gradient that nobody has taken: replays leave none."""
+        self._gradient = None
 
     def __init__(self) -> None:
         self._gradient: Array | None = None
@@ -46,6 +53,7 @@ class CrossEntropyLoss(_Loss):
         self.label_smoothing, self.reduction = label_smoothing, reduction
 
     def __call__(self, logits: Array, labels: Array) -> Array:
+        see(self)
         loss, self._gradient = cross_entropy(
             logits, labels, label_smoothing=self.label_smoothing, reduction=self.reduction
         )
@@ -61,5 +69,6 @@ class MSELoss(_Loss):
         self.reduction = reduction
 
     def __call__(self, x: Array, target: Array) -> Array:
+        see(self)
         loss, self._gradient = mse_loss(x, target, reduction=self.reduction)
         return loss

@@ -8,7 +8,8 @@ from contextvars import ContextVar
 from typing import Any, ClassVar, TypeVar
 
 from xpcnn import backend as switch
-from xpcnn.backend import Array, Backend, backend_of, get_backend
+from xpcnn.backend import Array, Backend, backend_of, get_backend, graph
+from xpcnn.backend.graph import Guarded, compiled
 from xpcnn.errors import DTypeError, ShapeError, StateError
 from xpcnn.functional.precision import cast, check_precision
 from xpcnn.nn.parameter import Parameter
@@ -48,6 +49,10 @@ def trace() -> Iterator[list[tuple[Module, Array, Array]]]:
         _trace.reset(token)
 
 
+compiled.contexts.append(keeps_caches)
+compiled.bypasses.append(lambda: _trace.get() is not None)
+
+
 def is_ours(part: object) -> bool:
     """Whether a layer or loss is the library's own: only of those is it known that a record tells all.
 
@@ -61,7 +66,7 @@ def is_traced() -> bool:
     return _trace.get() is not None
 
 
-class Module:
+class Module(Guarded):
     """Base of layers and networks.
 
     A subclass defines `forward(x) -> y` and `backward(dy) -> dx`, keeps with `self.keep(...)` what backward needs and
@@ -69,6 +74,8 @@ class Module:
     themselves, in the order of their assignment; other arrays that belong to the state are given to
     `register_buffer`.
     """
+
+    unguarded = frozenset({"_kept", "_steps", "_buffers"})
 
     def __init__(self) -> None:
         self.training = True
@@ -78,6 +85,7 @@ class Module:
     # --- computing ------------------------------------------------------------------------------------------------
 
     def __call__(self, x: Array) -> Array:
+        graph.see(self)
         y = self.forward(x)
         record = _trace.get()
         if record is not None:
@@ -120,6 +128,26 @@ class Module:
         """Drop everything that forwards have kept, such as after a forward without a backward."""
         for module in self.modules():
             module._kept.clear()
+
+    # --- traced by `xpcnn.compile` -----------------------------------------------------------------------------------
+
+    def parts(self) -> Iterator[Guarded]:
+        """Yield all modules and parameters inside."""
+        yield from self.modules()
+        yield from self.parameters()
+
+    def enter_trace(self) -> Any:
+        """Return how many caches there are."""
+        return len(self._kept)
+
+    def leave_trace(self, before: int, undo: bool) -> str | None:
+        """Drop caches of the function that was traced; a later backward could not use them."""
+        left = len(self._kept) - before
+        if left > 0:
+            del self._kept[before:]
+            if self.training and not undo:
+                return f"{type(self).__name__} keeps a cache for a backward to come; compile both in one function"
+        return "a backward takes what a forward outside of it has kept" if left < 0 else None
 
     # --- what it is made of ---------------------------------------------------------------------------------------
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from xpcnn.backend import Array, Backend, backend_of
+from xpcnn.backend.graph import Guarded, changed, tracing
+from xpcnn.backend.graph.guards import Tokens
 from xpcnn.errors import DTypeError, ShapeError
 from xpcnn.functional.precision import cast
 
 
-class Parameter:
+class Parameter(Guarded):
     """An array that training changes, with its gradient.
 
     Gradients add up over backward calls until `zero_grad`, as in torch. Assigning to `.data` or `.grad` puts another
@@ -37,26 +39,28 @@ class Parameter:
     @property
     def data(self) -> Array:
         """The values."""
-        return self._data
+        return _seen(self._data)
 
     @data.setter
     def data(self, value: Array) -> None:
         self._check("data", value)
         self._data = value
+        changed()
 
     @property
     def grad(self) -> Array:
         """The gradient: d loss / d data, summed since the last `zero_grad`."""
         if self.grad_is_zero:
-            self._grad[...] = 0
+            backend_of(self._grad).xp.copyto(self._grad, 0)
             self.grad_is_zero = False
-        return self._grad
+        return _seen(self._grad)
 
     @grad.setter
     def grad(self, value: Array) -> None:
         self._check("grad", value)
         self._grad = value
         self.grad_is_zero = False
+        changed()
 
     def _check(self, what: str, value: Array) -> None:
         backend_of(value)
@@ -79,16 +83,45 @@ class Parameter:
 
     def gradient_target(self) -> Array | None:
         """Return where the next gradient may be computed in place; None where it must be added to one that is there."""
-        return self._grad if self.grad_is_zero else None
+        return _seen(self._grad) if self.grad_is_zero else None
 
     def accumulate(self, gradient: Array) -> None:
         """Add a gradient, which may already lie in `gradient_target`."""
-        if gradient is not self._grad:
+        if backend_of(self._grad).untraced(gradient) is not self._grad:
             if self.grad_is_zero:
                 backend_of(gradient).xp.copyto(self._grad, gradient)
             else:
                 backend_of(gradient).xp.add(self._grad, gradient, out=self._grad)
         self.grad_is_zero = False
+
+    # --- traced by `xpcnn.compile` -----------------------------------------------------------------------------------
+
+    __setattr__ = object.__setattr__  # what matters says so itself
+
+    def guard_token(self, tokens: Tokens, without: frozenset[str] = frozenset()) -> Any:
+        """Return where values and gradient lie."""
+        tokens.held += [self._data, self._grad]
+        return id(self._data), id(self._grad)
+
+    def arrays(self) -> tuple[Array, Array]:
+        """Return values and gradient."""
+        return self._data, self._grad
+
+    def enter_trace(self) -> Any:
+        """Return whether the gradient counts as zero, and where values and gradient lie."""
+        return self.grad_is_zero, self._data, self._grad
+
+    def leave_trace(self, before: Any, undo: bool) -> str | None:
+        """See to it that values and gradient lie where they did."""
+        zero, data, grad = before
+        moved = self._data is not data or self._grad is not grad
+        if undo:
+            self.grad_is_zero, self._data, self._grad = zero, data, grad
+        elif moved:
+            self._data, self._grad = (backend_of(data).untraced(array) for array in (self._data, self._grad))
+        return (
+            f"it puts another array in the place of {self.name}'s; write into the one that is there" if moved else None
+        )
 
     def to(self, backend: Backend) -> None:
         """Move to another backend."""
@@ -105,3 +138,9 @@ class Parameter:
 
     def __repr__(self) -> str:
         return f"Parameter({self.name!r}, shape={self.shape}, dtype={self._data.dtype})"
+
+
+def _seen(array: Array) -> Array:
+    """Return an array as the function sees it that is traced in this thread, if there is one."""
+    found = tracing()
+    return array if found is None or found.wrap is None else found.wrap(array)

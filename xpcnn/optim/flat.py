@@ -122,14 +122,13 @@ class Flat:
         place: they lie on another backend, or have another dtype.
         """
         for parameter, data, grad in self.views:
-            value = parameter.data
+            value, slope = parameter.arrays()
             if value is not data:
                 if backend_of(value) is not self.backend or value.dtype != self.dtype:
                     return False
                 data[...] = value
                 parameter.data = data
             is_zero = parameter.grad_is_zero
-            slope = parameter.gradient_target() if is_zero else parameter.grad
             if slope is not grad:
                 if not is_zero:
                     backend_of(data, slope)

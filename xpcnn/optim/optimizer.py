@@ -10,6 +10,8 @@ from functools import partial
 from typing import Any
 
 from xpcnn.backend import Array, backend_of
+from xpcnn.backend.graph import Guarded, host, see
+from xpcnn.backend.graph.guards import Tokens
 from xpcnn.errors import ConfigError, DataError, StateError
 from xpcnn.functional.precision import is_narrow
 from xpcnn.nn import Parameter
@@ -17,7 +19,7 @@ from xpcnn.optim.flat import MASTER, Flat
 from xpcnn.optim.groups import Group, Number, check_range, make_groups, put, read_array, read_number
 
 
-class Optimizer:
+class Optimizer(Guarded):
     """Base of the optimisers; `step` is `collect`, `upload` and `apply`, of which only `apply` may be captured.
 
     Parameters
@@ -95,8 +97,20 @@ class Optimizer:
     def step(self) -> None:
         """Update every parameter from its gradient. A gradient that no backward has written counts as zero."""
         self.collect()
-        self.upload()
+        self.update()
+
+    def update(self, ok: Array | None = None) -> None:
+        """Do what `step` does after `collect`; nothing at all where `ok` (1,), if given, is False."""
+        see(self)
+        self.choose()
+        host(self.upload)
+        if ok is not None:
+            self.guard(ok)
         self.apply()
+
+    def parameters(self) -> list[Parameter]:
+        """Return all parameters of all groups."""
+        return [parameter for plan in self._plans for parameter in plan.parameters]
 
     def zero_grad(self) -> None:
         """Declare every gradient zero; the memory is written only where the next backward does not overwrite it."""
@@ -116,14 +130,9 @@ class Optimizer:
                     self._lay_out(group, plan)
                     break
 
-    def upload(self) -> None:
-        """Begin a step on the host: count it, and write the hyperparameters that have changed to the backend."""
-        for group, memory, plan in zip(self.param_groups, self._memory, self._plans, strict=True):
-            hyper = self._hyper(group, memory)
-            switches = [group[name] for name in self.switches]
-            if hyper == plan.hyper and switches == plan.switches:
-                continue
-            plan.switches = switches
+    def choose(self) -> None:
+        """See which update the options ask for, and make the state that it needs."""
+        for group, plan in zip(self.param_groups, self._plans, strict=True):
             kind = self._update(group)
             if kind != plan.kind:
                 # Arrays that a new option needs (momentum that was 0) start at their initial value.
@@ -132,9 +141,36 @@ class Optimizer:
                 plan.kind = kind
                 plan.update = partial(kind[0], **kind[1])
                 self.generation += 1
-            for flat in plan.flats:
-                flat.hyper[...] = flat.backend.asarray(hyper, flat.wide)
-            plan.hyper = hyper
+
+    def upload(self) -> None:
+        """Begin a step on the host: count it, and write the hyperparameters that have changed to the backend."""
+        for group, memory, plan in zip(self.param_groups, self._memory, self._plans, strict=True):
+            if plan.kind is None:
+                self.choose()
+            hyper = self._hyper(group, memory)
+            if hyper != plan.hyper:
+                for flat in plan.flats:
+                    flat.hyper[...] = flat.backend.asarray(hyper, flat.wide)
+                plan.hyper = hyper
+
+    # --- traced by `xpcnn.compile` --------------------------------------------------------------------------------
+
+    unguarded = frozenset({"_memory", "_plans", "param_groups", "generation", "_guarded"})
+
+    def parts(self) -> Iterable[Guarded]:
+        """Return the optimiser and its parameters."""
+        return self, *(parameter for plan in self._plans for parameter in plan.parameters)
+
+    def settle(self) -> None:
+        """Take in arrays that were put in the place of the parameters', and options that ask for another update."""
+        self.gather()
+        self.choose()
+
+    def guard_token(self, tokens: Tokens, without: frozenset[str] = frozenset()) -> Any:
+        """Return where the buffers lie and which updates the groups ask for; rates and the like are read by each step."""
+        tokens.loose = True
+        kinds = [(self._update(group), len(group["params"])) for group in self.param_groups]
+        return self.generation, repr(kinds), id(self.grad_scale)
 
     def apply(self) -> None:
         """Finish a step on the backend: nothing here depends on values that change on the host."""
@@ -165,13 +201,17 @@ class Optimizer:
 
     def guard(self, ok: Array) -> None:
         """Make the next `apply` change nothing where `ok` (1,) is False; no value travels to the host."""
+        self.guard_updates()
+        for plan in self._plans:
+            for flat, identity in zip(plan.flats, plan.identities, strict=True):
+                flat.guard(ok, identity)
+
+    def guard_updates(self) -> None:
+        """Make room for what `guard` needs."""
         if not self._guarded:
             self._guarded = True
             for group, plan in zip(self.param_groups, self._plans, strict=True):
                 self._lay_out(group, plan)
-        for plan in self._plans:
-            for flat, identity in zip(plan.flats, plan.identities, strict=True):
-                flat.guard(ok, identity)
 
     # --- state ----------------------------------------------------------------------------------------------------
 

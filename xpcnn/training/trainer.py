@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from xpcnn.backend import Array, backend_of
+from xpcnn.backend import Array, Backend, backend_of
 from xpcnn.backend.numpy.memory import trim
 from xpcnn.errors import ConfigError, DataError, NonFiniteError, OutOfMemoryError
 from xpcnn.nn import Module
@@ -43,9 +44,9 @@ class Trainer:
         Its `step()` is called after each batch.
     callbacks : sequence
         Objects with any of `on_fit_start`, `on_step`, `on_epoch`, `on_fit_end`, each called with the trainer.
-    capture : "auto", True or False
-        Whether steps are recorded once and replayed, where the backend can (CUDA graphs). A replay sees new rates and
-        new batches, but no Python: "auto" records where all layers and the loss are the library's own.
+    compile : "auto", True or False
+        Whether steps are recorded once and replayed (`xpcnn.compile`): "auto" where that can be, True means that it is
+        an error where it cannot. (`capture`, its name before 0.2, goes on working until 0.3.)
     checkpoint : Checkpointer or None
         Where and when the training is saved.
     nonfinite : "stop" or "skip"
@@ -82,21 +83,25 @@ class Trainer:
         *,
         schedule: Schedule | None = None,
         callbacks: Sequence[Callback | Any] = (),
-        capture: str | bool = "auto",
+        compile: str | bool = "auto",
         checkpoint: Checkpointer | None = None,
         nonfinite: str = "stop",
         clip_norm: float | None = None,
         scaler: GradScaler | None = None,
         read_every: int = READ_EVERY,
+        capture: str | bool | None = None,
     ) -> None:
+        if capture is not None:
+            warnings.warn("capture: goes with version 0.3; say compile= instead", DeprecationWarning, stacklevel=2)
+            compile = capture
         if not isinstance(model, Module):
             raise ConfigError(f"model: expected an nn.Module, got {type(model).__name__}")
         if not isinstance(optimizer, Optimizer):
             raise ConfigError(f"optimizer: expected an optim.Optimizer, got {type(optimizer).__name__}")
         if schedule is not None and getattr(schedule, "optimizer", None) is not optimizer:
             raise ConfigError("schedule: expected one made with this trainer's optimizer")
-        if capture not in ("auto", True, False):
-            raise ConfigError(f'capture: expected "auto", True or False, got {capture!r}')
+        if compile not in ("auto", True, False):
+            raise ConfigError(f'compile: expected "auto", True or False, got {compile!r}')
         if nonfinite not in ("stop", "skip"):
             raise ConfigError(f'nonfinite: expected "stop" or "skip", got {nonfinite!r}')
         if clip_norm is not None and not (isinstance(clip_norm, (int, float)) and clip_norm > 0):
@@ -109,7 +114,7 @@ class Trainer:
             raise ConfigError(f"scaler: expected an optim.GradScaler, got {type(scaler).__name__}")
         self.model, self.optimizer, self.criterion, self.schedule = model, optimizer, criterion, schedule
         self.callbacks = list(callbacks)
-        self.capture, self.checkpoint, self.nonfinite = capture, checkpoint, nonfinite
+        self.compile, self.checkpoint, self.nonfinite = compile, checkpoint, nonfinite
         self.clip_norm, self.scaler, self.read_every = clip_norm, scaler, read_every
         self.step = self.epoch = self.batch = self.first_epoch = self.skipped = 0
         self.batches_per_epoch: int | None = None
@@ -120,6 +125,7 @@ class Trainer:
         self.seconds = 0.0
         self._pending: list[tuple[int, float]] = []
         self._step: Step | None = None
+        self._wanted: tuple[Any, ...] = ()
         self._on_step: list[Callable[[Any], None]] = []
         self._sums = getattr(criterion, "reduction", "mean") == "sum"
         self._resumed = False
@@ -191,14 +197,14 @@ class Trainer:
         self.epochs = self.first_epoch + epochs
         self.batches_per_epoch = len(train) if hasattr(train, "__len__") else None
         backend = backend_of(next(iter(self.model.parameters())).data)
-        step = self._step = Step(self, backend)
+        self._renew(backend)
         on_start, self._on_step, on_epoch, on_end = methods(self.callbacks)
         for call in on_start:
             call(self)
         try:
             with backend.errstate(), interruptible(self):
                 while self.epoch < self.epochs:
-                    self._run_epoch(step, train)
+                    self._run_epoch(train)
                     metrics = self.evaluate(validation) if validation is not None else None
                     self._end_epoch(train, metrics)
                     for call in on_epoch:
@@ -211,12 +217,13 @@ class Trainer:
                 call(self)
         return self.history
 
-    def _run_epoch(self, step: Step, train: Any) -> None:
+    def _run_epoch(self, train: Any) -> None:
         schedule, on_step, checkpoint = self.schedule, self._on_step, self.checkpoint
-        self.model.train()
+        if not self.model.training:
+            self.model.train()
         started = time.perf_counter() - self.seconds
         for x, labels in self._batches(train):
-            self._do(step, x, labels)
+            self._do(x, labels)
             if schedule is not None:
                 schedule.step()
             for call in on_step:
@@ -232,7 +239,25 @@ class Trainer:
         if self.batch == 0:
             raise DataError("train: expected at least one batch, got none")
 
-    def _do(self, step: Step, x: Array, labels: Array) -> None:
+    def _renew(self, backend: Backend | None = None) -> Step:
+        """Return the step that does what the trainer's attributes say now."""
+        wanted = self.criterion, self.clip_norm, self.scaler, self.nonfinite, self.compile
+        if (
+            self._step is None
+            or backend is not None
+            or any(a is not b for a, b in zip(wanted, self._wanted, strict=True))
+        ):
+            self.read()
+            backend = backend or backend_of(next(iter(self.model.parameters())).data)
+            self._wanted = wanted
+            self._step = Step(
+                self.model, self.criterion, self.optimizer, backend, clip_norm=self.clip_norm, scaler=self.scaler,
+                stops=self.nonfinite == "stop", compile=self.compile, read_every=self.read_every,
+            )  # fmt: skip
+        return self._step
+
+    def _do(self, x: Array, labels: Array) -> None:
+        step = self._renew()
         lr = self.optimizer.param_groups[0]["lr"]
         try:
             step.run(x, labels)
@@ -264,10 +289,10 @@ class Trainer:
             As for `fit`.
         """
         if self._step is None:
-            self.model.train()
-            self._step = Step(self, backend_of(next(iter(self.model.parameters())).data))
-        with self._step.backend.errstate():
-            self._do(self._step, x, labels)
+            if not self.model.training:
+                self.model.train()
+        with self._renew().backend.errstate():
+            self._do(x, labels)
 
     def _batches(self, train: Any) -> Iterator[tuple[Array, Array]]:
         if self.batch and not hasattr(train, "load_state_dict"):

@@ -15,6 +15,7 @@ from xpcnn.backend.base import Backend
 from xpcnn.backend.numpy import lowering, plans, products, trace
 from xpcnn.backend.numpy.memory import BlockPool, aligned, trim
 from xpcnn.backend.numpy.threads import Blas, ThreadPool
+from xpcnn.backend.numpy.traced import plain
 from xpcnn.backend.numpy.workers import WorkerProcesses
 from xpcnn.backend.spans import spans
 from xpcnn.errors import DTypeError
@@ -110,7 +111,17 @@ class NumpyBackend(Backend):
         self.drop_scratch()
         self.plans.clear()
         trim()
-        return trace.RecordedStep(self, step)
+        return trace.Graph(self, step)
+
+    def traced(self, a: Any) -> Any:
+        recorder = getattr(self._local, "recorder", None)
+        return a if recorder is None else recorder.wrap(a)
+
+    def untraced(self, a: Any) -> Any:
+        return plain(a)
+
+    def overlap(self, a: Any, b: Any) -> bool:
+        return np.may_share_memory(a, b)
 
     def recording(self, recorder: Any) -> contextlib.AbstractContextManager[None]:
         """Send this thread's operations to `recorder` for the length of a `with` block."""

@@ -1,39 +1,34 @@
-"""A tape in plain values: functions of NumPy by name, arrays by their place in shared memory.
+"""Calls in plain values: functions of NumPy by name, arrays by their place in shared memory.
 
 The vocabulary is closed, so that what a worker process reads can do nothing but compute; `worker.Decoder`
-is the reader. What cannot be said in it raises `Cannot`.
+is the reader. What cannot be said in it raises `NotEncodable`.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
 from xpcnn.backend.numpy.arena import Arena
+from xpcnn.backend.numpy.calls import Call, refill
 
 
-class Cannot(Exception):
-    """A tape cannot be played elsewhere."""
-
-
-def refill(function: Callable[..., Any], options: dict[str, Any], result: Any, *args: Any) -> None:
-    """Call a function that takes no `out`, and copy what it returns to `result`."""
-    np.copyto(result, function(*args, **options))
+class NotEncodable(Exception):
+    """A call cannot be made elsewhere."""
 
 
 class Encoder:
-    """Writes tapes over an arena.
+    """Writes calls over an arena.
 
     Attributes
     ----------
     arrays, functions : list
         What the calls refer to by number.
     constants : dict
-        Copies in the arena of read-only arrays outside of it; they must live as long as the tapes.
+        Copies in the arena of read-only arrays outside of it; they must live as long as the calls.
     """
 
     def __init__(self, arena: Arena) -> None:
@@ -49,24 +44,21 @@ class Encoder:
         for table in (self._known_arrays, self._known_functions, self.arrays, self.functions):
             table.clear()
 
-    def tape(self, tape: Iterable[tuple[Callable[..., Any], tuple[Any, ...]]]) -> list[Any]:
-        """Return the calls of a tape: pairs (function, arguments)."""
-        return [[self._function(function), [self._value(each) for each in values]] for function, values in tape]
+    def calls(self, calls: Iterable[Call]) -> list[Any]:
+        """Return calls as pairs (function, arguments)."""
+        return [self._call(*call) for call in calls]
 
-    def _function(self, function: Any) -> int:
-        options: dict[str, Any] = {}
-        refills = False
-        if isinstance(function, partial):
-            options, positional, function = function.keywords, function.args, function.func
-            if function is refill:
-                (function, options), refills = positional, True
-            elif positional:
-                raise Cannot(f"{function} with arguments")
+    def _call(self, function: Any, args: tuple[Any, ...], options: Any) -> list[Any]:
+        refills = function is refill
+        if refills:
+            function, options = options["function"], options["options"]
         name = getattr(function, "__name__", "")
         if getattr(np, name, None) is not function:
-            raise Cannot(f"{function}, which is no function of NumPy's")
+            raise NotEncodable(f"{function}, which is no function of NumPy's")
+        if isinstance(function, np.ufunc) and "out" in options and name not in ("maximum", "minimum"):
+            args, options = (*args, options["out"]), {key: each for key, each in options.items() if key != "out"}
         said = [name, refills, [[key, self._value(value)] for key, value in options.items()]]
-        return _number(self._known_functions, self.functions, said)
+        return [_number(self._known_functions, self.functions, said), [self._value(each) for each in args]]
 
     def _value(self, value: Any) -> Any:
         if value is None or isinstance(value, (bool, str)) or type(value) in (int, float):
@@ -81,17 +73,17 @@ class Encoder:
             with contextlib.suppress(TypeError):
                 if np.dtype(value).kind in "biuf":
                     return ["dtype", np.dtype(value).str]
-        raise Cannot(f"a {type(value).__name__}")
+        raise NotEncodable(f"a {type(value).__name__}")
 
     def _array(self, array: Any) -> int:
         if array.dtype.kind not in "biuf":
-            raise Cannot(f"an array of {array.dtype}")
+            raise NotEncodable(f"an array of {array.dtype}")
         offset = self._arena.offset(array)
         if offset is None and _is_constant(array):
             array = self._copy(array)
             offset = self._arena.offset(array)
         if offset is None:
-            raise Cannot("an array of the caller's own")
+            raise NotEncodable("an array of the caller's own")
         said = [offset, list(array.shape), list(array.strides), array.dtype.str]
         return _number(self._known_arrays, self.arrays, said)
 

@@ -18,8 +18,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from xpcnn.backend.numpy import trace
+from xpcnn.backend.numpy.calls import Bound, Call, bind
+from xpcnn.backend.numpy.calls import arrays_of as arrays_in
 from xpcnn.backend.numpy.places import Array, Nested, Part, Places, are_apart, arrays_of, layouts_of, mapped, memory_of
-from xpcnn.backend.numpy.regions import Region, Tape, play
+from xpcnn.backend.numpy.regions import Region, play
+from xpcnn.backend.numpy.traced import deep_plain
 from xpcnn.errors import BackendError
 
 if TYPE_CHECKING:
@@ -30,7 +33,7 @@ if TYPE_CHECKING:
 # that a plan may keep, and arguments that its calls may have.
 CALLS_BEFORE = 5
 PLANS_KEPT = 256
-TAPES_KEPT = 4
+BOUND_KEPT = 4
 BYTES_KEPT = 1 << 20
 ARGUMENTS_KEPT = 10_000
 
@@ -116,7 +119,7 @@ class Plan:
         self.is_single = False
         self.calls: list[Any] = []
         self._values: list[Any] = []  # arguments of calls
-        self._tapes: dict[tuple[int, ...], Tape] = {}
+        self._bound: dict[tuple[int, ...], Bound] = {}
 
     def __call__(self, arrays: list[Array]) -> Any:
         """Return the result for these arguments."""
@@ -131,20 +134,20 @@ class Plan:
             held.append(array)
             places.append(address)
         addresses = tuple(places)
-        tape = self._tapes.get(addresses)
-        if tape is None:
-            if len(self._tapes) >= TAPES_KEPT:
-                self._tapes.clear()
+        bound = self._bound.get(addresses)
+        if bound is None:
+            if len(self._bound) >= BOUND_KEPT:
+                self._bound.clear()
             values = [each.of(addresses) if each.__class__ is Part else each for each in self._values]
-            tape = self._tapes[addresses] = self._filled(self.calls, values)
+            bound = self._bound[addresses] = self._filled(self.calls, values)
         if self._multiplies:
             backend.blas.hold()
             try:
-                play(tape)
+                play(bound)
             finally:
                 backend.blas.release()
         else:
-            play(tape)
+            play(bound)
         if self.is_single:
             return self._result(self.results[0], held, addresses)
         return tuple([self._result(each, held, addresses) for each in self.results])
@@ -168,17 +171,18 @@ class Plan:
         self._values.append(value)
         return len(self._values) - 1
 
-    def _filled(self, calls: list[Any], values: list[Any]) -> Tape:
-        """Return calls as a tape over these arguments."""
-        tape: Tape = []
+    def _filled(self, calls: list[Any], values: list[Any]) -> Bound:
+        """Return calls over these arguments."""
+        filled: list[Call] = []
         for function, numbers, options in calls:
             if function is Region:
-                region = Region(self._backend.pool, [self._filled(each, values) for each in numbers], options)
-                tape.append((region, ()))
+                region = Region(self._backend.pool, [], options)
+                region.bound = [self._filled(each, values) for each in numbers]
+                filled.append(Call(region))
                 continue
-            call = partial(function, **{name: values[i] for name, i in options.items()}) if options else function
-            tape.append((call, tuple([values[i] for i in numbers])))
-        return tape
+            given = {name: values[i] for name, i in options.items()} if options else {}
+            filled.append(Call(function, tuple([values[i] for i in numbers]), given))
+        return bind(filled)
 
 
 def _record(
@@ -189,14 +193,16 @@ def _record(
     arrays: list[Array],
 ) -> tuple[Plan | None, Any]:
     """Return the plan of function(backend, *arguments), and its result; no plan where scratch memory grew under it."""
-    recording = trace.recorder(backend, None, buffers, backend.region_worth)
-    with backend.recording(recording):
-        result = function(recording, *Plans.plain(arguments))
-    tape, stores, scratch = recording.tape, recording.blocks.kept, list(recording.buffers_used)
-    recording.close()
-    if recording.outgrown:
+    recorder = trace.tracing_backend(backend, None, buffers, backend.region_worth)
+    try:
+        with backend.recording(recorder):
+            result = deep_plain(function(recorder, *Plans.plain(arguments)))
+    finally:
+        recorder.close()
+    calls, stores, scratch = recorder.calls, recorder.blocks.kept, list(recorder.buffers_used)
+    if recorder.outgrown:
         return None, result
-    plan = Plan(backend, buffers, scratch, any(map(_multiplies, tape)))
+    plan = Plan(backend, buffers, scratch, any(map(_multiplies, calls)))
     places = Places()
     for array in (*arrays, *(buffers[key] for key in scratch)):
         places.add_argument(array)
@@ -224,14 +230,14 @@ def _record(
             plan.results.append(_Nest(slots, mapped(template, Part, partial(_counted, slots))))
         else:
             plan.results.append(_Whole(template.slot) if template in wholes else template)
-    plan.calls = _with_gaps(tape, plan, places, {})
+    plan.calls = _with_gaps(calls, plan, places, {})
     shared = set(map(memory_of, buffers.values()))
     plan.bytes_kept = sum(stop - start for start, stop in places.outside - shared)
     return plan, result
 
 
-def _with_gaps(tape: Tape, plan: Plan, places: Places, numbers: dict[Any, int]) -> list[Any]:
-    """Return the calls of a tape: functions, and arguments and options by number; regions with their own calls."""
+def _with_gaps(calls: list[Call], plan: Plan, places: Places, numbers: dict[Any, int]) -> list[Any]:
+    """Return calls as functions, and arguments and options by number; regions with their own calls."""
 
     def number(value: Any) -> int:
         if isinstance(value, np.ndarray):
@@ -245,27 +251,22 @@ def _with_gaps(tape: Tape, plan: Plan, places: Places, numbers: dict[Any, int]) 
             numbers[key] = plan.number(value)
         return numbers[key]
 
-    calls: list[Any] = []
-    for function, arguments in tape:
-        options: Any = {}
+    gaps: list[Any] = []
+    for function, args, options in calls:
         if isinstance(function, Region):
-            inner = [_with_gaps(each, plan, places, numbers) for each in function.tapes]
-            calls.append((Region, inner, function.work))
+            gaps.append((Region, [_with_gaps(each, plan, places, numbers) for each in function.parts], function.work))
             continue
-        if isinstance(function, partial) and not function.args:
-            options = {name: number(value) for name, value in function.keywords.items()}
-            function = function.func
-        calls.append((function, [number(value) for value in arguments], options))
-    return calls
+        if any(isinstance(value, (tuple, list, dict)) and arrays_in(value) for value in (*args, *options.values())):
+            raise BackendError(f"plans: {function} takes nested arrays")
+        gaps.append((function, [number(value) for value in args], {name: number(v) for name, v in options.items()}))
+    return gaps
 
 
-def _multiplies(call: Any) -> bool:
-    function, _ = call
+def _multiplies(call: Call) -> bool:
+    function, _, options = call
     if isinstance(function, Region):
-        return any(_multiplies(each) for tape in function.tapes for each in tape)
-    if isinstance(function, partial):
-        function = function.args[0] if function.args else function.func
-    return function is np.matmul
+        return any(_multiplies(each) for part in function.parts for each in part)
+    return options.get("function", function) is np.matmul
 
 
 def _counted(slots: list[int], part: Part) -> Part:

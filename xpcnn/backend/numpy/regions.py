@@ -3,24 +3,20 @@
 Threads play until helpers have started, which takes a fraction of a second, and again while helpers do worse. Both
 make the same calls over the same arrays: a replay gives the same bits whoever plays it.
 
-Medians on two cores of a Xeon (a virtual machine), ms per step without (XPCNN_PROCESSES=0) and with one helper:
-lenet5 6.8 and 4.1, deep3 31 and 24 (with 32 images 10.4 and 6.8), three-layer 12.6 and 10.7, vgg8 172 and 150,
-resnet20 208 and 162.
+`python bench/costs.py` measures what a worker process gains.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
 from time import perf_counter
 from typing import Any
 
 from xpcnn.backend.numpy.arena import Arena
-from xpcnn.backend.numpy.encoding import Cannot, Encoder
+from xpcnn.backend.numpy.calls import Bound, Call, bind
+from xpcnn.backend.numpy.encoding import Encoder, NotEncodable
 from xpcnn.backend.numpy.threads import ThreadPool
 from xpcnn.backend.numpy.workers import WorkerProcess, WorkerProcesses
-
-Tape = list[tuple[Callable[..., Any], tuple[Any, ...]]]
 
 # Elementary operations from which a region goes to a helper, and all of a record from which one is started.
 WORTH_A_HAND_OVER = 1e5
@@ -33,39 +29,44 @@ SECONDS_BEFORE = 0.1
 WINDOW, PATIENCE, OUTLIER, REST, LONGEST_REST = 16, 1.2, 3.0, 0.5, 16.0
 
 
-def play(tape: Tape) -> None:
-    """Call everything on a tape."""
-    for function, arguments in tape:
+def play(bound: Bound) -> None:
+    """Make all calls."""
+    for function, arguments in bound:
         function(*arguments)
 
 
 class Region:
-    """Work shared out while it was recorded, a tape for each thread; calling it plays them."""
+    """Work shared out while it was traced, a list of calls for each thread; calling it plays them."""
 
-    __slots__ = ("pool", "tapes", "work")
+    __slots__ = ("bound", "parts", "pool", "work")
 
-    def __init__(self, pool: ThreadPool, tapes: list[Tape], work: float) -> None:
-        self.pool, self.tapes, self.work = pool, tapes, work
+    def __init__(self, pool: ThreadPool, parts: list[list[Call]], work: float) -> None:
+        self.pool, self.parts, self.work = pool, parts, work
+        self.bound: list[Bound] = []
+
+    def bind(self) -> None:
+        """Get ready to be played."""
+        self.bound = [bind(part) for part in self.parts]
 
     def __call__(self) -> None:
         if self.work < self.pool.worth / 4:
-            for tape in self.tapes:
-                play(tape)
+            for part in self.bound:
+                play(part)
         else:
-            self.pool.run(play, self.tapes)
+            self.pool.run(play, self.bound)
 
 
 class Link:
     """A record's way to the worker processes: starts them once that pays, and plays the record with them."""
 
-    def __init__(self, workers: WorkerProcesses, arena: Arena, tape: Tape) -> None:
-        self._workers, self._arena, self._tape = workers, arena, tape
-        regions = [function for function, _ in tape if isinstance(function, Region)]
-        self._helpers = max((len(region.tapes) - 1 for region in regions), default=0)
+    def __init__(self, workers: WorkerProcesses, arena: Arena, calls: list[Call], bound: Bound) -> None:
+        self._workers, self._arena, self._calls, self._bound = workers, arena, calls, bound
+        regions = [call.function for call in calls if isinstance(call.function, Region)]
+        self._helpers = max((len(region.parts) - 1 for region in regions), default=0)
         self._open = self._helpers > 0
         self._replays, self._seconds = 0, 0.0
-        self._shared: Tape = []  # the tape with what hands regions over in the place of regions
-        self._calls: list[tuple[int, list[Any]]] = []
+        self._shared: Bound = []  # the calls with what hands regions over in the place of regions
+        self._encoded: list[tuple[int, list[Any]]] = []
         self._encoder: Encoder | None = None
         self._asked: list[tuple[WorkerProcess, int]] = []
         self._ready = False
@@ -89,7 +90,7 @@ class Link:
                 self._workers.release()
             return True
         start = perf_counter()
-        play(self._tape)
+        play(self._bound)
         seconds = perf_counter() - start
         self._seconds += seconds
         self._replays += 1
@@ -133,31 +134,31 @@ class Link:
     def _encode(self) -> None:
         encoder = self._encoder = Encoder(self._arena)
         work = 0.0
-        for function, arguments in self._tape:
-            call: tuple[Callable[..., Any], tuple[Any, ...]] = function, arguments
-            if isinstance(function, Region) and (number := self._add(encoder, function)):
-                work += function.work
-                call = self._workers.run, (number, len(function.tapes) - 1, play, function.tapes[0])
+        for call in self._bound:
+            region = call[0]
+            if isinstance(region, Region) and (number := self._add(encoder, region)):
+                work += region.work
+                call = self._workers.run, (number, len(region.parts) - 1, play, region.bound[0])
             self._shared.append(call)
         self._open = work >= WORTH_A_PROCESS
 
     def _add(self, encoder: Encoder, region: Region) -> int:
-        """Write the tapes of a region; return its number, or 0 where it stays with the threads."""
+        """Write the calls of a region; return its number, or 0 where it stays with the threads."""
         try:
-            calls = [encoder.tape(tape) for tape in region.tapes[1:]]
-        except Cannot:
+            parts = [encoder.calls(part) for part in region.parts[1:]]
+        except NotEncodable:
             return 0
         number = self._workers.number()
         if number:
-            self._calls.append((number, calls))
+            self._encoded.append((number, parts))
         return number
 
     def _load(self, helpers: list[WorkerProcess], encoder: Encoder) -> None:
         tables = {"arrays": encoder.arrays, "functions": encoder.functions}
         for index, helper in enumerate(helpers):
-            regions = [(number, calls[index]) for number, calls in self._calls if index < len(calls)]
+            regions = [(number, calls[index]) for number, calls in self._encoded if index < len(calls)]
             self._asked.append((helper, helper.ask({"regions": regions, **tables})))
             numbers = [number for number, _ in regions]
             weakref.finalize(self, helper.drop, numbers).atexit = False
-        self._calls.clear()
+        self._encoded.clear()
         encoder.forget()

@@ -1,0 +1,559 @@
+"""`xpcnn.compile`: a function that records what it does and replays it, unless something that it depends on has changed.
+
+A call whose arguments look as they did (arrays by shape, dtype and strides, all else by value) and whose guards hold
+copies its arrays to where the graph reads them, replays, and hands out copies of the results. Any other call runs the
+function: as written a few times, then traced, or as written for good where there is a reason (said once).
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import threading
+import types
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
+
+from xpcnn.backend.graph import guards
+from xpcnn.backend.graph.guards import Guarded, Tokens, TooMuch
+from xpcnn.backend.graph.tracing import MISSING, Tracing, is_tracing, look_up, put
+from xpcnn.errors import BackendError, ConfigError
+
+if TYPE_CHECKING:
+    from xpcnn.backend.base import Backend
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+EAGER_CALLS = 3  # before one is traced: kernels are compiled, workspaces made, and what the first call sets is set
+RARE_CALLS = 16  # of a smaller batch than one that is recorded
+MISSES = 4  # graphs in a row that were never replayed, before a function runs as written
+GRAPHS_KEPT = 8  # kinds of arguments; the one used longest ago gives way
+
+contexts: list[Callable[[], Any]] = []  # what else belongs to the kind of a call, such as `no_grad`
+bypasses: list[Callable[[], bool]] = []  # whether calls are to run as written just now
+
+
+@functools.cache
+def is_enabled() -> bool:
+    """Whether anything is recorded: unless XPCNN_COMPILE=0 or XPCNN_PORTABLE=1 forbids it.
+
+    Raises
+    ------
+    ConfigError
+        One of them is neither 0 nor 1.
+    """
+    for name, usual in (("XPCNN_COMPILE", "1"), ("XPCNN_PORTABLE", "0")):
+        value = os.environ.get(name) or usual
+        if value not in ("0", "1"):
+            raise ConfigError(f"{name}: expected 0 or 1, got {value!r}")
+        if value != usual:
+            return False
+    return True
+
+
+def compile(function: Callable[P, R]) -> Compiled[P, R]:
+    """Return a function that does what `function` does, recorded and replayed; also a decorator.
+
+    Called again with arrays of the same shapes, dtypes and strides it replays what it did: on NumPy a list of calls, on
+    CuPy a CUDA graph. Results belong to the caller. Contents of arrays are read anew at each call; everything else that
+    the function read is guarded (options of layers, losses and optimisers, modes, parameters added, replaced or frozen,
+    globals, what a closure holds, arguments that are no arrays), and a call that finds it changed looks at the function
+    anew. The random state is an input that each call moves on. What cannot be recorded (an `if` on a value, printing
+    one, another library's state) runs as written, and a warning says so once, with the line.
+
+    A training step is a function of a batch, and work whose result nobody reads is left out of it.
+
+    Parameters
+    ----------
+    function : callable
+        Takes and returns arrays, in tuples, lists and dicts too.
+
+    Raises
+    ------
+    ConfigError
+        `function` cannot be called.
+
+    Notes
+    -----
+    XPCNN_COMPILE=0 runs everything as written, to the same bits. Forwards that keep caches belong into one compiled
+    function with their backward.
+    """
+    return Compiled(function)
+
+
+class Compiled(Generic[P, R]):
+    """What `compile` returns."""
+
+    def __init__(self, function: Callable[P, R], backend: Backend | None = None, *, strict: bool = False) -> None:
+        if not callable(function):
+            raise ConfigError(f"function: expected something to call, got {type(function).__name__}")
+        functools.update_wrapper(self, function, updated=())
+        self._function, self._backend, self._strict = function, backend, strict
+        self._cases: OrderedDict[Any, _Case] = OrderedDict()
+        self._lock = threading.Lock()
+        self._calls = 0
+        self._largest: dict[Any, int] = {}  # batches that are recorded
+        self._said: set[str] = set()
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        if kwargs:
+            kwargs = dict(sorted(kwargs.items()))  # type: ignore[assignment]
+        if not is_enabled() or is_tracing() or any(bypass() for bypass in bypasses):
+            return self._as_written(self._home(args), args, kwargs)
+        arrays: list[Any] = []
+        try:
+            key = _key(args, kwargs, arrays)
+            backend = self._home(arrays)
+            key = backend, key
+            hash(key)
+        except (TooMuch, TypeError):
+            return self._as_written(self._home(args), args, kwargs)
+        case = self._cases.get(key)
+        if case is not None and case.free:
+            record = _taken(case.free)
+            if record is not None:
+                if record.holds():
+                    try:
+                        return record.replay(arrays)  # type: ignore[no-any-return]
+                    finally:
+                        case.free.append(record)
+                case.drop(record)
+        return self._otherwise(backend, key, args, kwargs, arrays)
+
+    def _home(self, arrays: Any) -> Backend:
+        from xpcnn import backend as switch
+
+        for each in arrays:
+            owner = switch._by_type.get(type(each))
+            if owner is not None:
+                return owner.for_array(each)
+        return self._backend or switch.get_backend()
+
+    def _as_written(self, backend: Backend, args: Any, kwargs: Any) -> Any:
+        if is_tracing():
+            return self._function(*args, **kwargs)
+        with backend.as_recorded(), backend.errstate():
+            return self._function(*args, **kwargs)
+
+    def _otherwise(self, backend: Backend, key: Any, args: Any, kwargs: Any, arrays: list[Any]) -> Any:
+        with self._lock:
+            case = self._cases.get(key)
+            if case is None:
+                case = self._cases[key] = _Case()
+            self._cases.move_to_end(key)
+            while len(self._cases) > GRAPHS_KEPT:
+                self._cases.popitem(last=False)
+            case.calls += 1
+            self._calls += 1
+        if case.misses >= MISSES and case.reason is None:
+            case.reason = "something that it depends on is another at each call; pass it as an argument"
+            self._say(case.reason)
+        ready = self._calls > EAGER_CALLS and not self._is_rest(case, arrays)
+        if case.reason is not None or not backend.captures or not ready:
+            return self._as_written(backend, args, kwargs)
+        return self._record(backend, case, args, kwargs, arrays)
+
+    def _is_rest(self, case: _Case, arrays: list[Any]) -> bool:
+        """Whether a batch is one that is recorded but smaller, such as an epoch's last: seldom worth its own memory."""
+        if not arrays or not arrays[0].ndim or arrays[0].shape[0] >= self._largest.get(_family(arrays), 0):
+            return False
+        return case.calls <= RARE_CALLS or 4 * case.calls < self._calls
+
+    def _record(self, backend: Backend, case: _Case, args: Any, kwargs: Any, arrays: list[Any]) -> Any:
+        from xpcnn import backend as switch
+
+        tokens = Tokens(lambda value: type(value) in switch._by_type, backend.untraced)
+        tracing = Tracing(tokens, backend.tools)
+        slots = [backend.place(backend.duplicate(array)) for array in arrays]
+        outcome: list[Any] = []
+
+        def step() -> None:
+            tracing.read_function(self._function)
+            tracing.consider([args, kwargs])
+            there = iter([backend.traced(slot) for slot in slots])
+            outcome.append(self._function(*_with_arrays(args, there), **_with_arrays(kwargs, there)))
+
+        ready = False
+        try:
+            with tracing:
+                with backend.as_recorded(), backend.errstate():
+                    replay = backend.capture(step)
+                ready = True
+        except BackendError as error:
+            if backend.capture_runs or isinstance(error, MemoryError):
+                raise
+            tracing.fail(str(error))
+        finally:
+            tracing.put_back()
+            if backend.capture_runs:
+                tracing.leave(undo=False)
+            elif ready:
+                tracing.leave(undo=tracing.reason is not None)
+        if tracing.reason is None and ready:
+            try:
+                record = _Record(backend, tracing, replay, slots, outcome[0])
+            except NotReplayable as error:
+                tracing.changes_host = True
+                tracing.fail(str(error))
+        if tracing.reason is not None:
+            if not backend.capture_runs:
+                tracing.undo()
+            if tracing.changes_host and case.second_chances:
+                case.second_chances -= 1
+                self._calls = 0
+            else:
+                case.reason = tracing.reason
+            if case.reason is not None:
+                self._say(case.reason)
+            if not backend.capture_runs:
+                return self._as_written(backend, args, kwargs)
+            return _untraced(outcome[0], backend)
+        if arrays and arrays[0].ndim:
+            family = _family(arrays)
+            self._largest[family] = max(arrays[0].shape[0], self._largest.get(family, 0))
+        if backend.capture_runs:
+            result = record.first(arrays)
+        else:
+            result = record.replay(arrays)
+        case.free.append(record)
+        return result
+
+    def _say(self, reason: str) -> None:
+        if self._strict:
+            raise BackendError(f"compile: {getattr(self, '__name__', 'the function')} cannot be recorded: {reason}")
+        if reason not in self._said:
+            self._said.add(reason)
+            name = getattr(self, "__qualname__", type(self._function).__name__)
+            warnings.warn(f"compile: {name} runs as written: {reason}", RuntimeWarning, stacklevel=4)
+
+    @property
+    def graphs(self) -> int:
+        """How many graphs there are that wait to be replayed."""
+        return sum(len(case.free) for case in self._cases.values())
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why calls run as written, where they do."""
+        return [case.reason for case in self._cases.values() if case.reason is not None]
+
+    def forget(self) -> None:
+        """Drop all graphs, and the memory that they work in."""
+        with self._lock:
+            self._cases.clear()
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        return self if instance is None else types.MethodType(self, instance)
+
+    def __reduce__(self) -> Any:
+        return Compiled, (self._function, self._backend)
+
+    def __deepcopy__(self, memo: Any) -> Compiled[P, R]:
+        import copy
+
+        return Compiled(copy.deepcopy(self._function, memo), self._backend)
+
+    def __repr__(self) -> str:
+        return f"compile({self._function!r})"
+
+
+class _Case:
+    """Calls of one kind: how many came, and their graphs that are not in use."""
+
+    def __init__(self) -> None:
+        self.calls = self.misses = 0
+        self.second_chances = 2
+        self.reason: str | None = None
+        self.free: list[_Record] = []
+
+    def drop(self, record: _Record) -> None:
+        """Let go of a graph whose guards do not hold any more."""
+        self.misses = 0 if record.replays else self.misses + 1
+        record.settle()
+
+
+class NotReplayable(Exception):
+    """A function gives something back that no replay could make."""
+
+
+class _Record:
+    """A graph with what it depends on, and what it gives back."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        tracing: Tracing,
+        replay: Callable[[], None],
+        slots: list[Any],
+        result: Any,
+    ) -> None:
+        self._backend, self._replay, self._slots = backend, replay, slots
+        self._is_array = tracing.tokens.is_array
+        self._copyto = backend.xp.copyto
+        self._hosted = tuple(tracing.hosted)
+        self.replays = 0
+        is_own = getattr(replay, "is_own", None) or (lambda array: not any(array is root for root in known))
+        known = [*tracing.roots.values(), *(a for part in tracing.seen.values() for a in part.arrays())]
+        self._template = _template(result, backend, slots, is_own, self._is_array)
+        effects = tracing.array_effects
+        self._effects = [
+            (place, name, _template(value, backend, slots, is_own, self._is_array)) for place, name, value in effects
+        ]
+        flags = [
+            (part, tracing.states[id(part)][0], part.grad_is_zero)
+            for part in tracing.seen.values()
+            if hasattr(part, "grad_is_zero")
+        ]
+        self._expected = [(part, before) for part, before, _ in flags]
+        self._after = [(part, after) for part, before, after in flags if before is not after]
+        # Guards.
+        self._held = tracing.tokens.held, tracing.roots, tracing.objects
+        self._things = tracing.guarded()
+        self._loose = [(thing, token, without) for thing, token, without, loose in self._things if loose]
+        self._names = [(place, name, value) for place, name, value in tracing.values.values()]
+        if not self._same():
+            raise NotReplayable(f"it changes what it depends on ({self.changed})")
+        self._version = guards.version[0]
+        written = getattr(replay, "writes", None)
+        self._written = [i for i, slot in enumerate(slots) if written is not None and written(slot)]
+        live = [each for each in _leaves(self._template) if not isinstance(each, int)]
+        live += [each for _, _, template in self._effects for each in _leaves(template) if not isinstance(each, int)]
+        live += [slots[i] for i in self._written]
+        keep_only = getattr(replay, "keep_only", None)
+        if keep_only is not None:
+            keep_only(live)
+
+    changed = ""
+
+    # --- whether it holds -------------------------------------------------------------------------------------------
+
+    def holds(self) -> bool:
+        """Whether all that was read on the host is as it was."""
+        if guards.version[0] != self._version:
+            now = guards.version[0]
+            if not self._same():
+                return False
+            self._version = now
+        for place, name, value in self._names:
+            if type(place) is dict:
+                if place.get(name, MISSING) is value:
+                    continue
+            elif type(place) is types.CellType:
+                try:
+                    if place.cell_contents is value:
+                        continue
+                except ValueError:
+                    return False
+            elif look_up(place, name) is value:
+                continue
+            if not _equal(look_up(place, name), value):
+                self.changed = name
+                return False
+        if self._loose:
+            tokens = Tokens(self._is_array, self._backend.untraced)
+            for thing, token, without in self._loose:
+                if _token(tokens, thing, without) != token:
+                    self.changed = type(thing).__name__
+                    return False
+        for part, before in self._expected:
+            if part.grad_is_zero is not before:
+                self.changed = "whether gradients are zero"
+                return False
+        return True
+
+    def settle(self) -> None:
+        """Let objects of the library bring to order what the user has changed."""
+        for thing, _, _, _ in self._things:
+            if isinstance(thing, Guarded):
+                thing.settle()
+
+    def _same(self) -> bool:
+        self.settle()
+        tokens = Tokens(self._is_array, self._backend.untraced)
+        for thing, token, without, _ in self._things:
+            if _token(tokens, thing, without) != token:
+                self.changed = type(thing).__name__
+                return False
+        return True
+
+    # --- what it does -----------------------------------------------------------------------------------------------
+
+    def replay(self, arrays: list[Any]) -> Any:
+        """Do what the function did, with these arrays."""
+        copyto = self._copyto
+        for slot, array in zip(self._slots, arrays, strict=True):
+            copyto(slot, array)
+        for function in self._hosted:
+            function()
+        self._replay()
+        self.replays += 1
+        for part, after in self._after:
+            part.grad_is_zero = after
+        return self.first(arrays)
+
+    def first(self, arrays: list[Any]) -> Any:
+        """Hand out copies of what the last replay, or the tracing, has left."""
+        for i in self._written:
+            self._copyto(arrays[i], self._slots[i])
+        for place, name, template in self._effects:
+            put(place, name, self._built(template, arrays))
+        return self._built(self._template, arrays)
+
+    def _built(self, template: Any, arrays: list[Any]) -> Any:
+        kind = type(template)
+        if kind is _Own:
+            return self._backend.duplicate(template.array)
+        if kind is _Given:
+            return arrays[template.index]
+        if kind is _Nest:
+            return template.make([self._built(each, arrays) for each in template.values])
+        return template.value
+
+
+class _Own:
+    """A result in memory of the graph."""
+
+    __slots__ = ("array",)
+
+    def __init__(self, array: Any) -> None:
+        self.array = array
+
+
+class _Given:
+    """An argument, given back as it came."""
+
+    __slots__ = ("index",)
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+
+
+class _Same:
+    """What is the same each time."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+class _Nest:
+    """Results in a tuple, list or dict."""
+
+    __slots__ = ("make", "values")
+
+    def __init__(self, make: Callable[[list[Any]], Any], values: list[Any]) -> None:
+        self.make, self.values = make, values
+
+
+def _family(arrays: list[Any]) -> Any:
+    """Return what batches of several sizes have in common."""
+    return tuple([(array.shape[1:], array.dtype) for array in arrays])
+
+
+def _template(value: Any, backend: Backend, slots: list[Any], is_own: Any, is_array: Any) -> Any:
+    plain = backend.untraced(value)
+    if is_array(plain):
+        for index, slot in enumerate(slots):
+            if plain is slot:
+                return _Given(index)
+        return _Own(plain) if is_own(plain) or any(backend.overlap(plain, slot) for slot in slots) else _Same(plain)
+    kind = type(value)
+
+    def inside(values: Any) -> list[Any]:
+        return [_template(each, backend, slots, is_own, is_array) for each in values]
+
+    if kind is tuple or kind is list:
+        return _Nest(kind, inside(value))
+    if kind is dict:
+        names = list(value)
+        return _Nest(lambda made: dict(zip(names, made, strict=True)), inside(value.values()))
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return _Nest(lambda made: kind(*made), inside(value))
+    if isinstance(value, (*guards.PLAIN, Guarded, *guards.BY_IDENTITY)):
+        return _Same(value)
+    raise NotReplayable(f"it gives back a {kind.__name__}, which a replay could not make anew")
+
+
+def _leaves(template: Any) -> Iterator[Any]:
+    if type(template) is _Own:
+        yield template.array
+    elif type(template) is _Nest:
+        for each in template.values:
+            yield from _leaves(each)
+
+
+def _key(args: Any, kwargs: Any, arrays: list[Any]) -> Any:
+    """Return what calls of one kind have in common; append the arrays among the arguments."""
+    parts: list[Any] = [context() for context in contexts]
+    for each in args:
+        parts.append(_part(each, arrays))
+    for name in kwargs:
+        parts.append((name, _part(kwargs[name], arrays)))
+    return tuple(parts)
+
+
+def _part(value: Any, arrays: list[Any]) -> Any:
+    from xpcnn import backend as switch
+
+    kind = type(value)
+    if kind in switch._by_type:
+        arrays.append(value)
+        return value.shape, value.dtype, value.strides
+    if kind in guards.PLAIN:
+        return kind, value
+    if kind is tuple or kind is list:
+        return kind, tuple([_part(each, arrays) for each in value])
+    if kind is dict:
+        return kind, tuple([(name, _part(each, arrays)) for name, each in value.items()])
+    tokens = Tokens(lambda value: type(value) in switch._by_type, lambda value: value)
+    return tokens.of(value)
+
+
+def _with_arrays(value: Any, there: Iterator[Any]) -> Any:
+    """Return nested arguments with other arrays in the place of theirs."""
+    from xpcnn import backend as switch
+
+    kind = type(value)
+    if kind in switch._by_type:
+        return next(there)
+    if kind is tuple or kind is list:
+        return kind([_with_arrays(each, there) for each in value])
+    if kind is dict:
+        return {name: _with_arrays(value[name], there) for name in value}
+    return value
+
+
+def _untraced(value: Any, backend: Backend) -> Any:
+    """Return nested results with plain arrays."""
+    kind = type(value)
+    if kind is tuple or kind is list:
+        return kind([_untraced(each, backend) for each in value])
+    if kind is dict:
+        return {name: _untraced(each, backend) for name, each in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return kind(*[_untraced(each, backend) for each in value])
+    return backend.untraced(value)
+
+
+def _token(tokens: Tokens, thing: Any, without: frozenset[str]) -> Any:
+    try:
+        if isinstance(thing, Guarded):
+            return thing.guard_token(tokens.begin(), without)
+        return tokens.begin().of_attributes(thing, without)
+    except TooMuch:
+        return object()
+
+
+def _equal(a: Any, b: Any) -> bool:
+    """Whether two values that are not one object are the same plain value."""
+    return type(a) is type(b) and isinstance(a, (*guards.PLAIN, tuple)) and bool(a == b)
+
+
+def _taken(free: list[_Record]) -> _Record | None:
+    try:
+        return free.pop()
+    except IndexError:  # another thread was faster
+        return None

@@ -1,0 +1,442 @@
+"""A function while it is traced: what it meets and does on the host, and why it cannot be replayed, if so."""
+
+from __future__ import annotations
+
+import dis
+import functools
+import gc
+import os
+import sys
+import sysconfig
+import threading
+import types
+from collections.abc import Callable
+from typing import Any
+
+import numpy
+
+from xpcnn.backend.graph import guards
+from xpcnn.backend.graph.guards import Guarded, Tokens, TooMuch
+
+PACKAGE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))) + os.sep
+_STANDARD = os.path.abspath(sysconfig.get_path("stdlib")) + os.sep
+_NUMPY = os.path.dirname(os.path.abspath(numpy.__file__)) + os.sep
+# Modules whose functions tell what no replay could know, or do what no replay would do again.
+OUTSIDE = frozenset({"random", "_random", "time", "secrets", "posix", "nt", "_io", "socket", "numpy.random"})
+OUTSIDE_TYPES = frozenset({"Random", "SystemRandom", "Generator", "RandomState", "TextIOWrapper", "BufferedWriter"})
+
+_local = threading.local()
+count = [0]  # traces that run, in all threads: nothing else is looked at while it is 0
+
+
+def tracing() -> Tracing | None:
+    """Return the trace of this thread, or None."""
+    return getattr(_local, "tracing", None) if count[0] else None
+
+
+def is_tracing() -> bool:
+    """Whether this thread traces a function."""
+    return count[0] > 0 and getattr(_local, "tracing", None) is not None
+
+
+def see(thing: Guarded) -> None:
+    """Say that a result depends on an object of the library: a graph that is being traced guards it."""
+    if count[0]:
+        found = getattr(_local, "tracing", None)
+        if found is not None:
+            found.see(thing)
+
+
+def host(function: Callable[[], None]) -> None:
+    """Do something on the host that belongs to a step, now and before, or in, each replay: count it, draw a key."""
+    found = tracing()
+    if found is None or not found.host(function):
+        function()
+
+
+def is_users(filename: str | None) -> bool:
+    """Whether a file is code of the user's own: neither the library's, nor NumPy's, nor Python's."""
+    if not filename or filename.startswith((PACKAGE, _NUMPY, "<frozen")):
+        return False
+    return not filename.startswith(_STANDARD) or f"{os.sep}site-packages{os.sep}" in filename
+
+
+def is_users_class(kind: type) -> bool:
+    """Whether a class is the user's own."""
+    module = sys.modules.get(kind.__module__)
+    return kind.__module__ == "__main__" or (module is not None and is_users(getattr(module, "__file__", None)))
+
+
+class Tracing:
+    """What is known of a function beyond its calls on arrays.
+
+    Attributes
+    ----------
+    seen : dict
+        By identity, the objects of the library that it has met.
+    reason : str or None
+        Why it cannot be replayed.
+    hosted : list of callable
+        What each replay does on the host before it begins (where the backend does not do it in its place).
+    """
+
+    def __init__(self, tokens: Tokens, tools: tuple[str, ...] = ()) -> None:
+        self.tokens, self._tools = tokens, tools
+        # What the backend that traces does in its own way: noting what is done on the host, standing in for arrays.
+        self.note: Callable[[Callable[[], None]], bool] | None = None
+        self.seen: dict[int, Guarded] = {}
+        self.hosted: list[Callable[[], None]] = []
+        self.reason: str | None = None
+        self.wrap: Callable[[Any], Any] | None = None
+        self.values: dict[tuple[int, str], tuple[Any, str, Any]] = {}  # namespaces, cells and classes, name, value
+        self.before: dict[int, tuple[Any, dict[str, Any]]] = {}  # objects and their attributes at the beginning
+        self.tokens_before: dict[int, tuple[Any, bool]] = {}
+        self.states: dict[int, Any] = {}
+        self.array_effects: list[tuple[Any, str, Any]] = []  # attributes that take an array with each call
+        self.assigned: dict[int, set[str]] = {}
+        self.changes_host = False
+        self.swapped: list[tuple[Any, str, Any, Any]] = []
+        self.objects: dict[int, Any] = {}  # of the user's own, compared whole
+        self.roots: dict[int, Any] = {}  # arrays that were there before
+        self.used: set[int] = set()  # of roots, those that a call has read
+        self._codes: set[Any] = set()
+        self._profile: Any = None
+
+    # --- the library's objects ----------------------------------------------------------------------------------------
+
+    def see(self, thing: Guarded) -> None:
+        """Guard an object, and what it is made of."""
+        for part in thing.parts():
+            if id(part) not in self.seen:
+                self.seen[id(part)] = part
+                self.states[id(part)] = part.enter_trace()
+                self._enter(part)
+
+    def host(self, function: Callable[[], None]) -> bool:
+        """Take in what is done on the host; say whether it is, or will be, done without the caller."""
+        if self.note is not None:
+            return self.note(function)
+        self.hosted.append(function)
+        return True
+
+    def fail(self, reason: str) -> None:
+        """Note why there can be no replay, with the line of the user's code; the function goes on as written."""
+        if self.reason is None:
+            self.reason = f"{reason}{where()}"
+
+    # --- the user's code ----------------------------------------------------------------------------------------------
+
+    def __enter__(self) -> Tracing:
+        _local.tracing = self
+        count[0] += 1
+        self._collects = gc.isenabled()
+        gc.disable()  # what runs when garbage is collected is no part of the function
+        self._profile = sys.getprofile()
+        sys.setprofile(self._watch)
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        sys.setprofile(self._profile)
+        if self._collects:
+            gc.enable()
+        count[0] -= 1
+        _local.tracing = None
+
+    def _is_users(self, filename: str | None) -> bool:
+        return is_users(filename) and not str(filename).startswith(self._tools)
+
+    def _is_users_class(self, kind: type) -> bool:
+        return is_users_class(kind) and not str(getattr(sys.modules.get(kind.__module__), "__file__", "")).startswith(
+            self._tools
+        )
+
+    def _watch(self, frame: types.FrameType, event: str, argument: Any) -> None:
+        if self._profile is not None:
+            self._profile(frame, event, argument)
+        if event == "call":
+            code = frame.f_code
+            if code not in self._codes:
+                self._codes.add(code)
+                if self._is_users(code.co_filename) and not str(frame.f_globals.get("__name__")).startswith(
+                    "namedtuple_"
+                ):
+                    self.read(code, frame.f_globals, frame.f_locals)
+        elif event == "c_call" and self._is_users(frame.f_code.co_filename):
+            module = getattr(argument, "__module__", None)
+            owner = getattr(argument, "__self__", None)
+            if module in OUTSIDE or type(owner).__name__ in OUTSIDE_TYPES:
+                self.fail(f"{getattr(argument, '__qualname__', argument)} gives or does something else at each call")
+
+    def read(self, code: types.CodeType, namespace: dict[str, Any], variables: dict[str, Any]) -> None:
+        """Guard what a function of the user's own reads: globals, what its closure holds, its arguments' attributes."""
+        for name in _globals_of(code):
+            if name in namespace:
+                self._meet(namespace, name)
+        for name in code.co_freevars:
+            if name in variables:
+                for function in _functions_of(code, variables):
+                    for cell_name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
+                        self._meet(cell, cell_name)
+                break
+        arguments = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+        for name in arguments:
+            if name in variables:
+                self.consider(variables[name])
+
+    def read_function(self, function: Any) -> None:
+        """Guard what a function that is about to be traced reads."""
+        if isinstance(function, types.MethodType):
+            self.consider(function.__self__)
+            function = function.__func__
+        if isinstance(function, types.FunctionType):
+            self._codes.add(function.__code__)
+            if not self._is_users(function.__code__.co_filename):
+                return
+            for name in _globals_of(function.__code__):
+                if name in function.__globals__:
+                    self._meet(function.__globals__, name)
+            for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+                self._meet(cell, name)
+        else:
+            self.consider(function)
+
+    def _meet(self, place: Any, name: str) -> None:
+        key = id(place), name
+        if key in self.values:
+            return
+        value = look_up(place, name)
+        if value is MISSING:
+            return
+        self.values[key] = place, name, value
+        if self.tokens.is_array(value):
+            self._swap(place, name, value)
+        self.consider(value)
+        if isinstance(value, types.ModuleType) and self._is_users(getattr(value, "__file__", None)):
+            self._meet_plain(vars(value))
+
+    def _meet_plain(self, namespace: Any) -> None:
+        for name, value in list(namespace.items()):
+            if not name.startswith("__") and isinstance(value, PLAIN_VALUES):
+                self.values.setdefault((id(namespace), name), (namespace, name, value))
+
+    def consider(self, value: Any, depth: int = 0) -> None:
+        """Guard an object that was met; remember the arrays that it holds as ones that were there before."""
+        if isinstance(value, Guarded):
+            self.see(value)
+        elif self.tokens.is_array(value):
+            self.roots[id(value)] = value
+        elif isinstance(value, (list, tuple, dict, set)):
+            if depth < 3 and len(value) <= 1000:
+                for each in list(value.values()) if isinstance(value, dict) else list(value):
+                    self.consider(each, depth + 1)
+        elif isinstance(value, types.FunctionType):
+            if value.__closure__ and self._is_users(value.__code__.co_filename) and depth < 3:
+                for name, cell in zip(value.__code__.co_freevars, value.__closure__, strict=True):
+                    self._meet(cell, name)
+        elif isinstance(value, types.MethodType):
+            self.consider(value.__self__, depth + 1)
+        elif isinstance(value, guards.BY_IDENTITY):
+            return
+        elif hasattr(value, "__dict__") and self._is_users_class(type(value)) and id(value) not in self.objects:
+            self.objects[id(value)] = value
+            self._enter(value)
+            self.consider(dict(self.before.get(id(value), (value, {}))[1]), depth + 1)
+
+    def _enter(self, thing: Any) -> None:
+        """Put what stands for an array in a trace in the place of each that an object holds."""
+        try:
+            tokens = self.tokens.begin()
+            token = thing.guard_token(tokens) if isinstance(thing, Guarded) else tokens.of_attributes(thing, ())
+            self.tokens_before[id(thing)] = token, tokens.loose
+        except TooMuch:
+            self.fail(f"a {type(thing).__name__} holds more than is worth comparing at every call")
+            self.tokens_before[id(thing)] = None, False
+        attributes = getattr(thing, "__dict__", None)
+        if attributes is None:
+            return
+        self.before[id(thing)] = thing, dict(attributes)
+        for name, value in self.before[id(thing)][1].items():
+            if self.tokens.is_array(value):
+                self._swap(attributes, name, value)
+        for kind in type(thing).__mro__:  # plain attributes of the user's own classes are read as the object's
+            if self._is_users_class(kind):
+                for name, value in list(vars(kind).items()):
+                    if not name.startswith("__") and isinstance(value, PLAIN_VALUES):
+                        self.values.setdefault((id(kind), name), (kind, name, value))
+
+    def _swap(self, place: Any, name: str, value: Any) -> None:
+        self.roots[id(value)] = value
+        if self.wrap is not None:
+            put(place, name, self.wrap(value))
+            self.swapped.append((place, name, value, look_up(place, name)))
+
+    def put_back(self) -> None:
+        """Put the arrays back where something stands for them; what was assigned meanwhile stays."""
+        for place, name, value, stand_in in self.swapped:
+            if look_up(place, name) is stand_in:
+                put(place, name, value)
+        self.swapped.clear()
+
+    # --- afterwards ---------------------------------------------------------------------------------------------------
+
+    def leave(self, undo: bool) -> None:
+        """Find what the function has changed on the host; attributes that hold traced arrays get plain ones."""
+        self.put_back()
+        for thing in self.seen.values():
+            reason = thing.leave_trace(self.states[id(thing)], undo)
+            if reason is not None:
+                self.fail(reason)
+        for thing, attributes in self.before.values():
+            skipped = thing.unguarded if isinstance(thing, Guarded) else frozenset()
+            now = vars(thing)
+            for name in [*now]:
+                old, new = attributes.get(name, MISSING), now[name]
+                if new is old or name in skipped:
+                    continue
+                if self._has_arrays(new):
+                    if self.tokens.is_array(self.tokens.untraced(old)) and id(old) in self.used:
+                        self.changes_host = True
+                        self.fail(f"it reads the attribute {name!r} of {_named(thing)} that the last call has assigned")
+                    self.array_effects.append((now, name, new))
+                    self.assigned.setdefault(id(thing), set()).add(name)
+                    now[name] = _deep(new, self.tokens.untraced)
+                elif not self._is_same(old, new):
+                    self.changes_host = True
+                    self.fail(f"it sets the attribute {name!r} of {_named(thing)} to another value")
+            if any(name not in now for name in attributes):
+                self.changes_host = True
+                self.fail(f"it deletes an attribute of {_named(thing)}")
+        for place, name, value in self.values.values():
+            now_there = look_up(place, name)
+            if now_there is not value and not self._is_same(value, now_there):
+                self.changes_host = True
+                self.fail(f"it sets {name!r} to another value")
+                if not isinstance(place, type):
+                    put(place, name, _deep(now_there, self.tokens.untraced))
+
+    def undo(self) -> None:
+        """Give all objects the attributes that they had before."""
+        for thing, attributes in self.before.values():
+            vars(thing).clear()
+            vars(thing).update(attributes)
+        for thing in self.seen.values():
+            thing.leave_trace(self.states[id(thing)], True)
+
+    def guarded(self) -> list[tuple[Any, Any, frozenset[str], bool]]:
+        """Return everything that is compared: the object, its token, attributes left out, and whether at every call."""
+        things: list[tuple[Any, Any, frozenset[str], bool]] = []
+        for thing in (*self.seen.values(), *self.objects.values()):
+            token, loose = self.tokens_before[id(thing)]
+            without = frozenset(self.assigned.get(id(thing), ()))
+            if without:
+                tokens = self.tokens.begin()
+                there = vars(thing)
+                names = {**there}
+                there.update({name: value for name, value in self.before[id(thing)][1].items() if name not in without})
+                try:
+                    token = (
+                        thing.guard_token(tokens, without)
+                        if isinstance(thing, Guarded)
+                        else tokens.of_attributes(thing, without)
+                    )
+                finally:
+                    there.clear()
+                    there.update(names)
+            things.append((thing, token, without, loose or not isinstance(thing, Guarded)))
+        return things
+
+    def _has_arrays(self, value: Any, depth: int = 0) -> bool:
+        if self.tokens.is_array(self.tokens.untraced(value)):
+            return True
+        if depth < 4 and isinstance(value, (tuple, list)):
+            return any(self._has_arrays(each, depth + 1) for each in value)
+        return (
+            depth < 4 and isinstance(value, dict) and any(self._has_arrays(each, depth + 1) for each in value.values())
+        )
+
+    def _is_same(self, a: Any, b: Any) -> bool:
+        try:
+            return bool(self.tokens.begin().of(a) == self.tokens.begin().of(b))
+        except TooMuch:
+            return False
+
+
+PLAIN_VALUES = (int, float, str, tuple, bool, type(None), types.FunctionType)
+MISSING = object()
+
+
+def _named(thing: Any) -> str:
+    return f"a {type(thing).__name__}"
+
+
+def _deep(value: Any, change: Callable[[Any], Any]) -> Any:
+    """Return nested tuples, lists and dicts with each leaf changed."""
+    kind = type(value)
+    if kind in (tuple, list):
+        return kind([_deep(each, change) for each in value])
+    if kind is dict:
+        return {name: _deep(each, change) for name, each in value.items()}
+    return change(value)
+
+
+def put(place: Any, name: str, value: Any) -> None:
+    """Let a namespace or a cell hold a value."""
+    if isinstance(place, types.CellType):
+        place.cell_contents = value
+    else:
+        place[name] = value
+
+
+@functools.lru_cache(maxsize=1024)
+def _globals_of(code: types.CodeType) -> tuple[str, ...]:
+    """Return the names that a function looks up among its globals."""
+    found = (each.argval for each in dis.get_instructions(code) if each.opname in ("LOAD_GLOBAL", "LOAD_NAME"))
+    return tuple(dict.fromkeys(found))
+
+
+def look_up(place: Any, name: str) -> Any:
+    """Return what a namespace, a cell or a class holds now."""
+    if isinstance(place, types.CellType):
+        try:
+            return place.cell_contents
+        except ValueError:
+            return MISSING
+    if isinstance(place, dict):
+        return place.get(name, MISSING)
+    return vars(place).get(name, MISSING)
+
+
+def _functions_of(code: types.CodeType, variables: dict[str, Any]) -> list[types.FunctionType]:
+    """Return the functions of this code whose closure holds these values."""
+    found = []
+    for each in gc.get_referrers(code):
+        if isinstance(each, types.FunctionType) and each.__code__ is code:
+            cells = zip(code.co_freevars, each.__closure__ or (), strict=True)
+            if all(look_up(cell, name) is variables.get(name, MISSING) for name, cell in cells):
+                found.append(each)
+    return found
+
+
+def where() -> str:
+    """Return the line of the user's code that is running, for a message."""
+    frame: types.FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if is_users(frame.f_code.co_filename):
+            return f" ({frame.f_code.co_filename}:{frame.f_lineno}, in {frame.f_code.co_name})"
+        frame = frame.f_back
+    return ""
+
+
+def callers_are_users() -> bool:
+    """Whether the code that called into the library is the user's own."""
+    frame: types.FrameType | None = sys._getframe(1)
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if name.startswith(PACKAGE):
+            inner = name[len(PACKAGE) :]
+            if not inner.startswith(f"backend{os.sep}"):
+                return False
+        elif is_users(name):
+            return True
+        frame = frame.f_back
+    return False

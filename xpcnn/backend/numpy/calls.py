@@ -1,0 +1,74 @@
+"""A call of a graph: a function, and the very arrays that it reads and writes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Bound = list[tuple[Callable[..., Any], tuple[Any, ...]]]  # what a replay plays: functions with positional arguments
+
+# Their third positional argument is deprecated; for the others it is the quickest way to say where results go.
+_NEED_KEYWORD = (np.maximum, np.minimum)
+
+
+class Call(NamedTuple):
+    """A function with its arguments and options."""
+
+    function: Callable[..., Any]
+    args: tuple[Any, ...] = ()
+    options: Any = {}
+
+
+def refill(result: Any, *args: Any, function: Callable[..., Any], options: dict[str, Any]) -> None:
+    """Call a function that takes no `out`, and copy what it returns to `result`."""
+    np.copyto(result, function(*args, **options))
+
+
+def refill_all(results: list[Any], *args: Any, function: Callable[..., Any], options: dict[str, Any]) -> None:
+    """Call a function that returns several arrays, and copy them to `results`."""
+    for result, value in zip(results, function(*args, **options), strict=True):
+        np.copyto(result, value)
+
+
+def bind(calls: Iterable[Call]) -> Bound:
+    """Return calls in the form in which they are played."""
+    bound: Bound = []
+    for function, args, options in calls:
+        if isinstance(function, np.ufunc) and "out" in options and function not in _NEED_KEYWORD:
+            rest = {name: value for name, value in options.items() if name != "out"}
+            bound.append((partial(function, **rest) if rest else function, (*args, options["out"])))
+        else:
+            bound.append((partial(function, **options) if options else function, args))
+    return bound
+
+
+def reads_and_writes(call: Call) -> tuple[list[Any], list[Any]] | None:
+    """Return the arrays that a call reads and those that it writes; None where that is not known."""
+    function, args, options = call
+    if function is refill:
+        return arrays_of((args[1:], options["options"])), [args[0]]
+    if function is refill_all:
+        return arrays_of((args[1:], options["options"])), list(args[0])
+    name = getattr(function, "__name__", "")
+    if function is np.copyto:
+        return arrays_of((args[1:], options)), [args[0]]
+    if "out" in options and (isinstance(function, np.ufunc) or getattr(np, name, None) is function):
+        return arrays_of((args, {key: value for key, value in options.items() if key != "out"})), [options["out"]]
+    owner = getattr(function, "__self__", None)
+    if "out" in options and isinstance(owner, np.ufunc):
+        return arrays_of(args), [options["out"]]
+    return None
+
+
+def arrays_of(value: Any) -> list[Any]:
+    """Return the arrays in nested tuples, lists and dicts."""
+    if isinstance(value, np.ndarray):
+        return [value]
+    if isinstance(value, (tuple, list)):
+        return [array for each in value for array in arrays_of(each)]
+    if isinstance(value, dict):
+        return [array for each in value.values() for array in arrays_of(each)]
+    return []
