@@ -85,7 +85,7 @@ class Axis:
         return (self.kernel - 1) * self.dilation + 1
 
     @property
-    def turned(self) -> Axis | None:
+    def transposed(self) -> Axis | None:
         """The windows over the outputs whose taps give the pixels' gradients; None where they do not line up."""
         before, after = self.extent - 1 - self.before, self.extent - 1 - self.after
         if self.stride != 1 or before < 0 or after < 0:
@@ -158,13 +158,13 @@ class Windows:
         )
 
     @cached_property
-    def turned(self) -> Windows | None:
-        """The windows of a convolution of the outputs that gives the gradients of the pixels (see `Axis.turned`)."""
-        h, w = self.h.turned, self.w.turned
+    def transposed(self) -> Windows | None:
+        """The windows of a convolution of the outputs that gives the pixels' gradients (see `Axis.transposed`)."""
+        h, w = self.h.transposed, self.w.transposed
         return None if h is None or w is None else Windows(h, w)
 
     @property
-    def is_crowded(self) -> bool:
+    def gather_pays(self) -> bool:
         """Whether there are not many more pixels than windows: else to work for every pixel costs too much."""
         return 2 * self.h.size * self.w.size < 3 * self.h.out * self.w.out
 

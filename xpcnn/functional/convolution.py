@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from xpcnn.backend import Array, Backend, backend_of
-from xpcnn.backend.spans import spans
+from xpcnn.backend.split import split_evenly
 from xpcnn.errors import DTypeError, ShapeError
 from xpcnn.functional import winograd
 from xpcnn.functional.bias import channel_sums
@@ -265,7 +265,7 @@ def _bias_tasks(backend: Backend, dy: Array) -> tuple[list[Task], Callable[[], A
     if threads == 1:
         return [], lambda: channel_sums(backend, dy)
     count = threads if backend.shares(dy.size) else 1
-    parts = [slice(part.start, part.stop) for part in spans(dy.shape[0], count)]
+    parts = [slice(part.start, part.stop) for part in split_evenly(dy.shape[0], count)]
     sums = backend.empty((dy.shape[0],), dy.dtype)
 
     def task(part: slice) -> None:

@@ -7,7 +7,7 @@ two, rows are gathered and columns spread: the rows of dY that an image row meet
 from __future__ import annotations
 
 from xpcnn.backend import Array, Backend
-from xpcnn.backend.spans import spans
+from xpcnn.backend.split import split_evenly
 from xpcnn.functional.columns import add_columns
 from xpcnn.functional.tiles import Task, forward_tasks
 from xpcnn.windows import Axis, Windows
@@ -15,9 +15,9 @@ from xpcnn.windows import Axis, Windows
 
 def input_tasks(backend: Backend, dy: Array, weight: Array, over: Windows, groups: int, dx: Array) -> list[Task]:
     """Return the tasks that fill dx (C, H, W, N), the way that multiplies and copies least."""
-    turned = over.turned
+    turned = over.transposed
     # Gathers multiply for every pixel, the scatter for every window.
-    if turned is not None and over.is_crowded and (over.is_pointwise or not backend.stacks_rows):
+    if turned is not None and over.gather_pays and (over.is_pointwise or not backend.stacks_rows):
         f, c, kh, kw = weight.shape
         flipped = weight.reshape(groups, f // groups, c, kh, kw)[..., ::-1, ::-1].transpose(0, 2, 1, 3, 4)
         flipped = backend.contiguous(flipped).reshape(groups * c, f // groups, kh, kw)  # (C, F/G, KH, KW)
@@ -67,7 +67,7 @@ def _spread_tasks(backend: Backend, dy: Array, weight: Array, over: Windows, gro
             spread = product.reshape(groups, r, c, kw, w.out, n).transpose(0, 2, 3, 1, 4, 5)  # (G, C/G, KW, R, OW, N)
             _add_taps(backend, spread, w, place)
 
-    return [lambda rows=rows: tile(rows) for rows in spans(count, -(-count // step))]  # type: ignore[misc]
+    return [lambda rows=rows: tile(rows) for rows in split_evenly(count, -(-count // step))]  # type: ignore[misc]
 
 
 class _RowClass:
@@ -129,4 +129,4 @@ def _scatter_tasks(backend: Backend, dy: Array, weight: Array, over: Windows, gr
             backend.matmul(matrix, grad, out=cols.reshape(matrix.shape[0], -1))
             add_columns(backend, cols, over, rows, target)
 
-    return [lambda g=g, part=part: block(g, part) for g in range(groups) for part in spans(c, per_group)]  # type: ignore[misc]
+    return [lambda g=g, part=part: block(g, part) for g in range(groups) for part in split_evenly(c, per_group)]  # type: ignore[misc]

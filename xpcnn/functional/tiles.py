@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from xpcnn.backend import Array, Backend
-from xpcnn.backend.spans import spans
+from xpcnn.backend.split import split_evenly
 from xpcnn.functional import winograd
 from xpcnn.functional.bias import add_bias
 from xpcnn.functional.columns import fill_columns, lower_rows, rows_needed
@@ -85,7 +85,7 @@ class Tiles:
         self.rows = min(self.rows, -(-h.out // threads))
 
     def __iter__(self) -> Iterator[range]:
-        return iter(spans(self.over.h.out, -(-self.over.h.out // self.rows)))
+        return iter(split_evenly(self.over.h.out, -(-self.over.h.out // self.rows)))
 
     def weight_matrix(self, weight: Array) -> Array:
         """Return the weights (F, C/G, KH, KW) as (G, F/G, K) in the order of the columns' rows."""

@@ -23,7 +23,7 @@ from functools import lru_cache
 from typing import Any
 
 from xpcnn.backend import Array, Backend
-from xpcnn.backend.spans import spans
+from xpcnn.backend.split import split_evenly
 from xpcnn.functional.bias import add_bias
 from xpcnn.windows import Windows
 
@@ -100,8 +100,8 @@ class _Plan:
         high, wide = self.inputs[0].count, self.inputs[1].count
         tiles = max(-(-COLUMNS // self.n), self.room // self.tile_bytes)
         rows = max(1, min(tiles // wide, -(-high // self.backend.get_num_threads())))
-        across = spans(wide, -(-wide // tiles))
-        return [(r, s) for r in spans(high, -(-high // rows)) for s in across]
+        across = split_evenly(wide, -(-wide // tiles))
+        return [(r, s) for r in split_evenly(high, -(-high // rows)) for s in across]
 
     def parts(self, block: Block) -> list[tuple[slice, slice]]:
         """Cut the six rows of positions where a block is large for the cache; return those rows and their positions."""
@@ -242,7 +242,7 @@ def _filter_gradient(backend: Backend, shares: list[Array], dtype: Any) -> Array
 
 def _share_channels(backend: Backend, part: Callable[[slice], None], c: int, f: int) -> None:
     """Share out what is done with (36, 9) and each of C*F filters, by channels."""
-    parts = [slice(each.start, each.stop) for each in spans(c, backend.get_num_threads())]
+    parts = [slice(each.start, each.stop) for each in split_evenly(c, backend.get_num_threads())]
     backend.parallel(part, parts, 50.0 * c * f)
 
 
@@ -279,7 +279,7 @@ def forward_tasks(
 
 def gradient_windows(backend: Backend, weight: Array, over: Windows, groups: int, n: int) -> Windows | None:
     """Return the windows of dY that both gradients of a convolution are made of; None where they go another way."""
-    return over.turned if suits(backend, weight, over, groups, n) and over.is_crowded else None
+    return over.transposed if suits(backend, weight, over, groups, n) and over.gather_pays else None
 
 
 def gradient_tasks(

@@ -16,7 +16,7 @@ from xpcnn.backend.numpy import lowering, plans, products, trace
 from xpcnn.backend.numpy.memory import BlockPool, aligned, trim
 from xpcnn.backend.numpy.threads import Blas, ThreadPool
 from xpcnn.backend.numpy.workers import WorkerProcesses
-from xpcnn.backend.spans import spans
+from xpcnn.backend.split import split_evenly
 from xpcnn.errors import DTypeError
 
 # OpenBLAS itself keeps products below this many multiply-adds in one thread (interface/gemm.c), so they need no hold.
@@ -197,7 +197,8 @@ class NumpyBackend(Backend):
                 columns = slice(part.start, part.stop)
                 self._product(a, b[:, columns], out[:, columns])
 
-        self.parallel(strip, spans(max(m, n), threads), size / 8)  # eight multiply-adds in the time of one operation
+        strips = split_evenly(max(m, n), threads)
+        self.parallel(strip, strips, size / 8)  # eight multiply-adds in the time of one operation
         return out
 
     def _product(self, a: Any, b: Any, out: Any) -> Any:
