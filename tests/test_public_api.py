@@ -13,7 +13,7 @@ import xpcnn
 README = Path(__file__).parents[1] / "README.md"
 
 FUNCTIONAL = """
-    conv2d(x, weight, bias=None, *, stride=1, padding=0, dilation=1, groups=1)
+    conv2d(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1)
     conv2d_backward(dy, cache)
     max_pool2d(x, kernel_size, *, stride=None, padding=0, dilation=1, ceil_mode=False)
     max_pool2d_backward(dy, cache)
@@ -57,6 +57,8 @@ API = {
         no_grad()
         set_num_threads(n)
         get_num_threads()
+        set_winograd(enabled)
+        get_winograd()
         info()
     """,
     "xpcnn.functional": FUNCTIONAL,

@@ -10,9 +10,11 @@ from xpcnn.backend import (
     available_backends,
     get_backend,
     get_num_threads,
+    get_winograd,
     register_backend,
     set_backend,
     set_num_threads,
+    set_winograd,
     use_backend,
 )
 from xpcnn.random import manual_seed
@@ -25,12 +27,14 @@ __all__ = [
     "available_backends",
     "get_backend",
     "get_num_threads",
+    "get_winograd",
     "info",
     "manual_seed",
     "no_grad",
     "register_backend",
     "set_backend",
     "set_num_threads",
+    "set_winograd",
     "use_backend",
 ]
 

@@ -86,7 +86,6 @@ def conv2d(
     x: ArrayLike,
     weight: ArrayLike,
     bias: ArrayLike | None = None,
-    *,
     stride: Size = 1,
     padding: Padding = 0,
     dilation: Size = 1,

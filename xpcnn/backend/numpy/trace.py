@@ -142,6 +142,10 @@ def recorder(
                 self.blocks.resting = False
             self.tape.append((Region(self.pool, tapes, work), ()))
 
+        def call(self, function: Callable[..., Any], *arguments: Any) -> None:
+            function(*arguments)
+            self.xp._note(function, arguments)
+
         def planned(self, key: Any, function: Callable[..., Any], *arguments: Any) -> Any:
             return function(self, *arguments)
 
