@@ -14,7 +14,6 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from xpcnn.backend import Array, Backend, backend_of
-from xpcnn.backend.split import split_evenly
 from xpcnn.errors import DTypeError, ShapeError
 from xpcnn.functional.layout import batch_first, batch_last, check_floating, check_like, check_ndim
 from xpcnn.functional.precision import cast, cast_all, cast_batch
@@ -120,8 +119,8 @@ def _row_pieces(backend: Backend, x: Array, windows: Windows) -> list[range]:
     """Cut the output rows so that the columns of a piece take at most `column_bytes`, or are those of one row."""
     taps = windows.h.kernel * windows.w.kernel
     row_bytes = x.shape[0] * taps * windows.w.out * x.shape[3] * x.dtype.itemsize
-    rows = max(1, backend.column_bytes // max(1, row_bytes))
-    return split_evenly(windows.h.out, -(-windows.h.out // rows))
+    step, out = max(1, backend.column_bytes // max(1, row_bytes)), windows.h.out
+    return [range(first, min(first + step, out)) for first in range(0, out, step)]
 
 
 def _im2col(backend: Backend, x: Array, windows: Windows, groups: int, rows: range) -> Array:
