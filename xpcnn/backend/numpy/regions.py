@@ -15,6 +15,8 @@ from collections.abc import Callable
 from time import perf_counter
 from typing import Any
 
+import numpy as np
+
 from xpcnn.backend.numpy.arena import Arena
 from xpcnn.backend.numpy.encoding import Cannot, Encoder
 from xpcnn.backend.numpy.threads import ThreadPool
@@ -39,6 +41,12 @@ def play(tape: Tape) -> None:
         function(*arguments)
 
 
+def _play_quietly(tape: Tape) -> None:
+    """Play a tape as a whole replay is played, in a thread that knows nothing of its caller's context."""
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        play(tape)
+
+
 class Region:
     """Work shared out while it was recorded, a tape for each thread; calling it plays them."""
 
@@ -52,7 +60,7 @@ class Region:
             for tape in self.tapes:
                 play(tape)
         else:
-            self.pool.run(play, self.tapes)
+            self.pool.run(_play_quietly, self.tapes)
 
 
 class Link:

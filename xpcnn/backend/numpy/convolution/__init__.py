@@ -8,6 +8,7 @@ whose keys hold what else than the arguments the choice depends on.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -35,14 +36,17 @@ def conv2d_forward(
     def forward(backend: Any, x: Array, weight: Array, bias: Array | None, factor: Array | None) -> Array:
         y: Array = backend.empty((weight.shape[0], *windows.out, x.shape[3]), x.dtype)
         if winograd.suits(backend, weight, windows, groups, x.shape[3]):
-            tasks = winograd.forward_tasks(backend, x, weight, bias, windows, y, factor)
+            tasks, finish = winograd.forward_tasks(backend, x, weight, bias, windows, y, factor)
         else:
-            tasks = tiles.forward_tasks(backend, x, weight, bias, windows, groups, y, factor)
+            tasks, finish = tiles.forward_tasks(backend, x, weight, bias, windows, groups, y, factor), _nothing
         backend.parallel(_run, tasks, _work(weight, windows, x.shape[3]))
+        finish()
         return y
 
     factor = None if packed is None else _packed(backend.home, weight, windows, groups, x.shape[3], packed)
-    return backend.planned(("conv2d", windows, groups, *_choices(backend)), forward, x, weight, bias, factor)
+    key = "conv2d", windows, groups, *_choices(backend)
+    with _context(backend, weight, windows, groups, x.shape[3]):
+        return backend.planned(key, forward, x, weight, bias, factor)
 
 
 def conv2d_gradients(
@@ -64,7 +68,7 @@ def conv2d_gradients(
         dx = backend.empty(x.shape, x.dtype) if input_gradient else None
         transposed = winograd.gradient_windows(backend, weight, windows, groups, n)
         if transposed is not None:
-            tasks, collect = winograd.gradient_tasks(backend, dy, x, weight, transposed, dx)
+            tasks, collect = winograd.gradient_tasks(backend, dy, x, weight, windows, transposed, dx)
         else:
             tasks, collect = tiles.weight_tasks(backend, dy, x, weight, windows, groups)
             if dx is not None:
@@ -76,7 +80,8 @@ def conv2d_gradients(
         return dx, collect(), sums[1]()
 
     key = "conv2d_gradients", windows, groups, has_bias, input_gradient, *_choices(backend)
-    return backend.planned(key, gradients, dy, x, weight)
+    with _context(backend, weight, windows, groups, x.shape[3]):
+        return backend.planned(key, gradients, dy, x, weight)
 
 
 def conv2d_input_gradient(backend: Any, dy: Array, weight: Array, windows: Windows, groups: int) -> Any:
@@ -89,15 +94,16 @@ def conv2d_input_gradient(backend: Any, dy: Array, weight: Array, windows: Windo
         dx: Array = backend.empty((groups * weight.shape[1], windows.h.size, windows.w.size, n), dy.dtype)
         transposed = winograd.gradient_windows(backend, weight, windows, groups, n)
         if transposed is not None:
-            turned = weight.swapaxes(0, 1)[..., ::-1, ::-1]  # (C, F, 3, 3)
-            tasks = winograd.forward_tasks(backend, dy, turned, None, transposed, dx)
+            tasks, finish = winograd.forward_tasks(backend, dy, weight, None, transposed, dx, turned=True)
         else:
-            tasks = input_tasks(backend, dy, weight, windows, groups, dx)
+            tasks, finish = input_tasks(backend, dy, weight, windows, groups, dx), _nothing
         backend.parallel(_run, tasks, _work(weight, windows, n))
+        finish()
         return dx
 
     key = "conv2d_input_gradient", windows, groups, *_choices(backend)
-    return backend.planned(key, gradient, dy, weight)
+    with _context(backend, weight, windows, groups, dy.shape[3]):
+        return backend.planned(key, gradient, dy, weight)
 
 
 FUSED: dict[str, Callable[..., Any]] = {
@@ -113,6 +119,13 @@ def _takes(x: Array) -> bool:
 def _choices(backend: Any) -> tuple[Any, ...]:
     """Return what else than its arguments decides which way a convolution goes and how it is cut."""
     return backend.column_bytes, backend.slab_bytes, backend.winograd
+
+
+def _context(
+    backend: Any, weight: Array, windows: Windows, groups: int, n: int
+) -> contextlib.AbstractContextManager[Any]:
+    suits = winograd.suits(backend, weight, windows, groups, n)
+    return winograd.quiet() if suits else contextlib.nullcontext()
 
 
 def _packed(backend: Any, weight: Array, windows: Windows, groups: int, n: int, packed: dict[str, Array]) -> Array:
@@ -134,6 +147,10 @@ def _packed(backend: Any, weight: Array, windows: Windows, groups: int, n: int, 
 
 def _run(task: Task) -> None:
     task()
+
+
+def _nothing() -> None:
+    """Do nothing."""
 
 
 def _work(weight: Array, windows: Windows, n: int) -> float:

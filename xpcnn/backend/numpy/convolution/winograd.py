@@ -22,8 +22,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
+
 from xpcnn.backend.numpy import products
 from xpcnn.backend.numpy.convolution.lowering import windows_view
+from xpcnn.backend.numpy.convolution.mending import Probe, mend_outputs, mend_weight_gradient
 from xpcnn.backend.split import split_evenly
 from xpcnn.windows import Windows
 
@@ -38,6 +41,10 @@ FEWEST_CHANNELS = 16
 FEWEST_IMAGES = 12  # a tile is a product with as many columns; with fewer than this the direct way is faster
 LINE = 16  # floats of a cache line
 COLUMNS = 512  # that a block has at least: with fewer, products are slower, dW's more so, which sum over them
+
+# Where tiles are probed: the corners see a quarter each of a window, the position next to one a whole tile.
+CORNERS: tuple[tuple[int, ...], slice] = (0, 5), slice(0, 6, 5)
+CENTRE: tuple[tuple[int, ...], slice] = (1,), slice(1, 2)
 
 _B_T: list[list[float]] = [
     [4, 0, -5, 0, 1, 0],
@@ -103,6 +110,15 @@ class _Plan:
         rows = max(1, min(tiles // wide, -(-high // self.backend.get_num_threads())))
         across = split_evenly(wide, -(-wide // tiles))
         return [(r, s) for r in split_evenly(high, -(-high // rows)) for s in across]
+
+    def first(self, blocks: list[Block], index: int) -> int:
+        """Return how many tiles, times N, lie in the blocks before one."""
+        return sum(len(rows) * len(columns) for rows, columns in blocks[:index]) * self.n
+
+    def probe(self, positions: tuple[tuple[int, ...], slice], channels: int) -> Probe:
+        """Return a probe of all tiles."""
+        total = self.inputs[0].count * self.inputs[1].count * self.n
+        return Probe(self.backend, *positions, channels, total, self.dtype)
 
     def parts(self, block: Block) -> list[tuple[slice, slice]]:
         """Cut the six rows of positions where a block is large for the cache; return those rows and their positions."""
@@ -255,19 +271,28 @@ def forward_tasks(
     windows: Windows,
     y: Array,
     factor: Array | None = None,
-) -> list[Task]:
-    """Return the tasks that fill y (F, OH, OW, N) from x (C, H, W, N); `factor` is `filters(weight)`."""
-    f, c = weight.shape[:2]
+    turned: bool = False,
+) -> tuple[list[Task], Task]:
+    """Return the tasks that fill y (F, OH, OW, N) from x (C, H, W, N), and what is to be done after them.
+
+    `factor` is `filters(weight)`. A `turned` weight is that of a convolution whose dX is y.
+    """
+    taps = weight.swapaxes(0, 1)[..., ::-1, ::-1] if turned else weight
+    f, c = taps.shape[:2]
     plan = _Plan(backend, windows, c, f, x.shape[3], x.dtype)
     b, _, a, _ = _matrices(backend.home, x.dtype)
-    u = filters(backend, weight) if factor is None else factor
+    u = filters(backend, taps) if factor is None else factor
+    probe = plan.probe(CORNERS, c)
+    blocks = plan.blocks()
 
-    def task(block: Block) -> None:
+    def task(index: int) -> None:
+        block = blocks[index]
         strips = plan.strips(b, x, plan.inputs, block, "strips")
         shape = f, len(block[0]), WINDOW, TILE * len(block[1]), plan.n
         results = backend.scratch("results", shape, x.dtype)
         for part, rows in plan.parts(block):
             v = plan.positions(b, strips, WINDOW, block, part, "v")
+            probe.look(v, part, plan.first(blocks, index))
             m = backend.matmul(u[rows], v, out=plan.scratch("m", v.shape[0], f, block))
             plan.collect(a, m, results, block, part)
         plan.write(a, results, y, block)
@@ -276,7 +301,20 @@ def forward_tasks(
             place = y[:, rows, columns]
             backend.xp.add(place, bias.reshape(-1, 1, 1, 1), out=place)
 
-    return [lambda block=block: task(block) for block in plan.blocks()]  # type: ignore[misc]
+    def mend() -> None:
+        backend.call(mend_outputs, probe.values, x, weight, bias, y, windows, turned)
+
+    return [lambda i=i: _quietly(task, i) for i in range(len(blocks))], mend  # type: ignore[misc]
+
+
+def quiet() -> Any:
+    """Return a context for what computes with an inf times the transforms' zeros; what comes of it is mended."""
+    return np.errstate(over="ignore", invalid="ignore")
+
+
+def _quietly(task: Callable[[int], None], index: int) -> None:
+    with quiet():  # in each thread of the pool
+        task(index)
 
 
 def gradient_windows(backend: Any, weight: Array, windows: Windows, groups: int, n: int) -> Windows | None:
@@ -285,7 +323,7 @@ def gradient_windows(backend: Any, weight: Array, windows: Windows, groups: int,
 
 
 def gradient_tasks(
-    backend: Any, dy: Array, x: Array, weight: Array, turned: Windows, dx: Array | None
+    backend: Any, dy: Array, x: Array, weight: Array, windows: Windows, turned: Windows, dx: Array | None
 ) -> tuple[list[Task], Callable[[], Array]]:
     """Return the tasks that fill dx (C, H, W, N), where it is given, and share the work on dW out.
 
@@ -297,24 +335,33 @@ def gradient_tasks(
     u = filters(backend, weight.swapaxes(0, 1)[..., ::-1, ::-1]) if dx is not None else None  # (36, C, F)
     blocks = plan.blocks()
     shares: list[Array] = [None] * len(blocks)
+    probe, x_probe = plan.probe(CORNERS, f), plan.probe(CENTRE, c)
 
     def task(index: int) -> None:
-        block = blocks[index]
-        windows = plan.strips(b, dy, plan.inputs, block, "strips")  # (F, R, 6, 4*S+2, N)
+        block, first = blocks[index], plan.first(blocks, index)
+        strips = plan.strips(b, dy, plan.inputs, block, "strips")  # (F, R, 6, 4*S+2, N)
         shape = c, len(block[0]), WINDOW, TILE * len(block[1]), plan.n
         results = backend.scratch("results", shape, x.dtype) if u is not None else None
         share = backend.empty((WINDOW * WINDOW, c, f), x.dtype)
         for part, rows in plan.parts(block):
-            v = plan.positions(b, windows, WINDOW, block, part, "v")  # (6*P, F, R*S*N)
+            v = plan.positions(b, strips, WINDOW, block, part, "v")  # (6*P, F, R*S*N)
+            probe.look(v, part, first)
             if u is not None:
                 m = backend.matmul(u[rows], v, out=plan.scratch("m", v.shape[0], c, block))
                 plan.collect(a_t, m, results, block, part)
             tiles = plan.strips(a[part], x, plan.outputs, block, "tiles")  # (C, R, P, 4*S, N)
             m = plan.positions(a, tiles, TILE, block, slice(None), "m")  # (6*P, C, R*S*N)
+            x_probe.look(m, part, first)
             products.outer_sum(backend, m[:, None], v[:, None], out=share[rows])
         if u is not None:
             plan.write(a_t, results, dx, block)
         shares[index] = share
 
-    tasks: list[Task] = [lambda i=i: task(i) for i in range(len(blocks))]  # type: ignore[misc]
-    return tasks, lambda: _filter_gradient(backend, shares, x.dtype)
+    def collect() -> Array:
+        if dx is not None:
+            backend.call(mend_outputs, probe.values, dy, weight, None, dx, turned, True)
+        dweight = _filter_gradient(backend, shares, x.dtype)
+        backend.call(mend_weight_gradient, probe.values, x_probe.values, dy, x, dweight, windows)
+        return dweight
+
+    return [lambda i=i: _quietly(task, i) for i in range(len(blocks))], collect  # type: ignore[misc]
