@@ -31,7 +31,7 @@ def test_forward(benchmark, backend, m, k, n):
     benchmark.group = f"({m}, {k}) @ ({k}, {n})"
     a = normal(backend, m, k)
     if backend.blas.multiplies_small:
-        a = backend.left_factor(a)
+        a = products.pack_lhs(backend, a)
     b, out = normal(backend, k, n), backend.zeros((m, n), np.float32)
     assert bool(products.column_piece(m, k, n))
     benchmark(backend.matmul, a, b, out=out)
@@ -41,4 +41,4 @@ def test_forward(benchmark, backend, m, k, n):
 def test_gradient(benchmark, backend, k, f, n):
     benchmark.group = f"({k}, {n}) @ ({f}, {n}).T"
     a, b = normal(backend, 1, 8, k, n), normal(backend, 1, 8, f, n)
-    benchmark(backend.outer_sum, a, b)
+    benchmark(products.outer_sum, backend, a, b)

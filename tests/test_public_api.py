@@ -13,8 +13,10 @@ import xpcnn
 README = Path(__file__).parents[1] / "README.md"
 
 FUNCTIONAL = """
-    conv2d(x, weight, bias=None, *, stride=1, padding=0, dilation=1, groups=1)
+    conv2d(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1)
     conv2d_backward(dy, cache)
+    conv_transpose2d(x, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1)
+    conv_transpose2d_backward(dy, cache)
     max_pool2d(x, kernel_size, *, stride=None, padding=0, dilation=1, ceil_mode=False)
     max_pool2d_backward(dy, cache)
     avg_pool2d(x, kernel_size, *, stride=None, padding=0, ceil_mode=False, count_include_pad=True)
@@ -57,6 +59,8 @@ API = {
         no_grad()
         set_num_threads(n)
         get_num_threads()
+        set_winograd(enabled)
+        get_winograd()
         info()
     """,
     "xpcnn.functional": FUNCTIONAL,

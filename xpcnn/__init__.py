@@ -11,9 +11,11 @@ from xpcnn.backend import (
     compile,
     get_backend,
     get_num_threads,
+    get_winograd,
     register_backend,
     set_backend,
     set_num_threads,
+    set_winograd,
     use_backend,
 )
 from xpcnn.random import manual_seed
@@ -27,12 +29,14 @@ __all__ = [
     "compile",
     "get_backend",
     "get_num_threads",
+    "get_winograd",
     "info",
     "manual_seed",
     "no_grad",
     "register_backend",
     "set_backend",
     "set_num_threads",
+    "set_winograd",
     "use_backend",
 ]
 

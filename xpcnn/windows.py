@@ -85,7 +85,7 @@ class Axis:
         return (self.kernel - 1) * self.dilation + 1
 
     @property
-    def turned(self) -> Axis | None:
+    def transposed(self) -> Axis | None:
         """The windows over the outputs whose taps give the pixels' gradients; None where they do not line up."""
         before, after = self.extent - 1 - self.before, self.extent - 1 - self.after
         if self.stride != 1 or before < 0 or after < 0:
@@ -158,13 +158,13 @@ class Windows:
         )
 
     @cached_property
-    def turned(self) -> Windows | None:
-        """The windows of a convolution of the outputs that gives the gradients of the pixels (see `Axis.turned`)."""
-        h, w = self.h.turned, self.w.turned
+    def transposed(self) -> Windows | None:
+        """The windows of a convolution of the outputs that gives the pixels' gradients (see `Axis.transposed`)."""
+        h, w = self.h.transposed, self.w.transposed
         return None if h is None or w is None else Windows(h, w)
 
     @property
-    def is_crowded(self) -> bool:
+    def gather_pays(self) -> bool:
         """Whether there are not many more pixels than windows: else to work for every pixel costs too much."""
         return 2 * self.h.size * self.w.size < 3 * self.h.out * self.w.out
 
@@ -223,6 +223,75 @@ def windows(
     return _windows(size, kernel_size, stride, padding, dilation, ceil_mode)
 
 
+def transposed_windows(
+    out: tuple[int, int],
+    kernel_size: Size,
+    *,
+    stride: Size = 1,
+    padding: Padding = 0,
+    output_padding: Size = 0,
+    dilation: Size = 1,
+) -> Windows:
+    """Return the windows over the image that a transposed convolution makes: `out` (height, width) of them.
+
+    The image has (out - 1) * stride - padding on both sides + dilation * (kernel - 1) + output_padding + 1 pixels; the
+    last `output_padding` belong to no window.
+
+    Parameters
+    ----------
+    kernel_size, stride, output_padding, dilation : int or (height, width)
+    padding : int, (height, width), ((top, bottom), (left, right)) or "valid"
+
+    Raises
+    ------
+    ShapeError
+        A size is out of range, no pixel is left, or `output_padding` is not below the stride or the dilation.
+    DTypeError
+        A size is no integer.
+    """
+    return _transposed_windows(out, kernel_size, stride, padding, output_padding, dilation)
+
+
+@remembers_geometry
+def _transposed_windows(
+    out: tuple[int, int], kernel_size: Any, stride: Any, padding: Any, output_padding: Any, dilation: Any
+) -> Windows:
+    kernels, strides = pair("kernel_size", kernel_size, 1), pair("stride", stride, 1)
+    dilations, extras = pair("dilation", dilation, 1), pair("output_padding", output_padding, 0)
+    if padding == "same":
+        raise ShapeError('padding: expected integers or "valid" for a transposed convolution, got "same"')
+    axes = []
+    for i, (name, pads) in enumerate(zip(("height", "width"), _sides(padding), strict=True)):
+        if extras[i] >= max(strides[i], dilations[i]):
+            raise ShapeError(
+                f"output_padding: expected less than the stride {strides[i]} or the dilation {dilations[i]}, "
+                f"got {extras[i]}"
+            )
+        extent = (kernels[i] - 1) * dilations[i] + 1
+        size = (out[i] - 1) * strides[i] + extent - sum(pads) + extras[i]
+        if size < 1:
+            raise ShapeError(
+                f"padding: expected less than the {name} of the unpadded result, {size + sum(pads)}, got {sum(pads)} "
+                "on both sides together"
+            )
+        # Windows reach the padding behind the image only as far as no pixels were added there.
+        axes.append(Axis(size, kernels[i], strides[i], dilations[i], pads[0], pads[1] - extras[i], out[i], pads[1]))
+    return Windows(axes[0], axes[1])
+
+
+def _sides(padding: Any) -> list[tuple[int, int]]:
+    """Return ((top, bottom), (left, right)) for any padding but "same"."""
+    if padding == "valid":
+        return [(0, 0), (0, 0)]
+    if isinstance(padding, str):
+        raise ShapeError(f'padding: expected integers, "same" or "valid", got {padding!r}')
+    if isinstance(padding, tuple) and any(isinstance(side, tuple) for side in padding):
+        if len(padding) != 2:
+            raise ShapeError(f"padding: expected ((top, bottom), (left, right)), got {padding!r}")
+        return [pair("padding", side, 0) for side in padding]
+    return [(side, side) for side in pair("padding", padding, 0)]
+
+
 def check_windows(
     kernel_size: Size, *, stride: Size = 1, padding: Padding = 0, dilation: Size = 1, ceil_mode: bool = False
 ) -> Windows:
@@ -237,19 +306,10 @@ def _windows(size: tuple[int, int], kernel_size: Any, stride: Any, padding: Any,
     kernels = pair("kernel_size", kernel_size, 1)
     strides = pair("stride", stride, 1)
     dilations = pair("dilation", dilation, 1)
-    pads: list[tuple[int, int]]
     if padding == "same":
         pads = [_same(*axis) for axis in zip(size, kernels, strides, dilations, strict=True)]
-    elif padding == "valid":
-        pads = [(0, 0), (0, 0)]
-    elif isinstance(padding, str):
-        raise ShapeError(f'padding: expected integers, "same" or "valid", got {padding!r}')
-    elif isinstance(padding, tuple) and any(isinstance(side, tuple) for side in padding):
-        if len(padding) != 2:
-            raise ShapeError(f"padding: expected ((top, bottom), (left, right)), got {padding!r}")
-        pads = [pair("padding", side, 0) for side in padding]
     else:
-        pads = [(side, side) for side in pair("padding", padding, 0)]
+        pads = _sides(padding)
     axes = [
         _axis(name, *sizes, pads[i], ceil)
         for i, (name, *sizes) in enumerate(zip(("height", "width"), size, kernels, strides, dilations, strict=True))

@@ -5,6 +5,7 @@ import pytest
 
 import xpcnn
 from xpcnn import models, nn, optim
+from xpcnn.backend.numpy.convolution.lowering import windows_view
 from xpcnn.backend.numpy.memory import BlockPool
 from xpcnn.backend.numpy.traced import plain
 from xpcnn.errors import BackendError, DataError
@@ -149,7 +150,7 @@ def test_a_record_has_no_claim_on_what_it_saw_through_windows():
         recording = backend.for_array(None)
         a = recording.empty((4, 1 << 18), "float32")
         recording.xp.copyto(a, 1)
-        recording.xp.add(recording.windows_view(a, 1, 10, 6, 4), 1, out=recording.empty((4, 10, 6), "float32"))
+        recording.xp.add(windows_view(recording, a, 1, 10, 6, 4), 1, out=recording.empty((4, 10, 6), "float32"))
         memory.append(plain(a).__array_interface__["data"][0])
         del a
         memory.append(plain(recording.empty((4, 1 << 18), "float32")).__array_interface__["data"][0])

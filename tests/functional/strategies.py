@@ -93,6 +93,34 @@ def convolutions(draw):
 
 
 @st.composite
+def transposed_convolutions(draw, symmetric=False):
+    """Draw a transposed convolution of any geometry that leaves a pixel; padding on both sides alike if asked."""
+    kernel = draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
+    stride, dilation = draw(pairs(st.integers(1, 3))), draw(pairs(st.integers(1, 2)))
+    size = draw(st.tuples(st.integers(1, 4), st.integers(1, 4)))
+    extra = tuple(draw(st.integers(0, max(s, d) - 1)) for s, d in zip(both(stride), both(dilation), strict=True))
+    sides = []
+    for n, k, s, d, e in zip(size, kernel, both(stride), both(dilation), extra, strict=True):
+        room = (n - 1) * s + d * (k - 1) + e  # one pixel less than the unpadded result
+        before = draw(st.integers(0, min(2, room // 2)))
+        sides.append((before, before if symmetric else draw(st.integers(0, min(2, room - before)))))
+    groups = draw(st.sampled_from([1, 1, 1, 2, 3]))
+    channels, filters = draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
+    padding = tuple(before for before, _ in sides) if symmetric else tuple(sides)
+    options = {"stride": stride, "padding": padding, "output_padding": extra, "groups": groups, "dilation": dilation}
+    return Case(
+        x_shape=(draw(st.integers(1, 3)), groups * channels, *size),
+        weight_shape=(groups * channels, filters, *kernel),
+        kernel=kernel,
+        bias=draw(st.booleans()),
+        options=options,
+        layout=draw(layouts),
+        dtype=draw(dtypes),
+        seed=draw(seeds),
+    )
+
+
+@st.composite
 def poolings(draw, dilated=False):
     """Draw a pooling of any geometry; its padding is smaller than its (dilated) kernel."""
     kernel = draw(pairs(st.integers(1, 3)))

@@ -8,7 +8,7 @@ from tests.functional.strategies import lay_out, values, windows
 from xpcnn import functional as F
 from xpcnn.errors import DTypeError, ShapeError
 from xpcnn.functional import reference as R
-from xpcnn.functional.columns import fill_columns, lower_rows, rows_needed
+from xpcnn.functional.convolution import fill_columns
 from xpcnn.functional.layout import batch_last
 from xpcnn.windows import windows as make_windows
 
@@ -54,12 +54,8 @@ def test_a_backends_own_columns_are_those_of_the_portable_primitive(backend, cas
     x = batch_last(backend, backend.asarray(values(case.rng(), case.x_shape, case.dtype)))  # (C, H, W, N)
     over = make_windows(case.x_shape[2:], case.kernel, **case.options)
     rows = range(min(first, over.h.out - 1), min(first + count, over.h.out))
-    wide = (over.w.kernel, over.w.out, x.shape[3])
-    for primitive, shape in (
-        (fill_columns, (x.shape[0], over.h.kernel, wide[0], len(rows), *wide[1:])),
-        (lower_rows, (rows_needed(over.h, len(rows)), x.shape[0], *wide)),
-    ):
-        actual, expected = (backend.empty(shape, x.dtype) for _ in range(2))
-        primitive(backend, x, over, rows, actual)
-        primitive.portable(backend, x, over, rows, expected)
-        assert np.array_equal(backend.to_numpy(actual), backend.to_numpy(expected))
+    shape = (x.shape[0], *over.kernel, len(rows), over.w.out, x.shape[3])
+    actual, expected = (backend.empty(shape, x.dtype) for _ in range(2))
+    fill_columns(backend, x, over, rows, actual)
+    fill_columns.portable(backend, x, over, rows, expected)
+    assert np.array_equal(backend.to_numpy(actual), backend.to_numpy(expected))

@@ -1,15 +1,17 @@
 import numpy as np
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.fake_device import counters
-from tests.functional.checks import agrees, check_op
+from tests.functional.checks import TOLERANCE, agrees, check_op
 from tests.functional.strategies import convolutions, lay_out, values
 from xpcnn import functional as F
 from xpcnn.errors import DTypeError, MixedBackendsError, ShapeError
 from xpcnn.functional import reference as R
-from xpcnn.functional import winograd
-from xpcnn.testing import numerical_gradient
+from xpcnn.functional.convolution import conv2d_forward, conv2d_gradients, conv2d_input_gradient
+from xpcnn.testing import assert_close, numerical_gradient
+from xpcnn.windows import windows as make_windows
 
 CONV = (F.conv2d, F.conv2d_backward), (R.conv2d, R.conv2d_backward)
 
@@ -52,49 +54,40 @@ def test_conv2d_in_small_tiles(backend, rng, monkeypatch, column_bytes, options)
     check_op(backend, *CONV, arrays, rng=rng, **options)
 
 
-@pytest.mark.parametrize("stacks_rows", [True, False])
 @pytest.mark.parametrize("threads", [1, 2, 3])
-def test_conv2d_does_not_depend_on_how_the_backend_shares_the_work(backend, rng, monkeypatch, stacks_rows, threads):
-    if stacks_rows and not backend.stacks_rows:
-        pytest.skip("the backend does not multiply stacks of overlapping matrices")
-    monkeypatch.setattr(backend, "stacks_rows", stacks_rows)
+def test_conv2d_does_not_depend_on_how_the_backend_shares_the_work(backend, rng, monkeypatch, threads):
     monkeypatch.setattr(backend, "get_num_threads", lambda: threads)
     arrays = [values(rng, (2, 3, 8, 7)), values(rng, (4, 3, 3, 3)), values(rng, (4,))]
     for options in ({"padding": 1}, {"stride": 2}):
         check_op(backend, *CONV, arrays, rng=rng, **options)
 
 
-@pytest.mark.parametrize("size", [(4, 4), (5, 9), (3, 3), (10, 6)])
-@pytest.mark.parametrize("padding", [0, 1, ((2, 0), (1, 3))])
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_winograd_agrees_with_the_loops(backend, rng, monkeypatch, size, padding, dtype):
-    monkeypatch.setattr(backend, "winograd_channels", 1)
-    monkeypatch.setattr(winograd, "FEWEST_IMAGES", 1)
-    shapes = [(2, 3, *size), (4, 3, 3, 3), (4,)]
-    arrays = [values(rng, shape, dtype) for shape in shapes]
-    over = F.convolution.windows(size, 3, padding=padding)
-    assert winograd.suits(backend, arrays[1], over, 1, 2)
-    check_op(backend, *CONV, arrays, rng=rng, padding=padding)
-
-
-@pytest.mark.parametrize("slab_bytes", [1, 4000, 8000, 40_000])
-@pytest.mark.parametrize("columns", [1, 14])
-def test_winograd_in_small_tiles(backend, rng, monkeypatch, slab_bytes, columns):
-    monkeypatch.setattr(backend, "winograd_channels", 1)
-    monkeypatch.setattr(winograd, "FEWEST_IMAGES", 1)
-    monkeypatch.setattr(winograd, "COLUMNS", columns)
-    monkeypatch.setattr(backend, "slab_bytes", slab_bytes)
-    arrays = [values(rng, (2, 3, 14, 9)), values(rng, (4, 3, 3, 3)), values(rng, (4,))]
-    check_op(backend, *CONV, arrays, rng=rng, padding=1)
-
-
-def test_winograd_can_be_switched_off(backend, rng, monkeypatch):
-    monkeypatch.setattr(backend, "winograd_channels", 1)
-    monkeypatch.setattr(winograd, "FEWEST_IMAGES", 1)
-    monkeypatch.setattr(winograd, "enabled", False)
-    monkeypatch.setattr(winograd, "forward_tasks", None)
-    arrays = [values(rng, (2, 3, 6, 6), "float32"), values(rng, (4, 3, 3, 3), "float32"), None]
-    check_op(backend, *CONV, arrays, rng=rng)
+@given(case=convolutions(), column_bytes=st.sampled_from([1, 2000, 1 << 28]))
+def test_the_page_of_the_maths_gives_what_a_backend_has_in_its_place(backend, case, column_bytes):
+    """The portable bodies, on NumPy too, where faster ways take their place: a second oracle of those."""
+    rng, groups = case.rng(), case.options["groups"]
+    options = {name: value for name, value in case.options.items() if name != "groups"}
+    over = make_windows(case.x_shape[2:], case.kernel, **options)
+    n, f = case.x_shape[0], case.weight_shape[0]
+    x, weight, bias, dy = (
+        backend.asarray(np.ascontiguousarray(values(rng, shape, case.dtype)))
+        for shape in [(*case.x_shape[1:], n), case.weight_shape, (f,), (f, *over.out, n)]
+    )
+    results = []
+    with pytest.MonkeyPatch.context() as patch:
+        for is_portable in (False, True):
+            if is_portable:
+                patch.setattr(backend, "fused", {})
+                patch.setattr(backend, "column_bytes", column_bytes)
+            y = conv2d_forward(backend, x, weight, bias if case.bias else None, over, groups)
+            gradients = conv2d_gradients(backend, dy, x, weight, over, groups, has_bias=case.bias)
+            dx = conv2d_input_gradient(backend, dy, weight, over, groups)
+            results.append([None if a is None else backend.to_numpy(a) for a in (y, *gradients, dx)])
+    for ours, portable in zip(*results, strict=True):
+        if ours is None:
+            assert portable is None
+        else:
+            assert_close(ours, portable, tolerance=TOLERANCE[np.dtype(case.dtype)], terms=1.0)
 
 
 def test_conv2d_without_the_input_gradient(backend, rng):

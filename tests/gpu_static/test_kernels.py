@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from tests.fake_device import FakeArray
 from xpcnn.backend.cupy.fused import row_sums
 from xpcnn.backend.cupy.updates import FUSED
-from xpcnn.functional import columns, loss, normalization, pooling
+from xpcnn.functional import loss, normalization, pooling
 from xpcnn.functional.activation import relu_backward_from, relu_forward
-from xpcnn.functional.bias import add_bias
+from xpcnn.functional.convolution import add_bias, add_columns, fill_columns
 from xpcnn.functional.dropout import GOLDEN, apply_mask, dropout_forward, mix
 from xpcnn.optim import adagrad, adam, rmsprop, sgd
 from xpcnn.windows import windows
@@ -87,7 +87,7 @@ def test_fill_columns(case, data):
     first = data.draw(st.integers(0, over.h.out - 1))
     rows = range(first, data.draw(st.integers(first + 1, over.h.out)))
     shape = (x.shape[0], *over.kernel, len(rows), over.w.out, x.shape[3])
-    got, expected = both(columns.fill_columns, lambda: (device(x), over, rows, shim.empty(shape, x.dtype)))
+    got, expected = both(fill_columns, lambda: (device(x), over, rows, shim.empty(shape, x.dtype)))
     same(got[3], expected[3])
 
 
@@ -98,7 +98,7 @@ def test_add_columns(case, seed, data):
     rows = range(first, data.draw(st.integers(first + 1, over.h.out)))
     shape = (x.shape[0], *over.kernel, len(rows), over.w.out, x.shape[3])
     values = np.random.default_rng(seed).standard_normal(shape).astype(x.dtype)
-    got, expected = both(columns.add_columns, lambda: (device(values), over, rows, device(x)))
+    got, expected = both(add_columns, lambda: (device(values), over, rows, device(x)))
     same(got[3], expected[3])
 
 

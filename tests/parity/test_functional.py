@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from tests.functional.strategies import both, convolutions, distinct, poolings, seeds, values
+from tests.functional.strategies import both, convolutions, distinct, poolings, seeds, transposed_convolutions, values
 from xpcnn.testing import assert_close
 
 pytestmark = pytest.mark.parity
@@ -65,6 +65,29 @@ def test_conv2d(implementation, torch, differentiate, case):
 
     expected = differentiate(oracle, arrays, lambda shape: values(rng, shape))
     check_op(lambda *a: implementation.conv2d(*a, **options), implementation.conv2d_backward, arrays, expected)
+
+
+@given(case=transposed_convolutions(symmetric=True))
+def test_conv_transpose2d(implementation, torch, differentiate, case):
+    rng, options = case.rng(), case.options
+    shapes = [case.x_shape, case.weight_shape, (options["groups"] * case.weight_shape[1],)]
+    arrays = [values(rng, shape, dtype_for(implementation, case.dtype)) for shape in shapes]
+    arrays[2] = arrays[2] if case.bias else None
+    positional = [options[name] for name in ("stride", "padding", "output_padding", "groups", "dilation")]
+
+    def oracle(x, weight, bias):
+        return torch.nn.functional.conv_transpose2d(x, weight, bias, *positional)
+
+    expected = differentiate(oracle, arrays, lambda shape: values(rng, shape))
+    forward, backward = implementation.conv_transpose2d, implementation.conv_transpose2d_backward
+    check_op(lambda *a: forward(*a, *positional), backward, arrays, expected)
+
+
+def test_conv2d_takes_its_options_in_the_order_of_pytorch(implementation, torch):
+    rng = np.random.default_rng(0)
+    arrays = [values(rng, shape) for shape in [(2, 4, 9, 8), (6, 2, 3, 3), (6,)]]
+    expected = torch.nn.functional.conv2d(*map(torch.tensor, arrays), (2, 1), (1, 2), 2, 2)
+    check(implementation.conv2d(*arrays, (2, 1), (1, 2), 2, 2)[0], expected.numpy())
 
 
 def pool_oracle(torch, case, function):

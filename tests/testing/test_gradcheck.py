@@ -38,6 +38,7 @@ def softplus_backward(dy, cache):
         (F.gelu, [(4, 5)]),
         (partial(F.softmax, axis=0), [(4, 5)]),
         (F.log_softmax, [(4, 5)]),
+        (partial(F.conv_transpose2d, stride=2, padding=1, output_padding=1), [(2, 3, 3, 4), (3, 2, 3, 3), (2,)]),
         (partial(F.conv_relu_pool, padding=1), [(2, 2, 6, 6), (3, 2, 3, 3), (3,)]),
     ],
 )

@@ -17,7 +17,9 @@ from typing import Any
 from xpcnn.backend.base import Array, Backend
 from xpcnn.backend.graph import changed, compile
 from xpcnn.backend.numpy import NumpyBackend
-from xpcnn.errors import BackendError, DTypeError, MixedBackendsError
+from xpcnn.backend.numpy.plain import PlainNumpyBackend
+from xpcnn.backend.portable import is_portable
+from xpcnn.errors import BackendError, ConfigError, DTypeError, MixedBackendsError
 
 __all__ = [
     "Array",
@@ -27,15 +29,18 @@ __all__ = [
     "compile",
     "get_backend",
     "get_num_threads",
+    "get_winograd",
+    "is_portable",
     "register_backend",
     "resolve",
     "set_backend",
     "set_num_threads",
+    "set_winograd",
     "use_backend",
 ]
 
 _lock = threading.RLock()
-_backends: dict[str, Backend] = {"numpy": NumpyBackend()}
+_backends: dict[str, Backend] = {"numpy": PlainNumpyBackend() if is_portable() else NumpyBackend()}
 _by_type: dict[type, Backend] = {type(_backends["numpy"].asarray(0)): _backends["numpy"]}
 _default: Backend | None = None
 _override: ContextVar[Backend | None] = ContextVar("xpcnn_backend", default=None)
@@ -126,6 +131,28 @@ def set_num_threads(n: int) -> None:
         `n` is not an integer of 1 or more.
     """
     _backends["numpy"].set_num_threads(n)
+    changed()
+
+
+def get_winograd() -> bool:
+    """Return whether large 3x3 convolutions on NumPy may go through Winograd's transforms."""
+    return bool(getattr(_backends["numpy"], "winograd", False))
+
+
+def set_winograd(enabled: bool) -> None:
+    """Let large 3x3 convolutions on NumPy go through Winograd's transforms (the default), or hold them to plain sums.
+
+    The transforms need a quarter of the multiplications, at the price of rounding: see
+    `xpcnn/backend/numpy/convolution/winograd.py`, which states the bounds of both ways. The setting is the process's.
+
+    Raises
+    ------
+    ConfigError
+        `enabled` is no bool.
+    """
+    if not isinstance(enabled, bool):
+        raise ConfigError(f"enabled: expected True or False, got {enabled!r}")
+    _backends["numpy"].winograd = enabled  # type: ignore[attr-defined]
     changed()
 
 

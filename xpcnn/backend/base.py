@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 from xpcnn.backend.graph import guards
 
@@ -32,9 +32,6 @@ class Backend:
     xp: Any
     fused: Mapping[str, Callable[..., Any]] = {}
 
-    # What a convolution should prefer here; `functional/tiles.py` and `winograd.py` explain both.
-    stacks_rows: bool = False
-    winograd_channels: ClassVar[int | None] = None
     # Columns that one piece of a convolution may hold at a time, and the working set of one slab of channels.
     column_bytes: int = 1 << 28
     slab_bytes: int | None = None
@@ -71,6 +68,10 @@ class Backend:
     def activate(self) -> None:
         """Make the backend's device the current one; called when it becomes the active backend."""
 
+    def multiplies(self, dtype: Any) -> bool:
+        """Say whether `matmul` takes this dtype as it is; float16 goes through copies in float32 elsewhere."""
+        return dtype.char != "e" or self.multiplies_float16
+
     # --- memory ---------------------------------------------------------------------------------------------------
 
     def empty(self, shape: Sequence[int], dtype: Any) -> Array:
@@ -94,10 +95,6 @@ class Backend:
         out = self.empty(a.shape, a.dtype)
         self.xp.copyto(out, a)
         return out
-
-    def bordered(self, key: Any, shape: Sequence[int], dtype: Any) -> Array:
-        """Return a work array that was zero when it was made; whoever uses a key writes the same part each time."""
-        return self.xp.zeros(shape, dtype=dtype)
 
     def place(self, a: Array) -> Array:
         """Return `a`, or a copy, where recorded steps reach it best: for what every step reads or writes."""
@@ -146,38 +143,6 @@ class Backend:
             return self.xp.matmul(a, b)
         return self.xp.matmul(a, b, out=out)
 
-    def outer_sum(self, a: Array, b: Array, out: Array | None = None) -> Array:
-        """Return the sum over R of a (G, R, K, N) times the transpose of b (G, R, F, N): (G, K, F).
-
-        `out`, where given, is C-contiguous and takes it.
-        """
-        if a.shape[:2] == (1, 1):  # two matrices: a stack of one would be copied where cuBLAS wants it otherwise
-            total = self.matmul(a[0, 0], b[0, 0].swapaxes(0, 1), out=None if out is None else out[0])
-            return total[None] if out is None else out
-        if a.shape[1] == 1:
-            return self.matmul(a[:, 0], b[:, 0].swapaxes(-1, -2), out=out)
-        return self.xp.sum(self.matmul(a, b.swapaxes(-1, -2)), axis=1, out=out)
-
-    def left_factor(self, a: Array) -> Array:
-        """Return `a` (..., M, K) as a left factor of `matmul` should lie in memory."""
-        return self.contiguous(a)
-
-    def overlapping_rows(self, lowered: Array, count: int, stride: int, kernel: int) -> Array:
-        """Return `count` windows of `kernel` rows each over lowered (G, M, K, P) as a view (G, count, kernel*K, P).
-
-        The rows lie one behind the other; only a backend with `stacks_rows` needs it.
-        """
-        groups, _, k, columns = lowered.shape
-        across_groups, across_rows, down, along = lowered.strides
-        strides = across_groups, stride * across_rows, down, along
-        return self.strided_view(lowered, (groups, count, kernel * k, columns), strides)
-
-    def windows_view(self, a: Array, axis: int, count: int, size: int, step: int) -> Array:
-        """Return `a` as a view whose `axis` is (count, size): windows that begin every `step` along it."""
-        shape = (*a.shape[:axis], count, size, *a.shape[axis + 1 :])
-        strides = (*a.strides[:axis], step * a.strides[axis], *a.strides[axis:])
-        return self.strided_view(a, shape, strides)
-
     def strided_view(self, a: Array, shape: tuple[int, ...], strides: tuple[int, ...]) -> Array:
         """Return a view from the first element of `a` on; nothing checks that it stays inside."""
         return self.xp.lib.stride_tricks.as_strided(a, shape, strides)
@@ -210,6 +175,10 @@ class Backend:
             The step holds something that cannot be recorded; the message says what.
         """
         return step
+
+    def settings(self) -> Any:
+        """Return what else decides which calls an operation makes, such as the number of threads."""
+        return self.get_num_threads()
 
     def traced(self, a: Array) -> Array:
         """Return what a function that is being captured sees of an array."""

@@ -37,6 +37,7 @@ from xpcnn.functional.pooling import (
     max_pool2d_backward,
 )
 from xpcnn.functional.softmax import log_softmax, log_softmax_backward, softmax, softmax_backward
+from xpcnn.functional.transposed_convolution import conv_transpose2d, conv_transpose2d_backward
 
 __all__ = [
     "avg_pool2d",
@@ -50,6 +51,8 @@ __all__ = [
     "conv_relu_backward",
     "conv_relu_pool",
     "conv_relu_pool_backward",
+    "conv_transpose2d",
+    "conv_transpose2d_backward",
     "cross_entropy",
     "dropout",
     "dropout_backward",

@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Any, ClassVar, NamedTuple
 
 from xpcnn.backend import Array, Backend, backend_of
-from xpcnn.backend.spans import spans
+from xpcnn.backend.split import split_evenly
 from xpcnn.errors import DTypeError, ShapeError
 from xpcnn.functional.layout import batch_first, batch_last, check_backend, check_floating, check_like
 from xpcnn.functional.precision import cast_batch, is_narrow, wide
@@ -261,8 +261,8 @@ def _slabs(backend: Backend, ops: Sequence[ChannelOp], shapes: list[Shape], item
 
 @lru_cache(maxsize=256)
 def _cut(channels: int, all_bands: int, count: int, threads: int) -> Sequence[Slab]:
-    bands = spans(all_bands, -(-count // max(1, min(channels, count // threads))))
-    parts = spans(channels, -(-count // len(bands)))
+    bands = split_evenly(all_bands, -(-count // max(1, min(channels, count // threads))))
+    parts = split_evenly(channels, -(-count // len(bands)))
     return [Slab(slice(part.start, part.stop), band, all_bands) for part in parts for band in bands]
 
 

@@ -1,29 +1,195 @@
 """2-D convolution: columns times weights, and the same two matrices for its gradients.
 
-With X the columns of the image and W the weights as (F, C*KH*KW):
+    X = im2col(x)                       (C*KH*KW, OH*OW*N), a column for each window
+    Y = W X + b                         W is the weights as (F, C*KH*KW)
+    dW = dY X^T    db = sum of dY over columns    dx = col2im(W^T dY)
 
-    Y = W X + b        dW = dY X^T        db = sum of dY over columns        dX = W^T dY, then col2im
-
-The image is cut into tiles of output rows: each thread lowers a tile into a buffer that it keeps and multiplies it
-while it is in the cache (`tiles.py`), so the whole column matrix never exists. dX has quicker ways than that
-(`input_gradient.py`), and large 3x3 convolutions go through `winograd.py`.
+That is the next page of code, in pieces of output rows whose columns take `Backend.column_bytes` at most, and for each
+group of channels alike. Arrays are batch-last: x (C, H, W, N), y (F, OH, OW, N). A backend may do each step, or the
+whole of it, in its own way (`primitive.py`); with XPCNN_PORTABLE=1 this runs everywhere and a debugger stops here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from xpcnn.backend import Array, Backend, backend_of
-from xpcnn.backend.spans import spans
 from xpcnn.errors import DTypeError, ShapeError
-from xpcnn.functional import winograd
-from xpcnn.functional.bias import channel_sums
-from xpcnn.functional.input_gradient import input_tasks
 from xpcnn.functional.layout import batch_first, batch_last, check_floating, check_like, check_ndim
-from xpcnn.functional.precision import cast, cast_all, cast_batch, goes_through_float32, is_narrow
-from xpcnn.functional.tiles import Task, Tiles, forward_tasks, weight_factor
-from xpcnn.windows import Padding, Size, Windows, integer, windows
+from xpcnn.functional.precision import cast, cast_all, cast_batch
+from xpcnn.functional.primitive import primitive
+from xpcnn.windows import Padding, Size, Windows, integer
+from xpcnn.windows import windows as make_windows
+
+
+@primitive
+def conv2d_forward(
+    backend: Backend,
+    x: Array,
+    weight: Array,
+    bias: Array | None,
+    windows: Windows,
+    groups: int,
+    packed: dict[str, Array] | None = None,
+) -> Array:
+    """Return y (F, OH, OW, N) for x (C, H, W, N).
+
+    A `packed` belongs to weights that never change: a backend may keep them there as its products take them.
+    """
+    y = backend.empty((weight.shape[0], *windows.out, x.shape[3]), x.dtype)
+    w = _weight_matrix(backend, weight, groups)  # (G, F/G, K), K = C/G*KH*KW
+    for rows in _row_pieces(backend, x, windows):
+        cols = _im2col(backend, x, windows, groups, rows)  # (G, K, R*OW*N)
+        _multiply(backend, w, cols, out=_rows_of(y, groups, rows))  # Y = W X
+    if bias is not None:
+        add_bias(backend, y, bias)
+    return y
+
+
+@primitive
+def conv2d_gradients(
+    backend: Backend,
+    dy: Array,
+    x: Array,
+    weight: Array,
+    windows: Windows,
+    groups: int,
+    has_bias: bool = False,
+    input_gradient: bool = True,
+) -> tuple[Array | None, Array, Array | None]:
+    """Return dx (C, H, W, N) or None, dweight and dbias or None for dy (F, OH, OW, N)."""
+    dx = conv2d_input_gradient(backend, dy, weight, windows, groups) if input_gradient else None
+    dw = None
+    for rows in _row_pieces(backend, x, windows):
+        cols = _im2col(backend, x, windows, groups, rows)  # (G, K, R*OW*N)
+        share = _multiply(backend, _rows_of(dy, groups, rows), cols.swapaxes(-1, -2))  # dW = dY X^T: (G, F/G, K)
+        dw = _add_up(backend, dw, share)
+    db = backend.row_sums(dy.reshape(dy.shape[0], -1)) if has_bias else None
+    return dx, _stored(backend, dw, weight.dtype).reshape(weight.shape), db
+
+
+@primitive
+def conv2d_input_gradient(backend: Backend, dy: Array, weight: Array, windows: Windows, groups: int) -> Array:
+    """Return dx (C, H, W, N) for dy (F, OH, OW, N)."""
+    if windows.transposed is not None and windows.gather_pays:
+        # As many windows as pixels: dx is a convolution itself, of dy with the filters turned by half a turn.
+        return conv2d_forward(backend, dy, _turned(backend, weight, groups), None, windows.transposed, groups)
+    channels, n = groups * weight.shape[1], dy.shape[3]
+    dx = backend.zeros((channels, windows.h.size, windows.w.size, n), dy.dtype)
+    w = _weight_matrix(backend, weight, groups)  # (G, F/G, K)
+    for rows in _row_pieces(backend, dx, windows):
+        cols = _columns(backend, dx, windows, rows)  # (C, KH, KW, R, OW, N)
+        product = cols.reshape(groups, w.shape[2], -1)  # (G, K, R*OW*N)
+        _multiply(backend, w.swapaxes(-1, -2), _rows_of(dy, groups, rows), out=product)  # W^T dY
+        add_columns(backend, cols, windows, rows, dx)  # col2im
+    return dx
+
+
+@primitive
+def fill_columns(backend: Backend, x: Array, windows: Windows, rows: range, cols: Array) -> None:
+    """Copy the taps of the output rows `rows`: x (C, H, W, N) to cols (C, KH, KW, len(rows), OW, N)."""
+    for i, j in windows.taps():
+        ro, ri = windows.h.overlap(i, rows.start, rows.stop)
+        wo, wi = windows.w.overlap(j, 0, windows.w.out)
+        tap = cols[:, i, j]  # (C, R, OW, N)
+        backend.xp.copyto(tap[:, ro, wo], x[:, ri, wi])
+        clear_outside(backend, tap, ro, wo)
+
+
+@primitive
+def add_columns(backend: Backend, cols: Array, windows: Windows, rows: range, dx: Array) -> None:
+    """Add every tap of cols (C, KH, KW, len(rows), OW, N) to its pixel of dx (C, H, W, N): the adjoint of im2col."""
+    for i, j in windows.taps():
+        ro, ri = windows.h.overlap(i, rows.start, rows.stop)
+        wo, wi = windows.w.overlap(j, 0, windows.w.out)
+        target = dx[:, ri, wi]  # (C, R, OW, N)
+        backend.xp.add(target, cols[:, i, j, ro, wo], out=target)
+
+
+@primitive
+def add_bias(backend: Backend, y: Array, bias: Array) -> None:
+    """Add bias (F,) to y (F, ..., N) in place."""
+    backend.xp.add(y, bias.reshape(-1, *(1,) * (y.ndim - 1)), out=y)
+
+
+# --- what these are made of -------------------------------------------------------------------------------------------
+
+
+def _row_pieces(backend: Backend, x: Array, windows: Windows) -> list[range]:
+    """Cut the output rows so that the columns of a piece take at most `column_bytes`, or are those of one row."""
+    taps = windows.h.kernel * windows.w.kernel
+    row_bytes = x.shape[0] * taps * windows.w.out * x.shape[3] * x.dtype.itemsize
+    step, out = max(1, backend.column_bytes // max(1, row_bytes)), windows.h.out
+    return [range(first, min(first + step, out)) for first in range(0, out, step)]
+
+
+def _im2col(backend: Backend, x: Array, windows: Windows, groups: int, rows: range) -> Array:
+    """Return the columns of some output rows, (G, K, R*OW*N), good until the next are asked for."""
+    if windows.is_pointwise:
+        return x[:, rows.start : rows.stop].reshape(groups, x.shape[0] // groups, -1)  # (G, C/G, R*W*N)
+    if windows.is_whole:
+        return x.reshape(groups, -1, x.shape[3])  # (G, C/G*H*W, N)
+    cols = _columns(backend, x, windows, rows)
+    fill_columns(backend, x, windows, rows, cols)
+    return cols.reshape(groups, -1, len(rows) * windows.w.out * x.shape[3])  # (G, K, R*OW*N)
+
+
+def _columns(backend: Backend, x: Array, windows: Windows, rows: range) -> Array:
+    """Return room for columns, (C, KH, KW, R, OW, N)."""
+    return backend.scratch("columns", (x.shape[0], *windows.kernel, len(rows), windows.w.out, x.shape[3]), x.dtype)
+
+
+def _rows_of(y: Array, groups: int, rows: range) -> Array:
+    """Return some rows of y (F, OH, OW, N) as a view (G, F/G, R*OW*N)."""
+    return y[:, rows.start : rows.stop].reshape(groups, y.shape[0] // groups, -1)
+
+
+def _weight_matrix(backend: Backend, weight: Array, groups: int) -> Array:
+    """Return the weights (F, C/G, KH, KW) as (G, F/G, K)."""
+    return backend.contiguous(weight).reshape(groups, weight.shape[0] // groups, -1)
+
+
+def _turned(backend: Backend, weight: Array, groups: int) -> Array:
+    """Return the weights (F, C/G, KH, KW) turned by half a turn, outputs for inputs: (C, F/G, KH, KW)."""
+    f, c, kh, kw = weight.shape
+    turned = weight.reshape(groups, f // groups, c, kh, kw)[..., ::-1, ::-1].transpose(0, 2, 1, 3, 4)
+    return backend.contiguous(turned).reshape(groups * c, f // groups, kh, kw)
+
+
+def _multiply(backend: Backend, a: Array, b: Array, out: Array | None = None) -> Array:
+    """Return a @ b (G, ..., ...), as one product of two matrices where there is but one group."""
+    if a.shape[0] > 1:
+        return backend.matmul(a, b, out=out)
+    return backend.matmul(a[0], b[0], out=None if out is None else out[0])[None]
+
+
+def _add_up(backend: Backend, total: Array | None, share: Array) -> Array:
+    """Return total + share, in place, in float32 where they are float16: many small shares would be lost."""
+    if total is None:
+        return share
+    if total.dtype.itemsize < 4:
+        total = cast(backend, total, "float32")
+    backend.xp.add(total, share, out=total)
+    return total
+
+
+def _stored(backend: Backend, a: Array, dtype: Any) -> Array:
+    return a if a.dtype == dtype else cast(backend, a, dtype)
+
+
+def clear_outside(backend: Backend, tap: Array, rows: slice, columns: slice) -> None:
+    """Zero what lies outside of `rows` x `columns` in tap (C, R, OW, N): the padding."""
+    if rows.start:
+        backend.xp.copyto(tap[:, : rows.start], 0)
+    if rows.stop < tap.shape[1]:
+        backend.xp.copyto(tap[:, rows.stop :], 0)
+    if columns.start:
+        backend.xp.copyto(tap[:, rows, : columns.start], 0)
+    if columns.stop < tap.shape[2]:
+        backend.xp.copyto(tap[:, rows, columns.stop :], 0)
+
+
+# --- the functions that users call ------------------------------------------------------------------------------------
 
 
 class ConvCache(NamedTuple):
@@ -32,7 +198,7 @@ class ConvCache(NamedTuple):
     x: Array
     weight: Array
     has_bias: bool
-    over: Windows
+    windows: Windows
     groups: int
 
 
@@ -40,7 +206,6 @@ def conv2d(
     x: Array,
     weight: Array,
     bias: Array | None = None,
-    *,
     stride: Size = 1,
     padding: Padding = 0,
     dilation: Size = 1,
@@ -74,59 +239,14 @@ def conv2d(
     LeCun et al. 1998, Gradient-based learning applied to document recognition, section II.
     """
     backend = backend_of(x, weight, bias)
-    over = _check(x, weight, bias, stride, padding, dilation, groups)
+    windows = _check(x, weight, bias, stride, padding, dilation, groups)
     images, groups = batch_last(backend, x), int(groups)  # (C, H, W, N)
-    if goes_through_float32(backend, x):
-        arrays = batch_first(cast(backend, images, "float32")), *cast_all(backend, (weight, bias), "float32")
-        y, _ = conv2d(*arrays, stride=stride, padding=padding, dilation=dilation, groups=groups)
-        return cast_batch(backend, y, x.dtype), ConvCache(images, weight, bias is not None, over, groups)
-    y = _forward(backend, images, weight, bias, over, groups)
-    return batch_first(y), ConvCache(images, weight, bias is not None, over, groups)
-
-
-def _forward(
-    backend: Backend,
-    x: Array,
-    weight: Array,
-    bias: Array | None,
-    over: Windows,
-    groups: int,
-    factor: Array | None = None,
-) -> Array:
-    """Return y (F, OH, OW, N) for x (C, H, W, N)."""
-
-    def convolve(backend: Backend, x: Array, weight: Array, bias: Array | None, factor: Array | None) -> Array:
-        y = backend.empty((weight.shape[0], *over.out, x.shape[3]), x.dtype)
-        tasks = forward_tasks(backend, x, weight, bias, over, groups, y, factor)
-        backend.parallel(_run, tasks, _work(weight, over, x.shape[3]))
-        return y
-
-    key = "conv2d", over, groups, *_tiling(backend)
-    return backend.planned(key, convolve, x, weight, bias, factor)
-
-
-class FixedConvolution:
-    """`conv2d` with weights that never change: they are brought once to the form in which the product takes them.
-
-    Arguments are those of `conv2d`; calling the object with x gives y.
-    """
-
-    def __init__(self, weight: Array, bias: Array | None = None, **geometry: Any) -> None:
-        self.weight, self.bias = weight, bias
-        self.geometry = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1} | geometry
-        self._backend = backend_of(weight)
-        self._factors: dict[str, Array] = {}
-
-    def __call__(self, x: Array) -> Array:
-        """Return y (N, F, OH, OW) for x (N, C, H, W)."""
-        backend = backend_of(x, self.weight)
-        over = _check(x, self.weight, self.bias, **self.geometry)
-        groups = self.geometry["groups"]
-        form, make = weight_factor(self._backend, self.weight, over, groups, x.shape[0])
-        if form not in self._factors:  # made outside of a record, which then holds the result alone
-            self._factors[form] = make()
-        images = batch_last(backend, x)  # (C, H, W, N)
-        return batch_first(_forward(backend, images, self.weight, self.bias, over, groups, self._factors[form]))
+    cache = ConvCache(images, weight, bias is not None, windows, groups)
+    if not backend.multiplies(x.dtype):
+        images, weight, bias = cast_all(backend, (images, weight, bias), "float32")
+        y = conv2d_forward(backend, images, weight, bias, windows, groups)
+        return batch_first(cast(backend, y, x.dtype)), cache
+    return batch_first(conv2d_forward(backend, images, weight, bias, windows, groups)), cache
 
 
 def conv2d_backward(
@@ -153,50 +273,37 @@ def conv2d_backward(
     ShapeError, DTypeError, MixedBackendsError
         `dy` does not fit what the forward returned.
     """
-    x, weight, has_bias, over, groups = cache
+    x, weight, has_bias, windows, groups = cache
     backend = backend_of(dy, x)
-    n = x.shape[3]
-    check_like("dy", dy, (n, weight.shape[0], *over.out), x.dtype)
-    if goes_through_float32(backend, x):
+    check_like("dy", dy, (x.shape[3], weight.shape[0], *windows.out), x.dtype)
+    if not backend.multiplies(x.dtype):
         kept = cache._replace(x=cast(backend, x, "float32"), weight=cast(backend, weight, "float32"))
         dx, *rest = conv2d_backward(cast_batch(backend, dy, "float32"), kept, input_gradient=input_gradient)
         dweight, dbias = cast_all(backend, rest, x.dtype)
         return None if dx is None else cast_batch(backend, dx, x.dtype), dweight, dbias
-
-    def gradients(backend: Backend, dy: Array, x: Array, weight: Array) -> tuple[Array | None, Array, Array | None]:
-        dx = backend.empty(x.shape, x.dtype) if input_gradient else None
-        turned = winograd.gradient_windows(backend, weight, over, groups, n)
-        if turned is not None:
-            tasks, collect = winograd.gradient_tasks(backend, dy, x, weight, turned, dx)
-        else:
-            tasks, collect = _weight_tasks(backend, dy, x, weight, over, groups)
-            if dx is not None:
-                tasks = input_tasks(backend, dy, weight, over, groups, dx) + tasks
-        sums: Any = [], lambda: None
-        if has_bias:
-            sums = _bias_tasks(backend, dy)
-        backend.parallel(_run, tasks + sums[0], (1 + input_gradient) * _work(weight, over, n))
-        return (None if dx is None else batch_first(dx)), collect(), sums[1]()
-
-    key = "conv2d_backward", over, groups, has_bias, input_gradient, *_tiling(backend)
-    result: tuple[Array | None, Array, Array | None] = backend.planned(
-        key, gradients, batch_last(backend, dy), x, weight
+    dx, dweight, dbias = conv2d_gradients(
+        backend, batch_last(backend, dy), x, weight, windows, groups, has_bias, input_gradient
     )
-    return result
+    return None if dx is None else batch_first(dx), dweight, dbias
 
 
-def _tiling(backend: Backend) -> tuple[Any, ...]:
-    """Return what else than its arguments decides how a convolution is cut up."""
-    return backend.column_bytes, backend.slab_bytes, backend.stacks_rows, backend.winograd_channels, winograd.enabled
+class FixedConvolution:
+    """`conv2d` with weights that never change: a backend brings them once to the form in which its product takes them.
 
+    Arguments are those of `conv2d`; calling the object with x gives y.
+    """
 
-def _run(task: Task) -> None:
-    task()
+    def __init__(self, weight: Array, bias: Array | None = None, **geometry: Any) -> None:
+        self.weight, self.bias = weight, bias
+        self.geometry = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1} | geometry
+        self._packed: dict[str, Array] = {}
 
-
-def _work(weight: Array, over: Windows, n: int) -> float:
-    """Return the cost in elementary operations; a product does about eight multiply-adds in the time of one."""
-    return float(weight.size) * over.h.out * over.w.out * n / 8
+    def __call__(self, x: Array) -> Array:
+        """Return y (N, F, OH, OW) for x (N, C, H, W)."""
+        backend = backend_of(x, self.weight)
+        windows = _check(x, self.weight, self.bias, **self.geometry)
+        images, groups = batch_last(backend, x), int(self.geometry["groups"])
+        return batch_first(conv2d_forward(backend, images, self.weight, self.bias, windows, groups, self._packed))
 
 
 def _check(
@@ -219,56 +326,4 @@ def _check(
         raise DTypeError(f"weight: expected the dtype of x, {x.dtype}, got {weight.dtype}; convert one of them")
     if bias is not None:
         check_like("bias", bias, (f,), x.dtype)
-    return windows(x.shape[2:], weight.shape[2:], stride=stride, padding=padding, dilation=dilation)
-
-
-# --- dW = dY X^T ------------------------------------------------------------------------------------------------------
-
-
-def _weight_tasks(
-    backend: Backend, dy: Array, x: Array, weight: Array, over: Windows, groups: int
-) -> tuple[list[Task], Callable[[], Array]]:
-    """Return one task per tile, and what adds the tiles' shares up in their order."""
-    tiles = Tiles(backend, x, over, groups)
-    steps = list(tiles)
-    shares: list[Array] = [None] * len(steps)
-
-    def tile(index: int) -> None:
-        rows = steps[index]
-        cols = tiles.lower(rows)
-        grad = tiles.result(dy, rows)
-        if not tiles.stacked:
-            cols, grad = cols[:, None], grad[:, None]  # (G, 1, K, R*OW*N), (G, 1, F/G, R*OW*N)
-        shares[index] = backend.outer_sum(cols, grad)  # (G, K, F/G)
-
-    def collect() -> Array:
-        total = shares[0]
-        if is_narrow(total.dtype) and len(shares) > 1:
-            total = cast(backend, total, "float32")
-        for share in shares[1:]:
-            backend.xp.add(total, share, out=total)
-        total = tiles.weight_gradient(total)
-        return total if total.dtype == weight.dtype else cast(backend, total, weight.dtype)
-
-    return [lambda i=i: tile(i) for i in range(len(steps))], collect  # type: ignore[misc]
-
-
-# --- db = sum of dY ---------------------------------------------------------------------------------------------------
-
-
-def _bias_tasks(backend: Backend, dy: Array) -> tuple[list[Task], Callable[[], Array]]:
-    """Return a task for each thread, and what gives the sums of dy (F, OH, OW, N) after them.
-
-    Few numbers are one task: whoever comes first has time for it while others wake up.
-    """
-    threads = backend.get_num_threads()
-    if threads == 1:
-        return [], lambda: channel_sums(backend, dy)
-    count = threads if backend.shares(dy.size) else 1
-    parts = [slice(part.start, part.stop) for part in spans(dy.shape[0], count)]
-    sums = backend.empty((dy.shape[0],), dy.dtype)
-
-    def task(part: slice) -> None:
-        backend.xp.copyto(sums[part], channel_sums(backend, dy[part]))
-
-    return [lambda part=part: task(part) for part in parts], lambda: sums  # type: ignore[misc]
+    return make_windows(x.shape[2:], weight.shape[2:], stride=stride, padding=padding, dilation=dilation)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from xpcnn.backend import Array, backend_of
 from xpcnn.errors import DTypeError, ShapeError
-from xpcnn.functional.bias import add_bias, channel_sums
+from xpcnn.functional.convolution import add_bias
 from xpcnn.functional.layout import batch_last, check_floating, check_like, check_ndim
 from xpcnn.functional.precision import cast, cast_all, cast_batch, goes_through_float32
 
@@ -102,7 +102,7 @@ def linear_backward(
         return None if dx is None else cast_batch(backend, dx, x.dtype), result, dbias
     dy = batch_last(backend, dy)  # (out, N)
     dweight = backend.matmul(dy, x.T, out=backend.empty(weight.shape, x.dtype) if dweight is None else dweight)
-    dbias = channel_sums(backend, dy) if has_bias else None
+    dbias = backend.row_sums(dy) if has_bias else None
     if not input_gradient:
         return None, dweight, dbias
     dx = backend.matmul(weight.T, dy, out=backend.empty(x.shape, x.dtype))  # (in, N)

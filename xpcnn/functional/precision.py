@@ -49,7 +49,7 @@ def wide(dtype: Any) -> Any:
 
 def goes_through_float32(backend: Backend, x: Array) -> bool:
     """Say whether a product of `x` is to be computed on copies in float32."""
-    return is_narrow(x.dtype) and not backend.multiplies_float16
+    return not backend.multiplies(x.dtype)
 
 
 def cast(backend: Backend, a: Array, dtype: Any) -> Array:

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
-from xpcnn.backend import Backend
+from xpcnn.backend import Backend, is_portable
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -15,7 +15,8 @@ def primitive(portable: F) -> F:
     """Make `portable(backend, ...)` call `backend.fused[its name]` where the backend has one.
 
     The portable body stays reachable as `.portable`: it is the oracle of the faster version, which takes the same
-    arguments and leaves the same result, or returns NotImplemented for what it does not do.
+    arguments and leaves the same result, or returns NotImplemented for what it does not do. With XPCNN_PORTABLE=1 it
+    is all that there is.
     """
     name = portable.__name__
 
@@ -25,5 +26,6 @@ def primitive(portable: F) -> F:
         result = NotImplemented if fused is None else fused(backend, *args, **options)
         return portable(backend, *args, **options) if result is NotImplemented else result
 
-    call.portable = portable  # type: ignore[attr-defined]
-    return cast("F", call)
+    made = cast("Any", portable if is_portable() else call)
+    made.portable = portable
+    return cast("F", made)

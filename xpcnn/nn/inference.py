@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from xpcnn.backend import Array, Backend
-from xpcnn.backend.spans import spans
+from xpcnn.backend.split import split_evenly
 from xpcnn.errors import BackendError, ConfigError, ShapeError, XpcnnError
 from xpcnn.functional.layout import check_backend, copy_batch_last, empty_batch_last
 from xpcnn.nn.folding import Path, fold
@@ -115,7 +115,7 @@ class Inference:
         count = min(grains, -(-count // threads) * threads)  # as many for each thread
         if count == 1:
             return [], None
-        pieces = [slice(GRAIN * part.start, min(GRAIN * part.stop, n)) for part in spans(grains, count)]
+        pieces = [slice(GRAIN * part.start, min(GRAIN * part.stop, n)) for part in split_evenly(grains, count)]
         return pieces, sizes
 
     def _sizes_of(self, x: Array) -> _Sizes:

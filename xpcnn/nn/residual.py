@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from xpcnn.backend import Array, backend_of
-from xpcnn.backend.spans import spans
+from xpcnn.backend.split import split_evenly
 from xpcnn.functional.addition import check_paths
 from xpcnn.functional.layout import batch_first, batch_last
 from xpcnn.nn.module import Module
@@ -51,5 +51,5 @@ def add(a: Array, b: Array, *, reuse: bool = False) -> Array:
         rows = slice(channels.start, channels.stop)
         backend.xp.add(a[rows], b[rows], out=out[rows])
 
-    backend.parallel(part, spans(a.shape[0], backend.get_num_threads()), 3.0 * a.size, products=False)
+    backend.parallel(part, split_evenly(a.shape[0], backend.get_num_threads()), 3.0 * a.size, products=False)
     return batch_first(out)

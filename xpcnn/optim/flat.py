@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from xpcnn.backend import Array, Backend, backend_of
-from xpcnn.backend.spans import spans
+from xpcnn.backend.split import split_evenly
 from xpcnn.functional.precision import is_narrow, wide
 from xpcnn.nn import Parameter
 
@@ -141,7 +141,7 @@ class Flat:
     def sum_gradients(self) -> Array:
         """Return the sum of all gradients in an array that the next call writes again."""
         backend = self.backend.for_array(self.grad)
-        parts = spans(self.size, len(self._sums))
+        parts = split_evenly(self.size, len(self._sums))
         dtype = {"dtype": self.wide} if self.is_narrow else {}  # finite numbers must not add up to infinity
 
         def add_up(index: int) -> None:

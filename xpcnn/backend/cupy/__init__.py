@@ -11,6 +11,7 @@ from typing import Any
 
 from xpcnn.backend.base import Array, Backend
 from xpcnn.backend.cupy.driver import driver_version, install_advice
+from xpcnn.backend.portable import is_portable
 from xpcnn.errors import BackendError, DTypeError, OutOfMemoryError
 
 _lock = threading.RLock()
@@ -127,13 +128,13 @@ class CupyBackend(Backend):
         self.total_bytes: int = properties["totalGlobalMem"]
         # One piece for all but the largest images, and never a large part of the device.
         self.column_bytes = max(1 << 26, min(1 << 31, self.total_bytes // 16))
-        self.captures = self.is_cuda
+        self.captures = self.is_cuda and not is_portable()
         self._tf32 = False
         self.capture_stream: Any = None
         self.lanes: list[Any] = []  # copy streams and pinned memory that `prefetch` does not use just now
         self.cublas: Cublas | None = None
         self.kernels = Kernels(cupy)
-        self.fused: Mapping[str, Callable[..., Any]] = FUSED if self.is_cuda else {}
+        self.fused: Mapping[str, Callable[..., Any]] = FUSED if self.is_cuda and not is_portable() else {}
         if self.is_cuda:
             self.cublas = Cublas(cupy, self.compute_capability)
         if os.environ.get("XPCNN_TF32") == "1":

@@ -313,6 +313,7 @@ class _Record:
         self._things = tracing.guarded()
         self._loose = [(thing, token, without) for thing, token, without, loose in self._things if loose]
         self._names = [(place, name, value) for place, name, value in tracing.values.values()]
+        self._settings = backend.settings()
         if not self._same():
             raise NotReplayable(f"it changes what it depends on ({self.changed})")
         self._version = guards.version[0]
@@ -370,6 +371,9 @@ class _Record:
                 thing.settle()
 
     def _same(self) -> bool:
+        if self._backend.settings() != self._settings:
+            self.changed = "a setting of the backend"
+            return False
         self.settle()
         tokens = Tokens(self._is_array, self._backend.untraced)
         for thing, token, without, _ in self._things:

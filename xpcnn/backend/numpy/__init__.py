@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from xpcnn.backend.base import Backend
-from xpcnn.backend.numpy import lowering, plans, products, trace
+from xpcnn.backend.numpy import convolution, plans, products, trace
 from xpcnn.backend.numpy.memory import BlockPool, aligned, trim
+from xpcnn.backend.numpy.plain import PlainNumpyBackend
 from xpcnn.backend.numpy.threads import Blas, ThreadPool
 from xpcnn.backend.numpy.traced import plain
 from xpcnn.backend.numpy.workers import WorkerProcesses
-from xpcnn.backend.spans import spans
-from xpcnn.errors import DTypeError
+from xpcnn.backend.split import split_evenly
 
 # OpenBLAS itself keeps products below this many multiply-adds in one thread (interface/gemm.c), so they need no hold.
 SINGLE_THREADED_PRODUCT = 65536 * 4
@@ -36,17 +36,17 @@ SLAB_BYTES, SLAB_BYTES_OF_HELPERS = 1 << 20, 1 << 19
 BORDERED_KEPT = 64
 
 
-class NumpyBackend(Backend):
-    """Arrays are `numpy.ndarray`; BLAS makes the products and a thread pool shares out the rest."""
+class NumpyBackend(PlainNumpyBackend):
+    """Plain NumPy made fast: BLAS makes the products, a thread pool shares out the rest, what comes again is recorded.
 
-    name = "numpy"
-    xp = np
-    fused = {"fill_columns": lowering.fill_columns, "lower_rows": lowering.lower_rows}  # noqa: RUF012
-    immediate = True
-    stacks_rows = True
-    # From this many input and output channels on, Winograd's fewer multiplications outweigh its transforms
-    # (measured: `python bench/run.py conv-64x14`; see `functional/winograd.py`).
-    winograd_channels = 16
+    Attributes
+    ----------
+    winograd : bool
+        Whether large 3x3 convolutions may go through Winograd's transforms (`convolution/winograd.py`).
+    """
+
+    fused = convolution.FUSED
+    winograd = True
     # What a core's own cache holds beside the weights and the output of a tile.
     column_bytes = 4 << 20
 
@@ -87,17 +87,6 @@ class NumpyBackend(Backend):
         finally:
             local.slab_bytes, local.worth = before
 
-    def owns(self, array: Any) -> bool:
-        return isinstance(array, np.ndarray)
-
-    def asarray(self, a: Any, dtype: Any = None) -> np.ndarray[Any, Any]:
-        if not isinstance(a, (np.ndarray, np.generic, list, tuple, int, float)) and not hasattr(a, "__array__"):
-            raise DTypeError(f"a: expected an array or nested lists of numbers, got {type(a).__name__}")
-        return np.asarray(a, dtype=dtype)
-
-    def to_numpy(self, a: Any) -> np.ndarray[Any, Any]:
-        return np.asarray(a)
-
     def for_array(self, array: Any) -> Backend:
         # While a step is recorded, what its thread computes goes to the recorder.
         return self if not self._recorders else getattr(self._local, "recorder", None) or self
@@ -113,6 +102,9 @@ class NumpyBackend(Backend):
         trim()
         return trace.Graph(self, step)
 
+    def settings(self) -> Any:
+        return self.pool.size, self.winograd, self.column_bytes, self._slab_bytes
+
     def traced(self, a: Any) -> Any:
         recorder = getattr(self._local, "recorder", None)
         return a if recorder is None else recorder.wrap(a)
@@ -126,9 +118,6 @@ class NumpyBackend(Backend):
     def recording(self, recorder: Any) -> contextlib.AbstractContextManager[None]:
         """Send this thread's operations to `recorder` for the length of a `with` block."""
         return trace.recording(self, recorder)
-
-    def synchronize(self) -> None:
-        """Nothing to wait for: NumPy returns when the work is done."""
 
     def empty(self, shape: Sequence[int], dtype: Any) -> np.ndarray[Any, Any]:
         return self.blocks.empty(tuple(shape), np.dtype(dtype))
@@ -155,6 +144,7 @@ class NumpyBackend(Backend):
         self._work = threading.local()
 
     def bordered(self, key: Any, shape: Sequence[int], dtype: Any) -> np.ndarray[Any, Any]:
+        """Return a work array that was zero when it was made; whoever uses a key writes the same part each time."""
         kept = self._work.__dict__.setdefault("bordered", {})
         array: np.ndarray[Any, Any] | None = kept.get((key, dtype))
         if array is None:
@@ -193,6 +183,10 @@ class NumpyBackend(Backend):
             else:
                 self.pool.run(function, tasks)
 
+    def call(self, function: Callable[..., Any], *arguments: Any) -> None:
+        """Call a function that is none of NumPy's, now and in every replay of what is being recorded."""
+        function(*arguments)
+
     def planned(self, key: Any, function: Callable[..., Any], *arguments: Any) -> Any:
         return self.plans.run(key, function, arguments)
 
@@ -219,13 +213,14 @@ class NumpyBackend(Backend):
                 columns = slice(part.start, part.stop)
                 self._product(a, b[:, columns], out[:, columns])
 
-        self.parallel(strip, spans(max(m, n), threads), size / 8)  # eight multiply-adds in the time of one operation
+        strips = split_evenly(max(m, n), threads)
+        self.parallel(strip, strips, size / 8)  # eight multiply-adds in the time of one operation
         return out
 
     def _product(self, a: Any, b: Any, out: Any) -> Any:
         m, k = a.shape[-2:]
         n = b.shape[-1]
-        piece = products.column_piece(m, k, n) if self._in_pieces(b.dtype) else 0
+        piece = products.column_piece(m, k, n) if self.multiplies_pieces(b.dtype) else 0
         if not piece or b.strides[-1] != b.itemsize:  # pieces of a transposed factor lose
             return self.xp.matmul(a, b, out=out)
         if out is None:
@@ -234,30 +229,9 @@ class NumpyBackend(Backend):
         self.xp.matmul(left, right, out=result)
         return out
 
-    def _in_pieces(self, dtype: Any) -> bool:
+    def multiplies_pieces(self, dtype: Any) -> bool:
+        """Say whether products of this dtype are to be cut for OpenBLAS's kernels for small matrices."""
         return self.blas.multiplies_small and dtype == np.float32
-
-    def outer_sum(self, a: Any, b: Any, out: Any = None) -> Any:
-        piece = products.outer_piece(a.shape[2], b.shape[2], a.shape[3]) if self._in_pieces(a.dtype) else None
-        if piece is None:
-            return super().outer_sum(a, b, out)
-        left, right = products.outer_pieces(a, b, piece)
-        shape = (*left.shape[:4], right.shape[4], left.shape[-2], right.shape[-1])  # (G, R, P, K', F', k, f)
-        if out is None:
-            out = self.empty((a.shape[0], a.shape[2], b.shape[2]), a.dtype)
-        place = products.outer_place(out, piece)  # (G, K', F', k, f)
-        with self.blas.single():
-            if shape[1] * shape[2] == 1:  # nothing to add up
-                self.xp.matmul(left[:, 0, 0], right[:, 0, 0], out=place)
-                return out
-            parts = self.scratch("parts", shape, a.dtype)
-            self.xp.matmul(left, right, out=parts)
-        self.xp.sum(parts.reshape(shape[0], -1, *shape[3:]), axis=1, out=place)
-        return out
-
-    def left_factor(self, a: Any) -> Any:
-        # OpenBLAS's kernels for small matrices are 1.1 times faster on a left factor with contiguous columns.
-        return self.contiguous(a.swapaxes(-1, -2)).swapaxes(-1, -2)
 
     def strided_view(self, a: Any, shape: tuple[int, ...], strides: tuple[int, ...]) -> Any:
         return np.asarray(_View(a, shape, strides))
@@ -279,13 +253,6 @@ class NumpyBackend(Backend):
             setattr(self._local, slot, ones)
         row: np.ndarray[Any, Any] = ones[:n]
         return row
-
-    def demand(self, holds: Any, error: Exception) -> None:
-        if not holds.all():
-            raise error
-
-    def errstate(self) -> contextlib.AbstractContextManager[Any]:
-        return np.errstate(over="ignore", invalid="ignore", divide="ignore")
 
     def info(self) -> dict[str, Any]:
         libraries = [library.info() for library in self.blas.libraries]

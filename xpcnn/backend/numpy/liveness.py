@@ -95,7 +95,11 @@ def _walk(calls: Sequence[Call], own: Any, live: Extents) -> tuple[list[Call], E
                         live.remove(start, stop)
                         needed.remove(start, stop)
                         filled.add(start, stop)
-        else:  # of no known kind: it may read whatever it was given
+        else:  # of no known kind: it reads and writes what it was given, and may object to it
+            given = arrays_of((call.args, call.options))
+            is_hidden = all(own.holds(array) and not live.meets(*extent_of(array)) for array in given)
+            if given and is_hidden and getattr(call.function, "__name__", "") != "demand":
+                continue
             reads_ = arrays_of((call.args, call.options))
         for array in reads_:
             extent = extent_of(array)

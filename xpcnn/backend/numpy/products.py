@@ -68,3 +68,43 @@ def outer_place(out: Any, piece: tuple[int, int, int]) -> Any:
     rows, filters, _ = piece
     g, k, f = out.shape
     return out.reshape(g, k // rows, rows, f // filters, filters).transpose(0, 1, 3, 2, 4)
+
+
+def outer_sum(backend: Any, a: Any, b: Any, out: Any = None) -> Any:
+    """Return the sum over R of a (G, R, K, N) times the transpose of b (G, R, F, N): (G, K, F).
+
+    `out`, where given, is C-contiguous and takes it.
+    """
+    piece = outer_piece(a.shape[2], b.shape[2], a.shape[3]) if backend.multiplies_pieces(a.dtype) else None
+    if piece is None:
+        return _whole_outer_sum(backend, a, b, out)
+    left, right = outer_pieces(a, b, piece)
+    shape = (*left.shape[:4], right.shape[4], left.shape[-2], right.shape[-1])  # (G, R, P, K', F', k, f)
+    if out is None:
+        out = backend.empty((a.shape[0], a.shape[2], b.shape[2]), a.dtype)
+    place = outer_place(out, piece)  # (G, K', F', k, f)
+    with backend.blas.single():
+        if shape[1] * shape[2] == 1:  # nothing to add up
+            backend.xp.matmul(left[:, 0, 0], right[:, 0, 0], out=place)
+            return out
+        parts = backend.scratch("parts", shape, a.dtype)
+        backend.xp.matmul(left, right, out=parts)
+    backend.xp.sum(parts.reshape(shape[0], -1, *shape[3:]), axis=1, out=place)
+    return out
+
+
+def _whole_outer_sum(backend: Any, a: Any, b: Any, out: Any) -> Any:
+    if a.shape[:2] == (1, 1):  # two matrices: BLAS takes them as they lie
+        total = backend.matmul(a[0, 0], b[0, 0].swapaxes(0, 1), out=None if out is None else out[0])
+        return total[None] if out is None else out
+    if a.shape[1] == 1:
+        return backend.matmul(a[:, 0], b[:, 0].swapaxes(-1, -2), out=out)
+    return backend.xp.sum(backend.matmul(a, b.swapaxes(-1, -2)), axis=1, out=out)
+
+
+def pack_lhs(backend: Any, a: Any) -> Any:
+    """Return `a` (..., M, K) as a left factor should lie: with contiguous columns.
+
+    OpenBLAS's kernels for small matrices are 1.1 times faster on it.
+    """
+    return backend.contiguous(a.swapaxes(-1, -2)).swapaxes(-1, -2)

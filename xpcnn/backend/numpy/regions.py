@@ -12,6 +12,8 @@ import weakref
 from time import perf_counter
 from typing import Any
 
+import numpy as np
+
 from xpcnn.backend.numpy.arena import Arena
 from xpcnn.backend.numpy.calls import Bound, Call, bind
 from xpcnn.backend.numpy.encoding import Encoder, NotEncodable
@@ -35,6 +37,12 @@ def play(bound: Bound) -> None:
         function(*arguments)
 
 
+def _play_quietly(bound: Bound) -> None:
+    """Make calls as a whole replay makes them, in a thread that knows nothing of its caller's context."""
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        play(bound)
+
+
 class Region:
     """Work shared out while it was traced, a list of calls for each thread; calling it plays them."""
 
@@ -53,7 +61,7 @@ class Region:
             for part in self.bound:
                 play(part)
         else:
-            self.pool.run(play, self.bound)
+            self.pool.run(_play_quietly, self.bound)
 
 
 class Link:

@@ -272,6 +272,11 @@ def tracing_backend(
                 self.blocks.resting = False
             self.calls.append(Call(Region(self.pool, parts, work)))
 
+        def call(self, function: Callable[..., Any], *arguments: Any) -> None:
+            arguments = deep_plain(arguments)
+            function(*arguments)
+            self._note(function, arguments)
+
         def planned(self, key: Any, function: Callable[..., Any], *arguments: Any) -> Any:
             return function(self, *arguments)
 
@@ -298,7 +303,7 @@ def tracing_backend(
                 raise BackendError(f"capture: {reason}")
             found.fail(reason)
 
-        def call(self, function: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        def compute(self, function: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
             """Call a function that computes, note it, and return what stands for its result."""
             out = options.get("out")
             self._check(args, options)
@@ -364,7 +369,7 @@ def tracing_backend(
                     )
             if not str(getattr(function, "__module__", "")).startswith("numpy"):
                 self.fail(f"{name} is of another library")
-            return self.call(function, args, options)
+            return self.compute(function, args, options)
 
         def kept(self, result: Any, args: tuple[Any, ...]) -> Any:
             """Return a copy of a new result in the graph's own memory; a view of an argument as it is."""
@@ -455,7 +460,7 @@ class _TracingNamespace:
         if any(type(a) is TracedArray for a in (*args, *options.values())):
             if function in (np.empty_like, np.zeros_like):
                 return backend.wrap(backend.kept(function(*map(plain, args), **options), ()))
-            return backend.call(function, args, options)
+            return backend.compute(function, args, options)
         result = function(*args, **options)
         result = result if backend.arena is None else backend.arena.copy(result)
         backend.small.append(result)
@@ -484,13 +489,13 @@ class _TracingUfunc:
         if len(args) > function.nin:  # the result's place by position
             options["out"] = args[function.nin]
             args = args[: function.nin]
-        return self._backend.call(function, args, options)
+        return self._backend.compute(function, args, options)
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self._function, name)
         if name not in ("reduce", "accumulate", "outer", "reduceat"):
             return value
-        return lambda *args, **options: self._backend.call(value, args, options)
+        return lambda *args, **options: self._backend.compute(value, args, options)
 
 
 class _Place:

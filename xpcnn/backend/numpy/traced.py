@@ -145,7 +145,7 @@ class TracedArray:
                 isinstance(each, list) and any(type(v) is bool for v in each)
             ):
                 trace.fail("a boolean mask picks as many elements as its values say (use where, or multiply)")
-        return trace.call(operator.getitem, (self, key), {})
+        return trace.compute(operator.getitem, (self, key), {})
 
     def __setitem__(self, key: Any, value: Any) -> None:
         trace = self._trace
@@ -172,7 +172,7 @@ class TracedArray:
         if method == "at":
             trace.write(function, inputs, options)
             return None
-        return trace.call(function, inputs, options)
+        return trace.compute(function, inputs, options)
 
     def __array_function__(self, function: Any, types: Any, args: Any, options: Any) -> Any:
         trace = self._trace
@@ -285,7 +285,7 @@ def _outside(function: Any, args: Any, options: Any) -> Any:
 
 
 def _applied(a: TracedArray, function: Callable[[Array], Array]) -> Any:
-    return a._trace.call(function, (a,), {}) if a._trace.is_running else function(a._array)
+    return a._trace.compute(function, (a,), {}) if a._trace.is_running else function(a._array)
 
 
 def _is_basic(key: Any) -> bool:

@@ -1,34 +1,36 @@
-"""The gradient of a convolution by its input: three ways to bring dY back to the pixels, and which one to take.
+"""The gradient of a convolution by its input: ways to bring dY back to the pixels, and which one to take.
 
-A gather is a convolution of dY with the weights turned by half a turn. A scatter is W^T dY and col2im. Between the
-two, rows are gathered and columns spread: the rows of dY that an image row meets in one product, KW additions.
+A scatter is W^T dY and col2im. Where image rows meet few of dY, rows are gathered and columns spread: all rows of dY
+that an image row meets in one product, KW additions. A pointwise convolution is a product of its own.
 """
 
 from __future__ import annotations
 
-from xpcnn.backend import Array, Backend
-from xpcnn.backend.spans import spans
-from xpcnn.functional.columns import add_columns
-from xpcnn.functional.tiles import Task, forward_tasks
+from typing import Any
+
+from xpcnn.backend.numpy import products
+from xpcnn.backend.numpy.convolution.lowering import overlapping_rows
+from xpcnn.backend.numpy.convolution.tiles import Task, forward_tasks
+from xpcnn.backend.split import split_evenly
 from xpcnn.windows import Axis, Windows
 
+Array = Any
 
-def input_tasks(backend: Backend, dy: Array, weight: Array, over: Windows, groups: int, dx: Array) -> list[Task]:
+
+def input_tasks(backend: Any, dy: Array, weight: Array, windows: Windows, groups: int, dx: Array) -> list[Task]:
     """Return the tasks that fill dx (C, H, W, N), the way that multiplies and copies least."""
-    turned = over.turned
-    # Gathers multiply for every pixel, the scatter for every window.
-    if turned is not None and over.is_crowded and (over.is_pointwise or not backend.stacks_rows):
-        f, c, kh, kw = weight.shape
-        flipped = weight.reshape(groups, f // groups, c, kh, kw)[..., ::-1, ::-1].transpose(0, 2, 1, 3, 4)
-        flipped = backend.contiguous(flipped).reshape(groups * c, f // groups, kh, kw)  # (C, F/G, KH, KW)
-        return forward_tasks(backend, dy, flipped, None, turned, groups, dx)
-    h = over.h
-    if backend.stacks_rows and h.kernel > 1 and h.dilation == 1 and h.size < 2 * h.stride * h.out:
-        return _spread_tasks(backend, dy, weight, over, groups, dx)
-    return _scatter_tasks(backend, dy, weight, over, groups, dx)
+    if windows.is_pointwise:
+        f, c = weight.shape[:2]
+        swapped = weight.reshape(groups, f // groups, c, 1, 1).transpose(0, 2, 1, 3, 4)
+        swapped = backend.contiguous(swapped).reshape(groups * c, f // groups, 1, 1)  # (C, F/G, 1, 1)
+        return forward_tasks(backend, dy, swapped, None, windows, groups, dx)
+    h = windows.h
+    if h.kernel > 1 and h.dilation == 1 and h.size < 2 * h.stride * h.out:
+        return _spread_tasks(backend, dy, weight, windows, groups, dx)
+    return _scatter_tasks(backend, dy, weight, windows, groups, dx)
 
 
-def _spread_tasks(backend: Backend, dy: Array, weight: Array, over: Windows, groups: int, dx: Array) -> list[Task]:
+def _spread_tasks(backend: Any, dy: Array, weight: Array, windows: Windows, groups: int, dx: Array) -> list[Task]:
     """Return one task per tile of rows of dx: gathered along the height, spread along the width.
 
     The adjoint of `lower_rows`. Of every `stride` neighbouring image rows, each meets other taps: those that are a
@@ -36,7 +38,7 @@ def _spread_tasks(backend: Backend, dy: Array, weight: Array, over: Windows, gro
     overlapping matrices sums over them, and only KW products remain to be added.
     """
     f, c, kh, kw = weight.shape
-    n, h, w = dy.shape[3], over.h, over.w
+    n, h, w = dy.shape[3], windows.h, windows.w
     matrices = weight.reshape(groups, f // groups, c, kh, kw).transpose(0, 2, 4, 3, 1)  # (G, C/G, KW, KH, F/G)
     classes = [_RowClass(backend, matrices, h, phase) for phase in range(h.stride)]
     low = min(each.first for each in classes)
@@ -61,19 +63,19 @@ def _spread_tasks(backend: Backend, dy: Array, weight: Array, over: Windows, gro
             if not r or not each.taps:
                 backend.xp.copyto(place, 0)
                 continue
-            stack = backend.overlapping_rows(flat[:, each.first - low :], r, 1, each.taps)  # (G, R, T*F/G, OW*N)
+            stack = overlapping_rows(backend, flat[:, each.first - low :], r, 1, each.taps)  # (G, R, T*F/G, OW*N)
             product = backend.scratch("columns", (groups, r, c * kw, w.out * n), dy.dtype)
             backend.matmul(each.matrix, stack, out=product)
             spread = product.reshape(groups, r, c, kw, w.out, n).transpose(0, 2, 3, 1, 4, 5)  # (G, C/G, KW, R, OW, N)
             _add_taps(backend, spread, w, place)
 
-    return [lambda rows=rows: tile(rows) for rows in spans(count, -(-count // step))]  # type: ignore[misc]
+    return [lambda rows=rows: tile(rows) for rows in split_evenly(count, -(-count // step))]  # type: ignore[misc]
 
 
 class _RowClass:
     """The image rows stride*u + phase: they meet `taps` rows of dY from u + `first` on, each with its row of taps."""
 
-    def __init__(self, backend: Backend, matrices: Array, h: Axis, phase: int) -> None:
+    def __init__(self, backend: Any, matrices: Array, h: Axis, phase: int) -> None:
         rows = range((phase + h.before) % h.stride, h.kernel, h.stride)
         self.taps = len(rows)
         self.first = (phase + h.before - rows[-1]) // h.stride if rows else 0
@@ -81,10 +83,10 @@ class _RowClass:
             g, c, kw, _, f = matrices.shape
             own = matrices[:, :, :, rows.start :: h.stride][:, :, :, ::-1]  # (G, C/G, KW, T, F/G)
             matrix = backend.contiguous(own).reshape(g, 1, c * kw, self.taps * f)  # (G, 1, C/G*KW, T*F/G)
-            self.matrix = backend.left_factor(matrix)
+            self.matrix = products.pack_lhs(backend, matrix)
 
 
-def _add_taps(backend: Backend, spread: Array, w: Axis, place: Array) -> None:
+def _add_taps(backend: Any, spread: Array, w: Axis, place: Array) -> None:
     """Write to place (G, C/G, R, W, N) the sums over the taps KW of spread (G, C/G, KW, R, OW, N), which it changes."""
     xp = backend.xp
     taps = [(j, *w.overlap(j, 0, w.out)) for j in range(w.kernel)]
@@ -107,12 +109,12 @@ def _add_taps(backend: Backend, spread: Array, w: Axis, place: Array) -> None:
         xp.copyto(pixels, total)
 
 
-def _scatter_tasks(backend: Backend, dy: Array, weight: Array, over: Windows, groups: int, dx: Array) -> list[Task]:
+def _scatter_tasks(backend: Any, dy: Array, weight: Array, windows: Windows, groups: int, dx: Array) -> list[Task]:
     """Return one task per block of channels: W^T dY tile by tile, each added to its pixels."""
     f, c, kh, kw = weight.shape
-    n, out = dy.shape[3], over.h.out
+    n, out = dy.shape[3], windows.h.out
     per_group = min(c, -(-backend.get_num_threads() // groups))
-    row_bytes = -(-c // per_group) * kh * kw * over.w.out * n * dy.dtype.itemsize
+    row_bytes = -(-c // per_group) * kh * kw * windows.w.out * n * dy.dtype.itemsize
     step = max(1, min(out, backend.column_bytes // max(1, row_bytes)))
 
     def block(group: int, channels: range) -> None:
@@ -124,9 +126,18 @@ def _scatter_tasks(backend: Backend, dy: Array, weight: Array, over: Windows, gr
         for start in range(0, out, step):
             rows = range(start, min(out, start + step))
             grad = dy[filters, rows.start : rows.stop].reshape(f // groups, -1)  # (F/G, R*OW*N)
-            shape = (last - first, kh, kw, len(rows), over.w.out, n)
+            shape = (last - first, kh, kw, len(rows), windows.w.out, n)
             cols = backend.scratch("columns", shape, dy.dtype)
             backend.matmul(matrix, grad, out=cols.reshape(matrix.shape[0], -1))
-            add_columns(backend, cols, over, rows, target)
+            _add_columns(backend, cols, windows, rows, target)
 
-    return [lambda g=g, part=part: block(g, part) for g in range(groups) for part in spans(c, per_group)]  # type: ignore[misc]
+    return [lambda g=g, part=part: block(g, part) for g in range(groups) for part in split_evenly(c, per_group)]  # type: ignore[misc]
+
+
+def _add_columns(backend: Any, cols: Array, windows: Windows, rows: range, dx: Array) -> None:
+    """Add every tap of cols (C, KH, KW, len(rows), OW, N) to its pixel of dx (C, H, W, N)."""
+    for i, j in windows.taps():
+        ro, ri = windows.h.overlap(i, rows.start, rows.stop)
+        wo, wi = windows.w.overlap(j, 0, windows.w.out)
+        target = dx[:, ri, wi]  # (C, R, OW, N)
+        backend.xp.add(target, cols[:, i, j, ro, wo], out=target)

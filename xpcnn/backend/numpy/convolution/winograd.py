@@ -22,19 +22,29 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from xpcnn.backend import Array, Backend
-from xpcnn.backend.spans import spans
-from xpcnn.functional.bias import add_bias
+import numpy as np
+
+from xpcnn.backend.numpy import products
+from xpcnn.backend.numpy.convolution.lowering import windows_view
+from xpcnn.backend.numpy.convolution.mending import Probe, mend_outputs, mend_weight_gradient
+from xpcnn.backend.split import split_evenly
 from xpcnn.windows import Windows
 
+Array = Any
 Task = Callable[[], None]
 Block = tuple[range, range]  # rows of tiles, tiles of each
 
-enabled = True
 TILE, WINDOW = 4, 6
+# From this many input and output channels on, fewer multiplications outweigh the transforms (measured:
+# `python bench/run.py conv-64x14`).
+FEWEST_CHANNELS = 16
 FEWEST_IMAGES = 12  # a tile is a product with as many columns; with fewer than this the direct way is faster
 LINE = 16  # floats of a cache line
 COLUMNS = 512  # that a block has at least: with fewer, products are slower, dW's more so, which sum over them
+
+# Where tiles are probed: the corners see a quarter each of a window, the position next to one a whole tile.
+CORNERS: tuple[tuple[int, ...], slice] = (0, 5), slice(0, 6, 5)
+CENTRE: tuple[tuple[int, ...], slice] = (1,), slice(1, 2)
 
 _B_T: list[list[float]] = [
     [4, 0, -5, 0, 1, 0],
@@ -55,27 +65,25 @@ _G: list[list[float]] = [
 _A_T: list[list[float]] = [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]]
 
 
-def suits(backend: Backend, weight: Array, over: Windows, groups: int, n: int) -> bool:
-    """Say whether a convolution of `n` images goes this way: 3x3, stride 1, and enough channels for this backend."""
-    least = backend.winograd_channels
+def suits(backend: Any, weight: Array, windows: Windows, groups: int, n: int) -> bool:
+    """Say whether a convolution of `n` images goes this way: 3x3, stride 1, and enough channels and images."""
     return (
-        enabled
-        and least is not None
-        and min(weight.shape[:2]) >= least
+        backend.winograd
+        and min(weight.shape[:2]) >= FEWEST_CHANNELS
         and groups == 1
         and n >= FEWEST_IMAGES
-        and over.kernel == (3, 3)
-        and over.stride == (1, 1)
-        and over.h.dilation == over.w.dilation == 1
+        and windows.kernel == (3, 3)
+        and windows.stride == (1, 1)
+        and windows.h.dilation == windows.w.dilation == 1
     )
 
 
 @lru_cache(maxsize=16)
-def _matrices(backend: Backend, dtype: Any) -> tuple[Array, Array, Array, Array]:
+def _matrices(backend: Any, dtype: Any) -> tuple[Array, Array, Array, Array]:
     """Return B^T (6, 6), A (6, 4), A^T (4, 6) and G (x) G (36, 9) on the backend."""
 
     def matrix(rows: list[list[float]]) -> Array:
-        return backend.constant(backend.left_factor(backend.asarray(rows, dtype)))
+        return backend.constant(products.pack_lhs(backend, backend.asarray(rows, dtype)))
 
     a = [list(column) for column in zip(*_A_T, strict=True)]
     g = [[p * q for p in row for q in other] for row in _G for other in _G]
@@ -88,10 +96,10 @@ class _Plan:
     What is multiplied lies as (36, C, R*S*N), one matrix a position.
     """
 
-    def __init__(self, backend: Backend, over: Windows, channels: int, filters: int, n: int, dtype: Any) -> None:
+    def __init__(self, backend: Any, windows: Windows, channels: int, filters: int, n: int, dtype: Any) -> None:
         self.backend, self.n, self.dtype = backend, n, dtype
-        self.inputs = [_Tiles(axis.size, axis.before, WINDOW, -(-axis.out // TILE)) for axis in (over.h, over.w)]
-        self.outputs = [_Tiles(axis.out, 0, TILE, -(-axis.out // TILE)) for axis in (over.h, over.w)]
+        self.inputs = [_Tiles(axis.size, axis.before, WINDOW, -(-axis.out // TILE)) for axis in (windows.h, windows.w)]
+        self.outputs = [_Tiles(axis.out, 0, TILE, -(-axis.out // TILE)) for axis in (windows.h, windows.w)]
         self.tile_bytes = WINDOW * WINDOW * (channels + filters) // 2 * n * dtype.itemsize
         self.room = 2 * (backend.slab_bytes or backend.column_bytes)
 
@@ -100,8 +108,17 @@ class _Plan:
         high, wide = self.inputs[0].count, self.inputs[1].count
         tiles = max(-(-COLUMNS // self.n), self.room // self.tile_bytes)
         rows = max(1, min(tiles // wide, -(-high // self.backend.get_num_threads())))
-        across = spans(wide, -(-wide // tiles))
-        return [(r, s) for r in spans(high, -(-high // rows)) for s in across]
+        across = split_evenly(wide, -(-wide // tiles))
+        return [(r, s) for r in split_evenly(high, -(-high // rows)) for s in across]
+
+    def first(self, blocks: list[Block], index: int) -> int:
+        """Return how many tiles, times N, lie in the blocks before one."""
+        return sum(len(rows) * len(columns) for rows, columns in blocks[:index]) * self.n
+
+    def probe(self, positions: tuple[tuple[int, ...], slice], channels: int) -> Probe:
+        """Return a probe of all tiles."""
+        total = self.inputs[0].count * self.inputs[1].count * self.n
+        return Probe(self.backend, *positions, channels, total, self.dtype)
 
     def parts(self, block: Block) -> list[tuple[slice, slice]]:
         """Cut the six rows of positions where a block is large for the cache; return those rows and their positions."""
@@ -135,7 +152,7 @@ class _Plan:
 
     def positions(self, matrix: Array, strips: Array, side: int, block: Block, part: slice, slot: str) -> Array:
         """Return d matrix^T for the tiles d, `side` pixels wide, in `part` of the strips: (6*part, C, R*S*N)."""
-        windows = self.backend.windows_view(strips[:, :, part], 3, len(block[1]), side, TILE)  # (C, R, P, S, side, N)
+        windows = windows_view(self.backend, strips[:, :, part], 3, len(block[1]), side, TILE)  # (C, R, P, S, side, N)
         out = self.scratch(slot, WINDOW * windows.shape[2], strips.shape[0], block)
         self.backend.matmul(matrix, windows, out=self._by_strip(out, block))
         return out
@@ -158,7 +175,7 @@ class _Plan:
     def _lines(self, image: Array, top: int, count: int, taps: slice, left: int, right: int) -> Array:
         """Return the view (C, count, taps, X*N) of image rows, a strip beginning every four from `top` on."""
         lines = image[:, top:, left:right]
-        return _rows(self.backend.windows_view(lines, 1, count, taps.stop - taps.start, TILE))
+        return _rows(windows_view(self.backend, lines, 1, count, taps.stop - taps.start, TILE))
 
     def _by_strip(self, matrices: Array, block: Block) -> Array:
         """Return (6*P, C, R*S*N) as a view (C, R, P, S, 6, N)."""
@@ -209,7 +226,7 @@ def _pieces(tiles: _Tiles, part: range) -> Sequence[tuple[slice, slice, int]]:
     ]
 
 
-def filters(backend: Backend, weight: Array) -> Array:
+def filters(backend: Any, weight: Array) -> Array:
     """Return U = (G (x) G) W as (36, F, C)."""
     f, c = weight.shape[:2]
     g = _matrices(backend.home, weight.dtype)[3]
@@ -220,10 +237,10 @@ def filters(backend: Backend, weight: Array) -> Array:
         backend.matmul(g, taps, out=u[:, channels].reshape(WINDOW * WINDOW, -1))
 
     _share_channels(backend, part, c, f)
-    return u.swapaxes(1, 2)  # as `left_factor`
+    return u.swapaxes(1, 2)  # as `pack_lhs`
 
 
-def _filter_gradient(backend: Backend, shares: list[Array], dtype: Any) -> Array:
+def _filter_gradient(backend: Any, shares: list[Array], dtype: Any) -> Array:
     """Return dW (F, C, 3, 3), turned by half a turn, from the shares (36, C, F) of dU, added up in their order."""
     _, c, f = shares[0].shape
     g = _matrices(backend.home, dtype)[3]
@@ -240,50 +257,73 @@ def _filter_gradient(backend: Backend, shares: list[Array], dtype: Any) -> Array
     return dw
 
 
-def _share_channels(backend: Backend, part: Callable[[slice], None], c: int, f: int) -> None:
+def _share_channels(backend: Any, part: Callable[[slice], None], c: int, f: int) -> None:
     """Share out what is done with (36, 9) and each of C*F filters, by channels."""
-    parts = [slice(each.start, each.stop) for each in spans(c, backend.get_num_threads())]
+    parts = [slice(each.start, each.stop) for each in split_evenly(c, backend.get_num_threads())]
     backend.parallel(part, parts, 50.0 * c * f)
 
 
 def forward_tasks(
-    backend: Backend,
+    backend: Any,
     x: Array,
     weight: Array,
     bias: Array | None,
-    over: Windows,
+    windows: Windows,
     y: Array,
     factor: Array | None = None,
-) -> list[Task]:
-    """Return the tasks that fill y (F, OH, OW, N) from x (C, H, W, N); `factor` is `filters(weight)`."""
-    f, c = weight.shape[:2]
-    plan = _Plan(backend, over, c, f, x.shape[3], x.dtype)
-    b, _, a, _ = _matrices(backend.home, x.dtype)
-    u = filters(backend, weight) if factor is None else factor
+    turned: bool = False,
+) -> tuple[list[Task], Task]:
+    """Return the tasks that fill y (F, OH, OW, N) from x (C, H, W, N), and what is to be done after them.
 
-    def task(block: Block) -> None:
+    `factor` is `filters(weight)`. A `turned` weight is that of a convolution whose dX is y.
+    """
+    taps = weight.swapaxes(0, 1)[..., ::-1, ::-1] if turned else weight
+    f, c = taps.shape[:2]
+    plan = _Plan(backend, windows, c, f, x.shape[3], x.dtype)
+    b, _, a, _ = _matrices(backend.home, x.dtype)
+    u = filters(backend, taps) if factor is None else factor
+    probe = plan.probe(CORNERS, c)
+    blocks = plan.blocks()
+
+    def task(index: int) -> None:
+        block = blocks[index]
         strips = plan.strips(b, x, plan.inputs, block, "strips")
         shape = f, len(block[0]), WINDOW, TILE * len(block[1]), plan.n
         results = backend.scratch("results", shape, x.dtype)
         for part, rows in plan.parts(block):
             v = plan.positions(b, strips, WINDOW, block, part, "v")
+            probe.look(v, part, plan.first(blocks, index))
             m = backend.matmul(u[rows], v, out=plan.scratch("m", v.shape[0], f, block))
             plan.collect(a, m, results, block, part)
         plan.write(a, results, y, block)
         if bias is not None:
             rows, columns = (slice(TILE * part.start, TILE * part.stop) for part in block)
-            add_bias(backend, y[:, rows, columns], bias)
+            place = y[:, rows, columns]
+            backend.xp.add(place, bias.reshape(-1, 1, 1, 1), out=place)
 
-    return [lambda block=block: task(block) for block in plan.blocks()]  # type: ignore[misc]
+    def mend() -> None:
+        backend.call(mend_outputs, probe.values, x, weight, bias, y, windows, turned)
+
+    return [lambda i=i: _quietly(task, i) for i in range(len(blocks))], mend  # type: ignore[misc]
 
 
-def gradient_windows(backend: Backend, weight: Array, over: Windows, groups: int, n: int) -> Windows | None:
+def quiet() -> Any:
+    """Return a context for what computes with an inf times the transforms' zeros; what comes of it is mended."""
+    return np.errstate(over="ignore", invalid="ignore")
+
+
+def _quietly(task: Callable[[int], None], index: int) -> None:
+    with quiet():  # in each thread of the pool
+        task(index)
+
+
+def gradient_windows(backend: Any, weight: Array, windows: Windows, groups: int, n: int) -> Windows | None:
     """Return the windows of dY that both gradients of a convolution are made of; None where they go another way."""
-    return over.turned if suits(backend, weight, over, groups, n) and over.is_crowded else None
+    return windows.transposed if suits(backend, weight, windows, groups, n) and windows.gather_pays else None
 
 
 def gradient_tasks(
-    backend: Backend, dy: Array, x: Array, weight: Array, turned: Windows, dx: Array | None
+    backend: Any, dy: Array, x: Array, weight: Array, windows: Windows, turned: Windows, dx: Array | None
 ) -> tuple[list[Task], Callable[[], Array]]:
     """Return the tasks that fill dx (C, H, W, N), where it is given, and share the work on dW out.
 
@@ -295,24 +335,33 @@ def gradient_tasks(
     u = filters(backend, weight.swapaxes(0, 1)[..., ::-1, ::-1]) if dx is not None else None  # (36, C, F)
     blocks = plan.blocks()
     shares: list[Array] = [None] * len(blocks)
+    probe, x_probe = plan.probe(CORNERS, f), plan.probe(CENTRE, c)
 
     def task(index: int) -> None:
-        block = blocks[index]
-        windows = plan.strips(b, dy, plan.inputs, block, "strips")  # (F, R, 6, 4*S+2, N)
+        block, first = blocks[index], plan.first(blocks, index)
+        strips = plan.strips(b, dy, plan.inputs, block, "strips")  # (F, R, 6, 4*S+2, N)
         shape = c, len(block[0]), WINDOW, TILE * len(block[1]), plan.n
         results = backend.scratch("results", shape, x.dtype) if u is not None else None
         share = backend.empty((WINDOW * WINDOW, c, f), x.dtype)
         for part, rows in plan.parts(block):
-            v = plan.positions(b, windows, WINDOW, block, part, "v")  # (6*P, F, R*S*N)
+            v = plan.positions(b, strips, WINDOW, block, part, "v")  # (6*P, F, R*S*N)
+            probe.look(v, part, first)
             if u is not None:
                 m = backend.matmul(u[rows], v, out=plan.scratch("m", v.shape[0], c, block))
                 plan.collect(a_t, m, results, block, part)
             tiles = plan.strips(a[part], x, plan.outputs, block, "tiles")  # (C, R, P, 4*S, N)
             m = plan.positions(a, tiles, TILE, block, slice(None), "m")  # (6*P, C, R*S*N)
-            backend.outer_sum(m[:, None], v[:, None], out=share[rows])
+            x_probe.look(m, part, first)
+            products.outer_sum(backend, m[:, None], v[:, None], out=share[rows])
         if u is not None:
             plan.write(a_t, results, dx, block)
         shares[index] = share
 
-    tasks: list[Task] = [lambda i=i: task(i) for i in range(len(blocks))]  # type: ignore[misc]
-    return tasks, lambda: _filter_gradient(backend, shares, x.dtype)
+    def collect() -> Array:
+        if dx is not None:
+            backend.call(mend_outputs, probe.values, dy, weight, None, dx, turned, True)
+        dweight = _filter_gradient(backend, shares, x.dtype)
+        backend.call(mend_weight_gradient, probe.values, x_probe.values, dy, x, dweight, windows)
+        return dweight
+
+    return [lambda i=i: _quietly(task, i) for i in range(len(blocks))], collect  # type: ignore[misc]
