@@ -130,8 +130,8 @@ class FixedConvolution:
 
 
 def conv2d_backward(
-    dy: Array, cache: ConvCache, *, input_gradient: bool = True
-) -> tuple[Array | None, Array, Array | None]:
+    dy: Array, cache: ConvCache, *, input_gradient: bool = True, weight_gradient: bool = True
+) -> tuple[Array | None, Array | None, Array | None]:
     """Return the gradients of `conv2d`.
 
     Parameters
@@ -141,11 +141,13 @@ def conv2d_backward(
         From `conv2d`.
     input_gradient : bool
         False leaves `dx` out (None), as the first layer of a network may.
+    weight_gradient : bool
+        False leaves `dweight` and `dbias` out (None), as a frozen layer may.
 
     Returns
     -------
     dx : array (N, C, H, W) or None
-    dweight : array (F, C/groups, KH, KW)
+    dweight : array (F, C/groups, KH, KW) or None
     dbias : array (F,), or None where `bias` was
 
     Raises
@@ -159,12 +161,20 @@ def conv2d_backward(
     check_like("dy", dy, (n, weight.shape[0], *over.out), x.dtype)
     if goes_through_float32(backend, x):
         kept = cache._replace(x=cast(backend, x, "float32"), weight=cast(backend, weight, "float32"))
-        dx, *rest = conv2d_backward(cast_batch(backend, dy, "float32"), kept, input_gradient=input_gradient)
+        dx, *rest = conv2d_backward(
+            cast_batch(backend, dy, "float32"), kept, input_gradient=input_gradient, weight_gradient=weight_gradient
+        )
         dweight, dbias = cast_all(backend, rest, x.dtype)
         return None if dx is None else cast_batch(backend, dx, x.dtype), dweight, dbias
 
-    def gradients(backend: Backend, dy: Array, x: Array, weight: Array) -> tuple[Array | None, Array, Array | None]:
+    if not (input_gradient or weight_gradient):
+        return None, None, None
+
+    def gradients(backend: Backend, dy: Array, x: Array, weight: Array) -> tuple[Array | None, ...]:
         dx = backend.empty(x.shape, x.dtype) if input_gradient else None
+        if not weight_gradient:
+            backend.parallel(_run, input_tasks(backend, dy, weight, over, groups, dx), _work(weight, over, n))
+            return batch_first(dx), None, None
         turned = winograd.gradient_windows(backend, weight, over, groups, n)
         if turned is not None:
             tasks, collect = winograd.gradient_tasks(backend, dy, x, weight, turned, dx)
@@ -178,8 +188,8 @@ def conv2d_backward(
         backend.parallel(_run, tasks + sums[0], (1 + input_gradient) * _work(weight, over, n))
         return (None if dx is None else batch_first(dx)), collect(), sums[1]()
 
-    key = "conv2d_backward", over, groups, has_bias, input_gradient, *_tiling(backend)
-    result: tuple[Array | None, Array, Array | None] = backend.planned(
+    key = "conv2d_backward", over, groups, has_bias, input_gradient, weight_gradient, *_tiling(backend)
+    result: tuple[Array | None, Array | None, Array | None] = backend.planned(
         key, gradients, batch_last(backend, dy), x, weight
     )
     return result

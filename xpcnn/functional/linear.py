@@ -64,8 +64,13 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> tuple[Array, L
 
 
 def linear_backward(
-    dy: Array, cache: LinearCache, *, input_gradient: bool = True, dweight: Array | None = None
-) -> tuple[Array | None, Array, Array | None]:
+    dy: Array,
+    cache: LinearCache,
+    *,
+    input_gradient: bool = True,
+    weight_gradient: bool = True,
+    dweight: Array | None = None,
+) -> tuple[Array | None, Array | None, Array | None]:
     """Return the gradients of `linear`: dX = W^T dY, dW = dY X^T, db = sum of dY over the batch.
 
     Parameters
@@ -75,13 +80,15 @@ def linear_backward(
         From `linear`.
     input_gradient : bool
         False leaves `dx` out (None).
+    weight_gradient : bool
+        False leaves `dweight` and `dbias` out (None).
     dweight : array (out_features, in_features), C-contiguous, optional
         Where to write the gradient of the weights.
 
     Returns
     -------
     dx : array (N, in_features) or None
-    dweight : array (out_features, in_features)
+    dweight : array (out_features, in_features) or None
     dbias : array (out_features,), or None where `bias` was
 
     Raises
@@ -94,15 +101,21 @@ def linear_backward(
     check_like("dy", dy, (x.shape[1], weight.shape[0]), x.dtype)
     if goes_through_float32(backend, x):
         kept = LinearCache(cast(backend, x, "float32"), cast(backend, weight, "float32"), has_bias)
-        dx, *rest = linear_backward(cast_batch(backend, dy, "float32"), kept, input_gradient=input_gradient)
+        dx, *rest = linear_backward(
+            cast_batch(backend, dy, "float32"), kept, input_gradient=input_gradient, weight_gradient=weight_gradient
+        )
         result, dbias = cast_all(backend, rest, x.dtype)
-        if dweight is not None:
+        if dweight is not None and result is not None:
             backend.xp.copyto(dweight, result)
             result = dweight
         return None if dx is None else cast_batch(backend, dx, x.dtype), result, dbias
     dy = batch_last(backend, dy)  # (out, N)
-    dweight = backend.matmul(dy, x.T, out=backend.empty(weight.shape, x.dtype) if dweight is None else dweight)
-    dbias = channel_sums(backend, dy) if has_bias else None
+    dbias = None
+    if weight_gradient:
+        dweight = backend.matmul(dy, x.T, out=backend.empty(weight.shape, x.dtype) if dweight is None else dweight)
+        dbias = channel_sums(backend, dy) if has_bias else None
+    else:
+        dweight = None
     if not input_gradient:
         return None, dweight, dbias
     dx = backend.matmul(weight.T, dy, out=backend.empty(x.shape, x.dtype))  # (in, N)

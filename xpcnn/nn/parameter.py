@@ -5,8 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 from xpcnn.backend import Array, Backend, backend_of
-from xpcnn.errors import DTypeError, ShapeError
+from xpcnn.errors import ConfigError, DTypeError, ShapeError
 from xpcnn.functional.precision import cast
+
+
+class Clock:
+    """Counts the changes of all parameters, so that one comparison tells whether any has changed since."""
+
+    __slots__ = ("now",)
+
+    def __init__(self) -> None:
+        self.now = 0
+
+
+clock = Clock()
 
 
 class Parameter:
@@ -20,17 +32,22 @@ class Parameter:
     data : array, floating
     name : str
         How errors and `state_dict` call it; a module fills in the whole path.
+    requires_grad : bool
+        False freezes it: no gradient is added, optimisers leave it and their state of it as they are, and a layer
+        whose parameters are all frozen computes no gradient for them. It may be set at any time.
     """
 
-    __slots__ = ("_data", "_grad", "grad_is_zero", "name")
+    __slots__ = ("_data", "_grad", "_requires_grad", "changed_at", "changed_by", "grad_is_zero", "name")
 
-    def __init__(self, data: Array, name: str = "") -> None:
+    def __init__(self, data: Array, name: str = "", requires_grad: bool = True) -> None:
         backend = backend_of(data)
         if data.dtype.kind != "f":
             raise DTypeError(f"data: expected a floating type, got {data.dtype}")
         self._data = data
         self._grad = backend.zeros(data.shape, data.dtype)
         self.name = name
+        self.requires_grad = requires_grad
+        self.mark_changed("a new Parameter in its place")
         # The gradient counts as zero, whatever its memory holds: the next one is copied there instead of added.
         self.grad_is_zero = True
 
@@ -43,6 +60,7 @@ class Parameter:
     def data(self, value: Array) -> None:
         self._check("data", value)
         self._data = value
+        self.mark_changed("an assignment to .data")
 
     @property
     def grad(self) -> Array:
@@ -57,6 +75,31 @@ class Parameter:
         self._check("grad", value)
         self._grad = value
         self.grad_is_zero = False
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether training changes it."""
+        return self._requires_grad
+
+    @requires_grad.setter
+    def requires_grad(self, value: bool) -> None:
+        if not isinstance(value, bool):
+            raise ConfigError(f"{self.name}.requires_grad: expected True or False, got {value!r}")
+        self._requires_grad = value
+
+    def mark_changed(self, by: str) -> None:
+        """Note that the values are others from now on, so that a backward of an earlier forward finds out.
+
+        `by` is what errors name. Whoever writes into `.data` in place may call it; the library does.
+        """
+        clock.now += 1
+        self.changed_at, self.changed_by = clock.now, by
+
+    def relocate(self, data: Array, grad: Array) -> None:
+        """Let values and gradient lie in other arrays, which hold the same numbers already."""
+        changed, is_zero = (self.changed_at, self.changed_by), self.grad_is_zero
+        self.data, self.grad = data, grad
+        (self.changed_at, self.changed_by), self.grad_is_zero = changed, is_zero
 
     def _check(self, what: str, value: Array) -> None:
         backend_of(value)
@@ -79,10 +122,12 @@ class Parameter:
 
     def gradient_target(self) -> Array | None:
         """Return where the next gradient may be computed in place; None where it must be added to one that is there."""
-        return self._grad if self.grad_is_zero else None
+        return self._grad if self.grad_is_zero and self._requires_grad else None
 
     def accumulate(self, gradient: Array) -> None:
-        """Add a gradient, which may already lie in `gradient_target`."""
+        """Add a gradient, which may already lie in `gradient_target`; one of a frozen parameter is dropped."""
+        if not self._requires_grad:
+            return
         if gradient is not self._grad:
             if self.grad_is_zero:
                 backend_of(gradient).xp.copyto(self._grad, gradient)
@@ -94,14 +139,30 @@ class Parameter:
         """Move to another backend."""
         here = backend_of(self._data)
         if here is not backend:
-            self._data = backend.asarray(here.to_numpy(self._data))
-            self._grad = backend.asarray(here.to_numpy(self.grad))
+            self.data, grad = backend.asarray(here.to_numpy(self._data)), backend.asarray(here.to_numpy(self.grad))
+            self.grad = grad
+            self.mark_changed("a move to another backend")
 
     def cast(self, dtype: Any) -> None:
         """Change the dtype of values and gradient."""
         if self._data.dtype != dtype:
             backend = backend_of(self._data)
-            self._data, self._grad = cast(backend, self._data, dtype), cast(backend, self.grad, dtype)
+            self.data, self.grad = cast(backend, self._data, dtype), cast(backend, self.grad, dtype)
+            self.mark_changed("a change of its dtype")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {
+            "data": self._data,
+            "grad": None if self.grad_is_zero else self._grad,
+            "name": self.name,
+            "requires_grad": self._requires_grad,
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        data, grad = state["data"], state["grad"]
+        Parameter.__init__(self, data, state["name"], state["requires_grad"])
+        if grad is not None:
+            self.grad = grad
 
     def __repr__(self) -> str:
         return f"Parameter({self.name!r}, shape={self.shape}, dtype={self._data.dtype})"

@@ -156,7 +156,7 @@ class Step:
             dlogits = xp.multiply(dlogits, self._scale)
         if self._is_float16:  # after the scaling, which is what saves small numbers
             dlogits = cast_batch(backend, dlogits, "float16")
-        self.model.backward_parameters(dlogits)
+        self.model.backward(dlogits, input_gradient=False)
         return logits
 
     def _compute_and_update(self, x: Array, labels: Array) -> None:
