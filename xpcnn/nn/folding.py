@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeGuard
+from typing import Any
 
 from xpcnn.backend import Array, backend_of
 from xpcnn.errors import ConfigError
@@ -210,7 +210,7 @@ def _add_product(path: Path, layer: Conv2d | Linear, groups: deque[Group]) -> No
         following = groups[0].members
         groups.popleft()
     for norm in following:
-        if not _folds(layer, norm):
+        if not isinstance(norm, BatchNorm1d | BatchNorm2d) or not _folds(layer, norm):
             break
         scale, shift = _affine(norm)
         following = following[1:]
@@ -227,11 +227,11 @@ def _add_product(path: Path, layer: Conv2d | Linear, groups: deque[Group]) -> No
     path.is_fresh = True
 
 
-def _folds(layer: Conv2d | Linear, norm: Module) -> TypeGuard[BatchNorm1d | BatchNorm2d]:
+def _folds(layer: Conv2d | Linear, norm: BatchNorm1d | BatchNorm2d) -> bool:
     """Whether batch norm of a layer's outputs follows; one that does not fit them is left to say so itself."""
     weight = layer.weight.data
     return (
-        isinstance(norm, BatchNorm2d if isinstance(layer, Conv2d) else BatchNorm1d)
+        type(norm) is (BatchNorm2d if isinstance(layer, Conv2d) else BatchNorm1d)
         and norm.weight.shape == (weight.shape[0],)
         and norm.weight.data.dtype == weight.dtype
     )

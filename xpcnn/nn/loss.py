@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from xpcnn.backend import Array
 from xpcnn.errors import ConfigError, StateError
 from xpcnn.functional.loss import check_reduction, cross_entropy, mse_loss
@@ -12,6 +14,9 @@ class _Loss:
 
     def __init__(self) -> None:
         self._gradient: Array | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_gradient": None}
 
     def backward(self) -> Array:
         """Return d loss / d input of the last call; each call allows one.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from xpcnn.backend import Array, Backend, backend_of
@@ -10,12 +11,20 @@ from xpcnn.functional.precision import cast
 
 
 class Clock:
-    """Counts the changes of all parameters, so that one comparison tells whether any has changed since."""
+    """Counts the changes of all parameters, so that one comparison tells whether any has changed since.
 
-    __slots__ = ("now",)
+    Attributes
+    ----------
+    now : int
+        Changes of values.
+    freezes : int
+        Changes of `requires_grad`.
+    """
+
+    __slots__ = ("freezes", "now")
 
     def __init__(self) -> None:
-        self.now = 0
+        self.now = self.freezes = 0
 
 
 clock = Clock()
@@ -86,6 +95,7 @@ class Parameter:
         if not isinstance(value, bool):
             raise ConfigError(f"{self.name}.requires_grad: expected True or False, got {value!r}")
         self._requires_grad = value
+        clock.freezes += 1
 
     def mark_changed(self, by: str) -> None:
         """Note that the values are others from now on, so that a backward of an earlier forward finds out.
@@ -94,6 +104,13 @@ class Parameter:
         """
         clock.now += 1
         self.changed_at, self.changed_by = clock.now, by
+
+    @staticmethod
+    def mark_all_changed(parameters: Sequence[Parameter], by: str) -> None:
+        """Do `mark_changed` for many at once."""
+        clock.now = now = clock.now + 1
+        for parameter in parameters:
+            parameter.changed_at, parameter.changed_by = now, by
 
     def relocate(self, data: Array, grad: Array) -> None:
         """Let values and gradient lie in other arrays, which hold the same numbers already."""
@@ -123,6 +140,11 @@ class Parameter:
     def gradient_target(self) -> Array | None:
         """Return where the next gradient may be computed in place; None where it must be added to one that is there."""
         return self._grad if self.grad_is_zero and self._requires_grad else None
+
+    @property
+    def gradient_array(self) -> Array:
+        """Where the gradient lies; what it holds counts only where `grad_is_zero` is False."""
+        return self._grad
 
     def accumulate(self, gradient: Array) -> None:
         """Add a gradient, which may already lie in `gradient_target`; one of a frozen parameter is dropped."""

@@ -22,7 +22,6 @@ def make_groups(parameters: Iterable[Parameter] | Iterable[Group], defaults: Gro
     if not any(isinstance(entry, Mapping) for entry in entries):
         entries = [{"params": entries}]
     groups: list[Group] = []
-    seen: set[int] = set()
     for entry in entries:
         if not isinstance(entry, Mapping) or "params" not in entry:
             raise ConfigError(f'parameters: expected groups such as {{"params": [...], "lr": 0.1}}, got {entry!r:.80}')
@@ -32,14 +31,23 @@ def make_groups(parameters: Iterable[Parameter] | Iterable[Group], defaults: Gro
                 f"parameters: expected group options among {sorted(defaults)}, got {sorted(unknown)[0]!r}"
             )
         members = [entry["params"]] if isinstance(entry["params"], Parameter) else list(entry["params"])
-        for parameter in members:
+        groups.append({**defaults, **entry, "params": members})
+    check_members(groups)
+    return groups
+
+
+def check_members(groups: Iterable[Group]) -> None:
+    """Raise ConfigError unless groups hold parameters, each once."""
+    seen: set[int] = set()
+    for group in groups:
+        if not isinstance(group["params"], list):
+            raise ConfigError(f"params: expected a list of nn.Parameter, got {type(group['params']).__name__}")
+        for parameter in group["params"]:
             if not isinstance(parameter, Parameter):
                 raise ConfigError(f"parameters: expected instances of nn.Parameter, got {type(parameter).__name__}")
             if id(parameter) in seen:
                 raise ConfigError(f"parameters: expected each parameter once, got {parameter.name!r} twice")
             seen.add(id(parameter))
-        groups.append({**defaults, **entry, "params": members})
-    return groups
 
 
 def put(records: list[dict[str, Any]], key: str, value: Number) -> None:
