@@ -42,7 +42,7 @@ class Entry:
 
     def __init__(self, cache: Any, forward: weakref.ref[Forward]) -> None:
         self.cache, self.forward, self.time = cache, forward, clock.now
-        self.sums: dict[str, int] | None = None
+        self.sums: list[tuple[str, int]] | None = None
 
 
 Stack = list[Entry]
@@ -256,19 +256,18 @@ def check_unchanged(layer: str, entry: Entry, cache: Any, parameters: Iterable[P
                     f"since then by {parameter.changed_by}; run backward before it, or forward once more after it"
                 )
     if entry.sums is not None:
-        for name, value in sums_of(cache, parameters).items():
-            if entry.sums.get(name) != value:
+        for (_, before), (name, now) in zip(entry.sums, sums_of(cache, parameters), strict=False):
+            if before != now:
                 raise StateError(
                     f"{layer}.backward: expected the arrays that its forward read as they were, got {name!r} written "
                     "to since then; write after backward, or into a copy"
                 )
 
 
-def sums_of(cache: Any, parameters: Iterable[Parameter]) -> dict[str, int]:
-    """Return a checksum of every array in a cache and in parameters, by name."""
-    arrays = dict(_arrays("cache", cache, set()))
-    arrays.update((parameter.name or "parameter", parameter.data) for parameter in parameters)
-    return {name: hash(backend_of(array).to_numpy(array).tobytes()) for name, array in arrays.items()}
+def sums_of(cache: Any, parameters: Iterable[Parameter]) -> list[tuple[str, int]]:
+    """Return (name, checksum) of every array in a cache and in parameters."""
+    arrays = [*_arrays("cache", cache, set()), *((each.name or "parameter", each.data) for each in parameters)]
+    return [(name, hash(backend_of(array).to_numpy(array).tobytes())) for name, array in arrays]
 
 
 def _arrays(name: str, value: Any, seen: set[int]) -> Iterator[tuple[str, Array]]:
