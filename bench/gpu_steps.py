@@ -49,7 +49,7 @@ class Ours:
     def gradients(self) -> None:
         self.optimizer.zero_grad()
         self.loss[...] = self.criterion(self.model(self.x), self.labels)
-        self.model.backward_parameters(self.criterion.backward())
+        self.model.backward(self.criterion.backward(), input_gradient=False)
 
     def eager(self) -> None:
         self.gradients()

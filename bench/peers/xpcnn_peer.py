@@ -81,7 +81,7 @@ def _train(workload: w.Workload, by_trainer: bool) -> Step:
         x, target = next(data)
         optimizer.zero_grad()
         loss = criterion(model(x), target)
-        model.backward_parameters(criterion.backward())
+        model.backward(criterion.backward(), input_gradient=False)
         optimizer.step()
         last[:] = [loss]
 

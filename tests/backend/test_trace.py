@@ -42,7 +42,7 @@ class Training:
     def step(self):
         loss = self.criterion(self.model(self.x), self.labels)
         xpcnn.backend.backend_of(loss).xp.copyto(self.loss, loss)
-        self.model.backward_parameters(self.criterion.backward())
+        self.model.backward(self.criterion.backward(), input_gradient=False)
         self.optimizer.collect()
         self.optimizer.apply()
         self.optimizer.zero_grad()

@@ -17,7 +17,7 @@ from .recording import RecordingBackend
 
 OPTIMISERS = {
     "sgd": lambda p: optim.SGD(p, 0.01),
-    "sgd momentum": lambda p: optim.SGD(p, 0.01, 0.9, 1e-3, nesterov=True, shrink=1e-3),
+    "sgd momentum": lambda p: optim.SGD(p, 0.01, 0.9, weight_decay=1e-3, nesterov=True, shrink=1e-3),
     "adam": lambda p: optim.Adam(p, 1e-3),
     "adamw": lambda p: optim.AdamW(p, 1e-3, amsgrad=True),
     "rmsprop": lambda p: optim.RMSprop(p, 1e-3, momentum=0.5, centered=True),

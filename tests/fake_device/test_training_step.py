@@ -26,7 +26,7 @@ def prepare(name, optimiser):
     def step(x, labels):
         update.zero_grad()
         losses.append(criterion(net(x), labels))
-        net.backward_parameters(criterion.backward())
+        net.backward(criterion.backward(), input_gradient=False)
         update.collect()
         update.apply()
 

@@ -34,7 +34,7 @@ def test_every_parameter_trains(backend, name):
     criterion = recipe.create_criterion()
     for _ in range(2):
         criterion(model(x), labels)
-        model.backward_parameters(criterion.backward())
+        model.backward(criterion.backward(), input_gradient=False)
         optimizer.step()
         optimizer.zero_grad()
     followed_by_norm = {f"{i}.bias" for i, layer in enumerate(model) if _norm_follows(model, i, layer)}

@@ -4,6 +4,7 @@ import numpy as np
 
 from tests.functional.strategies import distinct
 from xpcnn import nn
+from xpcnn.nn.caches import GONE
 
 IMAGES, FEATURES = (3, 4, 6, 5), (5, 4)
 
@@ -55,6 +56,11 @@ LAYERS = {
     "Sequential of a chain": (lambda: nn.Sequential(nn.BatchNorm2d(4), nn.Tanh(), nn.AvgPool2d(2), nn.GELU()), IMAGES),
     "Sequential of nothing": (nn.Sequential, IMAGES),
 }
+
+
+def kept_by(model):
+    """Return how many caches wait for a backward in a model."""
+    return sum(entry.cache is not GONE for module in model.modules() for entry in module._kept)
 
 
 def make(name, rng, dtype="float64"):

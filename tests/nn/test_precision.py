@@ -158,7 +158,7 @@ def test_products_add_up_in_float32(product, rng):
     assert float(host(layer(product.asarray(x)))[0, 0]) == 4100
     layer = nn.Linear(1, 1).half()
     layer(product.asarray(x.T))
-    layer.backward_parameters(product.asarray(np.ones((4096, 1), "float16")))
+    layer.backward(product.asarray(np.ones((4096, 1), "float16")), input_gradient=False)
     assert float(host(layer.bias.grad)[0]) == 4096
     assert float(host(layer.weight.grad)[0, 0]) == 4100
 
@@ -168,7 +168,7 @@ def test_the_gradient_of_a_weight_adds_up_in_float32_over_tiles(product, monkeyp
     monkeypatch.setattr(product, "column_bytes", 1)
     layer = nn.Conv2d(1, 1, 3, bias=False).half()
     layer(product.asarray(np.ones((1, 1, 95, 33), "float16")))
-    layer.backward_parameters(product.asarray(np.ones((1, 1, 93, 31), "float16")))
+    layer.backward(product.asarray(np.ones((1, 1, 93, 31), "float16")), input_gradient=False)
     np.testing.assert_array_equal(host(layer.weight.grad), np.float16(93 * 31))
 
 

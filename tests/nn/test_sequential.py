@@ -9,6 +9,8 @@ import xpcnn
 from tests.functional.strategies import values
 from xpcnn import nn
 from xpcnn.errors import ConfigError, DTypeError, ShapeError, StateError
+from xpcnn.functional.addition import AddOp
+from xpcnn.nn import fusion
 from xpcnn.nn.module import trace
 from xpcnn.testing import gradcheck
 
@@ -169,7 +171,7 @@ def test_an_empty_one_is_the_identity(backend):
     assert net(x).shape == (2, 3)
     assert net.backward(x).shape == (2, 3)
     assert net(x) is not None
-    assert net.backward_parameters(x) is None
+    assert net.backward(x, input_gradient=False) is None
 
 
 def test_traced_calls_go_layer_by_layer_and_back(backend, rng):
@@ -294,9 +296,10 @@ def test_a_residual_block_in_a_chain_gives_the_bits_of_its_layers(
     x = [backend.asarray(values(rng, (4, 3, 6, 6), "float32")) for _ in range(2)]
     with trace():
         wanted = [apart(each) for each in x]
+    sums = []
+    monkeypatch.setattr(fusion, "AddOp", lambda other: sums.append(other) or AddOp(other))
     got = [chained(each) for each in x]
-    in_one = any(type(layer).__name__ == "_Sum" for layer in chained.chained[1].chain.members)
-    assert in_one == (body not in ("conv", "nothing"))
+    assert len(sums) == (0 if body in ("conv", "nothing") else 2)
     dy = backend.asarray(values(rng, got[0].shape, "float32"))
     wanted += [apart.backward(dy), apart.backward(dy)]  # the last forward's first
     with pytest.raises(ShapeError):

@@ -4,6 +4,8 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from xpcnn import optim
 from xpcnn.nn import Parameter
@@ -116,3 +118,53 @@ def test_clip_grad_norm(max_norm, rng):
     assert float(norm) == pytest.approx(float(expected), rel=1e-5)
     for parameter, other in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(parameter.grad, other.grad.numpy(), rtol=1e-5)
+
+
+OPTIONS = {
+    "SGD": {"momentum": [0.0, 0.9, 0.5], "weight_decay": [0.0, 0.1], "nesterov": [False, True]},
+    "Adam": {"weight_decay": [0.0, 0.1], "betas": [(0.9, 0.999)]},
+    "AdamW": {"weight_decay": [0.0, 0.1]},
+    "RMSprop": {"weight_decay": [0.0, 0.1]},
+    "Adagrad": {"weight_decay": [0.0, 0.1]},
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+@given(data=st.data())
+def test_options_groups_and_frozen_parameters_that_change_between_steps(name, data):
+    """Options turned, parameters frozen and added, in any order: torch does the same, its frozen ones have no grad."""
+    rng = np.random.default_rng(0)
+    start = [rng.standard_normal(4) for _ in range(4)]
+    mine = [Parameter(each.copy()) for each in start]
+    theirs = [torch.nn.Parameter(torch.from_numpy(each.copy())) for each in start]
+    update = getattr(optim, name)(mine[:3], lr=0.01)
+    peer = getattr(torch.optim, name)(theirs[:3], lr=0.01)
+    for _ in range(data.draw(st.integers(1, 8))):
+        event = data.draw(st.sampled_from(["step", "option", "freeze", "thaw", "group", "lr"]))
+        i = data.draw(st.integers(0, 3))
+        if event == "option":
+            option = data.draw(st.sampled_from(list(OPTIONS[name])))
+            value = data.draw(st.sampled_from(OPTIONS[name][option]))
+            group = update.param_groups[0]
+            if option == "momentum" and not value and group.get("nesterov"):
+                continue
+            if option == "nesterov" and value and not group["momentum"]:
+                continue
+            group[option] = peer.param_groups[0][option] = value
+        elif event in ("freeze", "thaw"):
+            mine[i].requires_grad = event == "thaw"
+        elif event == "group" and len(update.param_groups) == 1:
+            update.add_param_group({"params": [mine[3]], "lr": 0.05})
+            peer.add_param_group({"params": [theirs[3]], "lr": 0.05})
+        elif event == "lr":
+            update.param_groups[0]["lr"] = peer.param_groups[0]["lr"] = 0.02
+        for ours, other in zip(mine, theirs, strict=True):
+            gradient = rng.standard_normal(4)
+            ours.accumulate(gradient)
+            other.grad = torch.from_numpy(gradient) if ours.requires_grad else None
+        update.step()
+        update.zero_grad()
+        peer.step()
+        for ours, other in zip(mine, theirs, strict=True):
+            ours.zero_grad()
+            np.testing.assert_allclose(ours.data, other.detach().numpy(), rtol=1e-9, atol=1e-12)

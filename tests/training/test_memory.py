@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.nn.layers import kept_by
 from xpcnn import nn
 from xpcnn.errors import OutOfMemoryError
 
@@ -38,4 +39,4 @@ def test_the_layer_and_a_batch_that_fits(backend, most, advice):
         f"step 1: out of memory in layer '7' (Small) with a batch of 8; {advice} (the device has no memory left)"
     )
     assert_same(before, arrays(model))
-    assert not any(module._kept for module in model.modules())
+    assert not kept_by(model)

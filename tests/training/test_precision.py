@@ -294,7 +294,7 @@ def test_gradients_of_whole_networks_against_float64(backend, rng, name, change)
         criterion(logits, labels)
         scale = 1024.0 if dtype == "float16" else 1.0
         dlogits = criterion.backward() * scale
-        model.backward_parameters(dlogits.astype(dtype))
+        model.backward(dlogits.astype(dtype), input_gradient=False)
         to_host = lambda a: backend_of(a).to_numpy(a).astype("float64")  # noqa: E731
         found[dtype] = [to_host(logits)], [to_host(p.grad) / scale for p in model.parameters()]
     assert norm_of_difference(found["float16"][0], found["float64"][0]) < BOUND

@@ -10,6 +10,7 @@ import pytest
 
 import xpcnn
 from tests.fake_device import counters
+from tests.nn.layers import kept_by
 from xpcnn import nn, optim
 from xpcnn.backend import use_backend
 from xpcnn.errors import ConfigError, DataError
@@ -27,7 +28,7 @@ def test_fit_is_the_loop_written_out(backend):
     for _ in range(2):
         for x, target in train:
             criterion(model(x), target)
-            model.backward_parameters(criterion.backward())
+            model.backward(criterion.backward(), input_gradient=False)
             optimizer.step()
             optimizer.zero_grad()
             schedule.step()
@@ -117,7 +118,7 @@ def test_evaluate_never_sees_training_mode_and_restores_it(backend):
         module is not frozen for module in mine.model.modules()
     ]
     assert_same(before, arrays(mine.model))
-    assert not any(module._kept for module in mine.model.modules())
+    assert not kept_by(mine.model)
 
 
 def test_validation_does_not_change_training(backend):
@@ -202,7 +203,7 @@ def test_clipped_steps_are_the_loop_written_out(backend):
     for _ in range(2):
         for x, target in train:
             criterion(model(x), target)
-            model.backward_parameters(criterion.backward())
+            model.backward(criterion.backward(), input_gradient=False)
             optim.clip_grad_norm(model.parameters(), 0.1)
             optimizer.step()
             optimizer.zero_grad()

@@ -104,6 +104,9 @@ class DataLoader:
         self._goes_on = False  # the next `for` continues it
         self._resident: tuple[Backend, Array, Array] | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_resident": None}  # a copy brings its images to the device by itself
+
     def __len__(self) -> int:
         """Return the number of batches in an epoch."""
         if self.batches_per_epoch is not None:

@@ -250,8 +250,8 @@ def conv2d(
 
 
 def conv2d_backward(
-    dy: Array, cache: ConvCache, *, input_gradient: bool = True
-) -> tuple[Array | None, Array, Array | None]:
+    dy: Array, cache: ConvCache, *, input_gradient: bool = True, weight_gradient: bool = True
+) -> tuple[Array | None, Array | None, Array | None]:
     """Return the gradients of `conv2d`.
 
     Parameters
@@ -261,11 +261,13 @@ def conv2d_backward(
         From `conv2d`.
     input_gradient : bool
         False leaves `dx` out (None), as the first layer of a network may.
+    weight_gradient : bool
+        False leaves `dweight` and `dbias` out (None), as a frozen layer may.
 
     Returns
     -------
     dx : array (N, C, H, W) or None
-    dweight : array (F, C/groups, KH, KW)
+    dweight : array (F, C/groups, KH, KW) or None
     dbias : array (F,), or None where `bias` was
 
     Raises
@@ -278,9 +280,15 @@ def conv2d_backward(
     check_like("dy", dy, (x.shape[3], weight.shape[0], *windows.out), x.dtype)
     if not backend.multiplies(x.dtype):
         kept = cache._replace(x=cast(backend, x, "float32"), weight=cast(backend, weight, "float32"))
-        dx, *rest = conv2d_backward(cast_batch(backend, dy, "float32"), kept, input_gradient=input_gradient)
+        dx, *rest = conv2d_backward(
+            cast_batch(backend, dy, "float32"), kept, input_gradient=input_gradient, weight_gradient=weight_gradient
+        )
         dweight, dbias = cast_all(backend, rest, x.dtype)
         return None if dx is None else cast_batch(backend, dx, x.dtype), dweight, dbias
+    if not weight_gradient:
+        if not input_gradient:
+            return None, None, None
+        return batch_first(conv2d_input_gradient(backend, batch_last(backend, dy), weight, windows, groups)), None, None
     dx, dweight, dbias = conv2d_gradients(
         backend, batch_last(backend, dy), x, weight, windows, groups, has_bias, input_gradient
     )

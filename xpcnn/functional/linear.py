@@ -8,7 +8,7 @@ from xpcnn.backend import Array, backend_of
 from xpcnn.errors import DTypeError, ShapeError
 from xpcnn.functional.convolution import add_bias
 from xpcnn.functional.layout import batch_last, check_floating, check_like, check_ndim
-from xpcnn.functional.precision import cast, cast_all, cast_batch, goes_through_float32
+from xpcnn.functional.precision import cast, cast_all, cast_batch
 
 
 class LinearCache(NamedTuple):
@@ -53,7 +53,7 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> tuple[Array, L
     if bias is not None:
         check_like("bias", bias, (weight.shape[0],), x.dtype)
     columns = batch_last(backend, x)  # (in, N)
-    if goes_through_float32(backend, x):
+    if not backend.multiplies(x.dtype):
         y, _ = linear(cast(backend, columns, "float32").T, *cast_all(backend, (weight, bias), "float32"))
         return cast_batch(backend, y, x.dtype), LinearCache(columns, weight, bias is not None)
     y = backend.empty((weight.shape[0], x.shape[0]), x.dtype)
@@ -64,8 +64,13 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> tuple[Array, L
 
 
 def linear_backward(
-    dy: Array, cache: LinearCache, *, input_gradient: bool = True, dweight: Array | None = None
-) -> tuple[Array | None, Array, Array | None]:
+    dy: Array,
+    cache: LinearCache,
+    *,
+    input_gradient: bool = True,
+    weight_gradient: bool = True,
+    dweight: Array | None = None,
+) -> tuple[Array | None, Array | None, Array | None]:
     """Return the gradients of `linear`: dX = W^T dY, dW = dY X^T, db = sum of dY over the batch.
 
     Parameters
@@ -75,13 +80,15 @@ def linear_backward(
         From `linear`.
     input_gradient : bool
         False leaves `dx` out (None).
+    weight_gradient : bool
+        False leaves `dweight` and `dbias` out (None).
     dweight : array (out_features, in_features), C-contiguous, optional
         Where to write the gradient of the weights.
 
     Returns
     -------
     dx : array (N, in_features) or None
-    dweight : array (out_features, in_features)
+    dweight : array (out_features, in_features) or None
     dbias : array (out_features,), or None where `bias` was
 
     Raises
@@ -92,17 +99,23 @@ def linear_backward(
     x, weight, has_bias = cache
     backend = backend_of(dy, x)
     check_like("dy", dy, (x.shape[1], weight.shape[0]), x.dtype)
-    if goes_through_float32(backend, x):
+    if not backend.multiplies(x.dtype):
         kept = LinearCache(cast(backend, x, "float32"), cast(backend, weight, "float32"), has_bias)
-        dx, *rest = linear_backward(cast_batch(backend, dy, "float32"), kept, input_gradient=input_gradient)
+        dx, *rest = linear_backward(
+            cast_batch(backend, dy, "float32"), kept, input_gradient=input_gradient, weight_gradient=weight_gradient
+        )
         result, dbias = cast_all(backend, rest, x.dtype)
-        if dweight is not None:
+        if dweight is not None and result is not None:
             backend.xp.copyto(dweight, result)
             result = dweight
         return None if dx is None else cast_batch(backend, dx, x.dtype), result, dbias
     dy = batch_last(backend, dy)  # (out, N)
-    dweight = backend.matmul(dy, x.T, out=backend.empty(weight.shape, x.dtype) if dweight is None else dweight)
-    dbias = backend.row_sums(dy) if has_bias else None
+    dbias = None
+    if weight_gradient:
+        dweight = backend.matmul(dy, x.T, out=backend.empty(weight.shape, x.dtype) if dweight is None else dweight)
+        dbias = backend.row_sums(dy) if has_bias else None
+    else:
+        dweight = None
     if not input_gradient:
         return None, dweight, dbias
     dx = backend.matmul(weight.T, dy, out=backend.empty(x.shape, x.dtype))  # (in, N)

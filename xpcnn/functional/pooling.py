@@ -8,7 +8,8 @@ of overlapping windows add.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -17,6 +18,8 @@ from xpcnn.errors import ShapeError
 from xpcnn.functional.channelwise import ChainCache, ChannelOp, Shape, run, run_backward
 from xpcnn.functional.primitive import primitive
 from xpcnn.windows import Axis, Padding, Size, Windows, pair, remembers_geometry, windows
+
+SHAPES_KNOWN = 64  # whose windows a pooling remembers
 
 
 @primitive
@@ -114,7 +117,7 @@ class _WindowOp(ChannelOp):
 
     passes = 4
 
-    def __init__(self, geometry: Callable[[Shape], Windows]) -> None:
+    def __init__(self, geometry: Geometry) -> None:
         self.geometry = self.signature = geometry
 
     def out_shape(self, shape: Shape) -> Shape:
@@ -140,7 +143,7 @@ class MaxPoolOp(_WindowOp):
 class AvgPoolOp(_WindowOp):
     """y = mean over a window; dx shares dy out equally."""
 
-    def __init__(self, geometry: Callable[[Shape], Windows], count_include_pad: bool = True) -> None:
+    def __init__(self, geometry: Geometry, count_include_pad: bool = True) -> None:
         super().__init__(geometry)
         self.count_include_pad = count_include_pad
         self.signature = geometry, count_include_pad
@@ -274,26 +277,49 @@ def avg_pool_op(
     return AvgPoolOp(geometry(kernel_size, stride, padding, 1, ceil_mode), count_include_pad)
 
 
-def geometry(
-    kernel_size: Size, stride: Size | None, padding: Padding, dilation: Size, ceil_mode: bool
-) -> Callable[[Shape], Windows]:
-    """Return what gives the windows over a batch-last shape (C, H, W, N)."""
-    kernel = pair("kernel_size", kernel_size, 1)
-    steps = kernel if stride is None else stride
+@dataclass(frozen=True)
+class Geometry:
+    """What gives the windows over a batch-last shape (C, H, W, N); a plain value, which can be copied and pickled."""
 
-    @lru_cache(maxsize=64)
-    def over(shape: Shape) -> Windows:
+    kernel: tuple[int, int]
+    stride: Size
+    padding: Padding
+    dilation: Size
+    ceil_mode: bool
+    _known: dict[Shape, Windows] = field(default_factory=dict, repr=False, compare=False)
+
+    def __call__(self, shape: Shape) -> Windows:
+        """Return the windows."""
+        found = self._known.get(shape)
+        if found is None:
+            if len(self._known) >= SHAPES_KNOWN:
+                self._known.clear()
+            found = self._known[shape] = self._windows(shape)
+        return found
+
+    def _windows(self, shape: Shape) -> Windows:
         if len(shape) != 4:
             raise ShapeError(f"x: expected shape (N, C, H, W), got {(shape[-1], *shape[:-1])}")
         result = windows(
-            (shape[1], shape[2]), kernel, stride=steps, padding=padding, dilation=dilation, ceil_mode=ceil_mode
+            (shape[1], shape[2]),
+            self.kernel,
+            stride=self.stride,
+            padding=self.padding,
+            dilation=self.dilation,
+            ceil_mode=self.ceil_mode,
         )
         for axis in (result.h, result.w):
             if max(axis.before, axis.asked_after) >= axis.extent:
-                raise ShapeError(f"padding: expected less than the kernel of {axis.extent} pixels, got {padding!r}")
+                raise ShapeError(
+                    f"padding: expected less than the kernel of {axis.extent} pixels, got {self.padding!r}"
+                )
         return result
 
-    return over
+
+def geometry(kernel_size: Size, stride: Size | None, padding: Padding, dilation: Size, ceil_mode: bool) -> Geometry:
+    """Return what gives the windows of a pooling."""
+    kernel = pair("kernel_size", kernel_size, 1)
+    return Geometry(kernel, kernel if stride is None else stride, padding, dilation, ceil_mode)
 
 
 Place = tuple[slice, slice]  # along (height, width)

@@ -74,14 +74,10 @@ class Softmax(Module):
         self.keep(y)
         return y
 
-    def backward(self, dy: Array) -> Array:
+    def backward(self, dy: Array, *, input_gradient: bool = True) -> Array:
         """Return dx = y (dy - sum of dy y)."""
-        y = self.take()
-        try:
-            return softmax_backward(dy, y, axis=self.dim)
-        except Exception:
-            self.keep(y)  # a dy that does not fit costs nothing
-            raise
+        dx = softmax_backward(dy, self.take(), axis=self.dim)
+        return dx if input_gradient else None
 
     def extra_repr(self) -> str:
         """Return the arguments that its repr shows."""

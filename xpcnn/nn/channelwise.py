@@ -1,13 +1,13 @@
-"""Layers that keep channels apart, and the chains that a network runs them in."""
+"""Layers that keep channels apart: each is one operation, and neighbours run as one chain (`fusion.py`)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 from xpcnn.backend import Array, backend_of
 from xpcnn.functional.activation import ReLUOp
-from xpcnn.functional.channelwise import ChannelOp, run, run_backward
+from xpcnn.functional.channelwise import ChainCache, ChannelOp, run, run_backward
 from xpcnn.functional.pooling import MaxPoolOp
 from xpcnn.nn.module import Module, keeps_caches
 
@@ -27,40 +27,36 @@ class ChannelLayer(Module):
 
     def forward(self, x: Array) -> Array:
         """Return y for x (N, C, H, W) or (N, D)."""
-        return forward_chain(self, (self,), x)
+        y, cache = forward_chain([self.channel_op()], x)
+        self.keep(cache)
+        return y
 
-    def backward(self, dy: Array) -> Array:
+    def backward(self, dy: Array, *, input_gradient: bool = True) -> Array:
         """Return dx for dy."""
-        return backward_chain(self, (self,), dy)
+        dx = backward_chain((self,), self.take(), dy)
+        return dx if input_gradient else None
 
 
-def runs_in_chain(layer: Module) -> bool:
-    """Whether a container may run `layer` by its operation: a subclass with a forward of its own is called instead."""
-    return isinstance(layer, ChannelLayer) and type(layer).forward is ChannelLayer.forward
+Cache = tuple[list[ChannelOp], ChainCache]
 
 
-def forward_chain(keeper: Module, layers: Sequence[Module], x: Array) -> Array:
-    """Run the operations of `layers` on x as one chain; `keeper` keeps the cache."""
-    ops = [layer.channel_op() for layer in cast("Sequence[ChannelLayer]", layers)]
+def forward_chain(ops: list[ChannelOp], x: Array) -> tuple[Array, Cache]:
+    """Run operations on x as one chain."""
     y, cache = run(pool_first(ops), x, keep=keeps_caches())
-    keeper.keep((ops, cache))
-    return y
+    return y, (ops, cache)
 
 
-def backward_chain(keeper: Module, layers: Sequence[Module], dy: Array) -> Array:
-    """Return dx of the last chain that `keeper` has kept."""
-    ops, cache = keeper.take()
-    chain = cast("Sequence[ChannelLayer]", layers)
+def backward_chain(layers: Sequence[ChannelLayer | None], cache: Cache, dy: Array) -> Array:
+    """Return dx of a chain; each layer takes the gradients of its operation, None stands for one without a layer."""
+    ops, kept = cache
     backend_of(dy)
-    for layer, op in zip(chain, ops, strict=True):
-        layer.prepare_backward(op)
-    try:
-        dx = run_backward(dy, cache)
-    except Exception:
-        keeper.keep((ops, cache))  # a dy that does not fit costs nothing
-        raise
-    for layer, op in zip(chain, ops, strict=True):
-        layer.finish_backward(op)
+    for layer, op in zip(layers, ops, strict=True):
+        if layer is not None:
+            layer.prepare_backward(op)
+    dx = run_backward(dy, kept)
+    for layer, op in zip(layers, ops, strict=True):
+        if layer is not None:
+            layer.finish_backward(op)
     return dx
 
 

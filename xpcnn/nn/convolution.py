@@ -80,25 +80,19 @@ class Conv2d(Module):
         self.keep(cache)
         return y
 
-    def backward(self, dy: Array) -> Array:
+    def backward(self, dy: Array, *, input_gradient: bool = True) -> Array:
         """Return dx (N, C, H, W) for dy (N, F, OH, OW)."""
-        return self._backward(dy, input_gradient=True)
-
-    def backward_parameters(self, dy: Array) -> None:
-        """Add to the gradients of weight and bias alone."""
-        self._backward(dy, input_gradient=False)
-
-    def _backward(self, dy: Array, *, input_gradient: bool) -> Array:
-        cache = self.take()
-        try:
-            dx, dweight, dbias = conv2d_backward(dy, cache, input_gradient=input_gradient)
-        except Exception:
-            self.keep(cache)  # a dy that does not fit costs nothing
-            raise
-        self.weight.accumulate(dweight)
-        if self.bias is not None:
+        dx, dweight, dbias = conv2d_backward(
+            dy, self.take(), input_gradient=input_gradient, weight_gradient=self._learns()
+        )
+        if dweight is not None:
+            self.weight.accumulate(dweight)
+        if self.bias is not None and dbias is not None:
             self.bias.accumulate(dbias)
         return dx
+
+    def _learns(self) -> bool:
+        return self.weight.requires_grad or (self.bias is not None and self.bias.requires_grad)
 
     def multiply_adds(self, x_shape: tuple[int, ...], y_shape: tuple[int, ...]) -> int:
         """Return those of one image: every output value takes C/groups*KH*KW."""

@@ -22,12 +22,10 @@ class Flatten(Module):
             return x
         return batch_last(backend_of(x), x).reshape(-1, x.shape[0]).T  # (N, C*H*W)
 
-    def backward(self, dy: Array) -> Array:
+    def backward(self, dy: Array, *, input_gradient: bool = True) -> Array:
         """Return dx (N, C, H, W)."""
-        n, *rest = shape = self.take()
-        try:
-            check_like("dy", dy, (n, math.prod(rest)), dy.dtype)
-        except ShapeError:
-            self.keep(shape)  # a dy that does not fit costs nothing
-            raise
+        n, *rest = self.take()
+        check_like("dy", dy, (n, math.prod(rest)), dy.dtype)
+        if not input_gradient:
+            return None
         return batch_first(batch_last(backend_of(dy), dy).reshape(*rest, n))  # (N, C, H, W)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from typing import cast
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from xpcnn.backend import Array, backend_of
 from xpcnn.errors import ConfigError
@@ -14,10 +15,11 @@ from xpcnn.functional.linear import linear
 from xpcnn.functional.normalization import AffineOp
 from xpcnn.functional.pooling import MaxPoolOp
 from xpcnn.nn.activation import Softmax
-from xpcnn.nn.channelwise import ChannelLayer, pool_first, runs_in_chain
+from xpcnn.nn.channelwise import ChannelLayer, pool_first
 from xpcnn.nn.convolution import Conv2d
 from xpcnn.nn.dropout import Dropout
 from xpcnn.nn.flatten import Flatten
+from xpcnn.nn.fusion import Chain, Group, ResidualSum, group
 from xpcnn.nn.linear import Linear
 from xpcnn.nn.module import Module, is_ours
 from xpcnn.nn.normalization import BatchNorm1d, BatchNorm2d
@@ -82,6 +84,12 @@ class _Convolution(Step):
     def __call__(self, x: Array) -> Array:
         return self.convolve(x)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {"weight": self.convolve.weight, "bias": self.convolve.bias, "geometry": self.convolve.geometry}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.convolve = FixedConvolution(state["weight"], state["bias"], **state["geometry"])
+
     def work(self, x: Array, y: Array) -> float:
         return int(y.size) * int(self.convolve.weight[0].size) / 8
 
@@ -135,7 +143,6 @@ class _AsItIs(Step):
                 f"model: expected modules that copy.deepcopy copies, got {type(module).__name__}, "
                 f"{type(error).__name__}: {error}; give it a __deepcopy__"
             ) from error
-        self.module.forget()
         self.module.eval()
 
     def __call__(self, x: Array) -> Array:
@@ -144,24 +151,24 @@ class _AsItIs(Step):
 
 def fold(model: Module) -> Path:
     """Return the steps of the model's forward in evaluation mode, which share no memory with it."""
-    path, layers = Path(), list(_flatten(model))
-    while layers:
-        layer = layers.pop(0)
-        if type(layer) in (Conv2d, Linear):
-            _add_product(path, cast("Conv2d | Linear", layer), layers)
-        elif _is_channelwise(layer):
-            layers.insert(0, layer)
-            path.steps.append(_Chain(_take_chain(layers), reuse=path.is_fresh))
-            path.is_fresh = True
-        elif type(layer) is Residual:
-            body, shortcut = fold(layer.body), Path() if layer.shortcut is None else fold(layer.shortcut)
-            path.steps.append(_Sum(body, shortcut))
-            path.is_fresh = True
-            path.is_known = path.is_known and body.is_known and shortcut.is_known
+    path, groups = Path(), deque(group(_flatten(model), is_ours))
+    while groups:
+        part = groups.popleft()
+        if isinstance(part, Chain):
+            _add_chain(path, part.members)
+        elif isinstance(part, ResidualSum):
+            _add_sum(path, part.block)
+            _add_chain(path, part.followers)
         else:
-            path.steps.append(_AsItIs(layer))
-            path.is_fresh = path.is_fresh and type(layer) is Flatten
-            path.is_known = path.is_known and _keeps_samples_apart(layer)
+            layer = part.layers()[0]
+            if type(layer) is Residual:
+                _add_sum(path, layer)
+            elif type(layer) is Conv2d or type(layer) is Linear:
+                _add_product(path, layer, groups)
+            else:
+                path.steps.append(_AsItIs(layer))
+                path.is_fresh = path.is_fresh and type(layer) is Flatten
+                path.is_known = path.is_known and _keeps_samples_apart(layer)
     return path
 
 
@@ -174,10 +181,6 @@ def _flatten(module: Module) -> Iterator[Module]:
         yield module
 
 
-def _is_channelwise(layer: Module) -> bool:
-    return is_ours(layer) and runs_in_chain(layer)
-
-
 def _keeps_samples_apart(layer: Module) -> bool:
     """Whether it is known that a sample's result depends on that sample alone, and that a record tells all."""
     if type(layer) is Softmax:
@@ -185,16 +188,35 @@ def _keeps_samples_apart(layer: Module) -> bool:
     return all(is_ours(module) for module in layer.modules())
 
 
-def _add_product(path: Path, layer: Conv2d | Linear, layers: list[Module]) -> None:
+def _add_chain(path: Path, layers: Sequence[ChannelLayer]) -> None:
+    path.steps.append(_Chain(_operations(layers), reuse=path.is_fresh))
+    path.is_fresh = True
+
+
+def _add_sum(path: Path, block: Residual) -> None:
+    body, shortcut = fold(block.body), Path() if block.shortcut is None else fold(block.shortcut)
+    path.steps.append(_Sum(body, shortcut))
+    path.is_fresh = True
+    path.is_known = path.is_known and body.is_known and shortcut.is_known
+
+
+def _add_product(path: Path, layer: Conv2d | Linear, groups: deque[Group]) -> None:
     """Add a convolution or dense layer with all that can go into it, and the chain behind it."""
     backend = backend_of(layer.weight.data)
     weight = backend.copy(layer.weight.data)
     bias = None if layer.bias is None else backend.copy(layer.bias.data)
-    while layers and _folds(layer, layers[0]):
-        scale, shift = _affine(cast("BatchNorm1d | BatchNorm2d", layers.pop(0)))
+    following: Sequence[ChannelLayer] = ()
+    if groups and isinstance(groups[0], Chain):
+        following = groups[0].members
+        groups.popleft()
+    for norm in following:
+        if not isinstance(norm, BatchNorm1d | BatchNorm2d) or not _folds(layer, norm):
+            break
+        scale, shift = _affine(norm)
+        following = following[1:]
         weight *= scale.reshape(-1, *(1,) * (weight.ndim - 1))
         bias = shift if bias is None else backend.xp.add(backend.xp.multiply(bias, scale), shift)
-    ops = _take_chain(layers)
+    ops = _operations(following)
     if ops and type(ops[0]) is MaxPoolOp and bias is not None:
         # The maximum of sums with a constant is the sum with the maximum, rounding included, on fewer numbers.
         ops.insert(1, AffineOp(None, bias))
@@ -205,7 +227,7 @@ def _add_product(path: Path, layer: Conv2d | Linear, layers: list[Module]) -> No
     path.is_fresh = True
 
 
-def _folds(layer: Conv2d | Linear, norm: Module) -> bool:
+def _folds(layer: Conv2d | Linear, norm: BatchNorm1d | BatchNorm2d) -> bool:
     """Whether batch norm of a layer's outputs follows; one that does not fit them is left to say so itself."""
     weight = layer.weight.data
     return (
@@ -222,13 +244,12 @@ def _affine(norm: BatchNorm1d | BatchNorm2d) -> tuple[Array, Array]:
     return scale, xp.subtract(norm.bias.data, xp.multiply(norm.running_mean, scale))
 
 
-def _take_chain(layers: list[Module]) -> list[ChannelOp]:
-    """Take the channelwise layers at the front and return their operations."""
-    ops: list[ChannelOp] = []
-    while layers and _is_channelwise(layers[0]):
-        layer = cast("ChannelLayer", layers.pop(0))
-        if isinstance(layer, BatchNorm1d | BatchNorm2d):
-            ops.append(AffineOp(*_affine(layer), ndim=layer.ndim))
-        else:
-            ops.append(layer.channel_op())
+def _operations(layers: Sequence[ChannelLayer]) -> list[ChannelOp]:
+    """Return the operations of channelwise layers in evaluation mode."""
+    ops: list[ChannelOp] = [
+        AffineOp(*_affine(layer), ndim=layer.ndim)
+        if isinstance(layer, BatchNorm1d | BatchNorm2d)
+        else layer.channel_op()
+        for layer in layers
+    ]
     return pool_first(ops)

@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
-from xpcnn.backend import Array, Backend
+from xpcnn.backend import Array, Backend, resolve
 from xpcnn.backend.split import split_evenly
 from xpcnn.errors import BackendError, ConfigError, ShapeError, XpcnnError
 from xpcnn.functional.layout import check_backend, copy_batch_last, empty_batch_last
@@ -70,9 +70,7 @@ class Inference:
         self.backend: Backend = model.backend
         self._path = fold(model)
         self._records = integer("records", records, 0) if self._path.is_known and self.backend.captures else 0
-        self._shelf: OrderedDict[Key, list[_Record]] = OrderedDict()
-        self._sizes: OrderedDict[Any, _Sizes] = OrderedDict()
-        self._lock = threading.Lock()
+        self._start_empty()
 
     def __call__(self, x: Array) -> Array:
         """Return y for x (N, ...), an array that belongs to the caller.
@@ -97,6 +95,19 @@ class Inference:
 
             self.backend.parallel(work, pieces, sizes.work * x.shape[0])
             return y
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"backend": self.backend.name, "_path": self._path, "_records": self._records}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.backend = resolve(state["backend"])
+        self._path, self._records = state["_path"], state["_records"]
+        self._start_empty()
+
+    def _start_empty(self) -> None:
+        self._shelf: OrderedDict[Key, list[_Record]] = OrderedDict()
+        self._sizes: OrderedDict[Any, _Sizes] = OrderedDict()
+        self._lock = threading.Lock()
 
     def __repr__(self) -> str:
         return f"Inference({len(self._path.steps)} steps, {self.backend.name})"

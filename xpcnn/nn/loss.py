@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from xpcnn.backend import Array
 from xpcnn.backend.graph import Guarded, see
 from xpcnn.errors import ConfigError, StateError
@@ -19,6 +21,9 @@ class _Loss(Guarded):
 
     def __init__(self) -> None:
         self._gradient: Array | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_gradient": None}
 
     def backward(self) -> Array:
         """Return d loss / d input of the last call; each call allows one.

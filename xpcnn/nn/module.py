@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any, ClassVar, TypeVar
 
 from xpcnn import backend as switch
 from xpcnn.backend import Array, Backend, backend_of, get_backend, graph
-from xpcnn.backend.graph import Guarded, compiled
+from xpcnn.backend.graph import Guarded, compiled, tracing
 from xpcnn.errors import DTypeError, ShapeError, StateError
 from xpcnn.functional.precision import cast, check_precision
-from xpcnn.nn.parameter import Parameter
+from xpcnn.nn import caches
+from xpcnn.nn.caches import GONE, Forward, forward_now
+from xpcnn.nn.parameter import Parameter, clock
 
 Self = TypeVar("Self", bound="Module")
 
@@ -61,6 +63,33 @@ def is_ours(part: object) -> bool:
     return type(part).__module__.startswith("xpcnn.")
 
 
+def needs_gradient(module: Module) -> bool:
+    """Whether a backward has to reach a module for the sake of a parameter inside, or of what only its user knows."""
+    found = False
+    for each in module.modules():
+        for value in vars(each).values():
+            if isinstance(value, Parameter):
+                if value.requires_grad:
+                    return True
+                found = True
+    return not found and not all(is_ours(each) for each in module.modules())
+
+
+def call_backward(module: Module, dy: Array, input_gradient: bool) -> Array:
+    """Call a module's backward, one that was put in its class's place and has no `input_gradient` included."""
+    if input_gradient or not getattr(module.backward, "is_guarded", False):
+        return module.backward(dy)
+    return module.backward(dy, input_gradient=False)
+
+
+def remember_buffers(module: Module) -> None:
+    """Note the buffers of a module in training mode before they change, for a forward that raises."""
+    if module._buffers and module.training:
+        forward = forward_now.get()
+        if forward is not None:
+            forward.remember(module._own_buffers())
+
+
 def is_traced() -> bool:
     """Whether calls are recorded: containers then call their layers one by one."""
     return _trace.get() is not None
@@ -70,44 +99,121 @@ class Module(Guarded):
     """Base of layers and networks.
 
     A subclass defines `forward(x) -> y` and `backward(dy) -> dx`, keeps with `self.keep(...)` what backward needs and
-    takes it back with `self.take()`. Attributes that are `Parameter` or `Module` (or lists of modules) are found by
-    themselves, in the order of their assignment; other arrays that belong to the state are given to
+    takes it back with `self.take()`; a backward that raises gives back what it took. `backward(dy, *,
+    input_gradient=True)` may leave dx out. Attributes that are `Parameter` or `Module` (or lists of modules) are found
+    by themselves, in the order of their assignment; other arrays that belong to the state are given to
     `register_buffer`.
+
+    Notes
+    -----
+    A forward that raises keeps nothing and sets the buffers of modules in training mode back. Of forwards that no
+    backward follows, evaluation mode keeps the last one's caches, and training mode those of 64: the 17th warns, the
+    65th is a `StateError`. What counts are calls that are not made inside another module's forward.
+
+    Copies and pickles hold parameters and buffers, and nothing that forwards have kept.
     """
 
-    unguarded = frozenset({"_kept", "_steps", "_buffers"})
+    unguarded = frozenset({"_kept", "_forwards", "_buffers", "_groups"})
 
     def __init__(self) -> None:
         self.training = True
-        self._kept: list[Any] = []
         self._buffers: dict[str, bool] = {}  # name -> whether it is part of state_dict
+        self._start_empty()
+
+    def _start_empty(self) -> None:
+        self._kept: list[caches.Entry] = []
+        self._forwards: list[Forward] = []  # outermost ones of this module that wait for their backward
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if cls.backward is not Module.backward:
+            guarded = caches.guarded(cls.backward)
+            if guarded is not cls.backward:
+                cls.backward = guarded  # type: ignore[method-assign]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name not in ("_kept", "_forwards")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._start_empty()
+        for name in self._buffers:
+            array = getattr(self, name)
+            setattr(self, name, backend_of(array).place(array))
 
     # --- computing ------------------------------------------------------------------------------------------------
 
     def __call__(self, x: Array) -> Array:
-        graph.see(self)
-        y = self.forward(x)
+        if graph.traces[0]:
+            graph.see(self)
+        forward = forward_now.get()
+        if forward is None:
+            y = self._call_outermost(x)
+        else:
+            kept, remembered = len(forward.entries), len(forward.buffers)
+            try:
+                if self._buffers and self.training:
+                    forward.remember(self._own_buffers())
+                y = self.forward(x)
+            except BaseException:
+                forward.undo(kept, remembered)
+                raise
         record = _trace.get()
         if record is not None:
             record.append((self, x, y))
+        return y
+
+    def _call_outermost(self, x: Array) -> Array:
+        if self._forwards and _gradients.get():
+            caches.make_room(self._forwards, self.training, type(self).__name__)
+        forward = Forward()
+        token = forward_now.set(forward)
+        try:
+            if self._buffers and self.training:
+                forward.remember(self._own_buffers())
+            y = self.forward(x)
+        except BaseException:
+            forward.undo()
+            raise
+        finally:
+            forward_now.reset(token)
+        if forward.entries:
+            self._forwards.append(forward)
         return y
 
     def forward(self, x: Array) -> Array:
         """Return y for x."""
         raise NotImplementedError(f"{type(self).__name__} needs a forward(x)")
 
-    def backward(self, dy: Array) -> Array:
-        """Return dx for dy, adding to the gradients of the parameters; consumes what the last forward kept."""
-        raise NotImplementedError(f"{type(self).__name__} needs a backward(dy)")
+    def backward(self, dy: Array, *, input_gradient: bool = True) -> Array:
+        """Return dx for dy, adding to the gradients of the parameters; consumes what the last forward kept.
 
-    def backward_parameters(self, dy: Array) -> None:
-        """Do what `backward` does but for dx, which the first layer of a network need not compute."""
-        self.backward(dy)
+        Parameters
+        ----------
+        dy : array
+            d loss / d y, like y.
+        input_gradient : bool
+            False leaves dx out (None), as the first layer of a network may.
+
+        Raises
+        ------
+        StateError
+            No forward has kept its cache, or a parameter has changed since that forward.
+        """
+        raise NotImplementedError(f"{type(self).__name__} needs a backward(dy)")
 
     def keep(self, cache: Any) -> None:
         """Put what backward needs on the stack, unless inside `no_grad`."""
-        if _gradients.get():
-            self._kept.append(cache)
+        if not _gradients.get():
+            return
+        forward = forward_now.get()
+        if forward is None:  # forward(x) called by itself
+            caches.make_room(self._forwards, self.training, type(self).__name__)
+            forward = Forward()
+            self._forwards.append(forward)
+        entry = forward.keep(self._kept, cache)
+        if caches.checks_writes and not graph.is_tracing():
+            entry.sums = caches.sums_of(cache, self._parameters_read(cache))
 
     def take(self) -> Any:
         """Take the cache of the last forward that has had no backward.
@@ -115,19 +221,40 @@ class Module(Guarded):
         Raises
         ------
         StateError
-            There is none.
+            There is none, or the library has changed a parameter since (with XPCNN_CHECK=1: anybody an array).
         """
-        if not self._kept:
+        entry = caches.take(self._kept)
+        if entry is None:
             raise StateError(
                 f"{type(self).__name__}.backward: expected a forward before it that kept its cache, got none; each "
-                "forward outside of no_grad() allows one backward"
+                "forward outside of no_grad() allows one backward, in evaluation mode the last one alone"
             )
-        return self._kept.pop()
+        cache = entry.cache
+        if entry.time != clock.now or entry.sums is not None:
+            caches.check_unchanged(type(self).__name__, entry, cache, self._parameters_read(cache))
+        entry.cache = GONE
+        return cache
+
+    def _parameters_read(self, cache: Any) -> Iterable[Parameter]:
+        """Return the parameters that a cache of this module goes with."""
+        return [value for value in vars(self).values() if isinstance(value, Parameter)]
+
+    def _groups_inside(self) -> Sequence[Any]:
+        """Return the groups (`fusion.py`) of a container that does nothing but run them."""
+        return ()
+
+    def _own_buffers(self) -> list[Array]:
+        return [getattr(self, name) for name in self._buffers]
 
     def forget(self) -> None:
         """Drop everything that forwards have kept, such as after a forward without a backward."""
         for module in self.modules():
+            for entry in module._kept:
+                entry.cache = GONE
             module._kept.clear()
+            for forward in module._forwards:
+                forward.discard()
+            module._forwards.clear()
 
     # --- traced by `xpcnn.compile` -----------------------------------------------------------------------------------
 
@@ -137,17 +264,32 @@ class Module(Guarded):
         yield from self.parameters()
 
     def enter_trace(self) -> Any:
-        """Return how many caches there are."""
-        return len(self._kept)
+        """Return the caches and forwards that wait for their backward."""
+        return [entry for entry in self._kept if entry.cache is not GONE], list(self._forwards)
 
-    def leave_trace(self, before: int, undo: bool) -> str | None:
-        """Drop caches of the function that was traced; a later backward could not use them."""
-        left = len(self._kept) - before
-        if left > 0:
-            del self._kept[before:]
-            if self.training and not undo:
-                return f"{type(self).__name__} keeps a cache for a backward to come; compile both in one function"
-        return "a backward takes what a forward outside of it has kept" if left < 0 else None
+    def leave_trace(self, before: Any, undo: bool) -> str | None:
+        """Drop the caches of the function that was traced: no later backward could use them."""
+        entries, forwards = before
+        if self.training and any(entry.cache is GONE for entry in entries):
+            return "a backward takes what a forward outside of it has kept; compile both in one function"
+        left = [entry for entry in self._kept if entry.cache is not GONE and entry not in entries]
+        for forward in [forward for forward in self._forwards if forward not in forwards]:
+            self._forwards.remove(forward)
+            forward.discard()
+            found = tracing()
+            if found is not None and not self.training:
+                found.afterwards.append(self._end_forwards)
+        for entry in left:
+            entry.cache = GONE
+        if left and self.training and not undo:
+            return f"{type(self).__name__} keeps a cache for a backward to come; compile both in one function"
+        return None
+
+    def _end_forwards(self) -> None:
+        """Drop what earlier forwards have kept, as one more in evaluation mode does."""
+        for forward in self._forwards:
+            forward.discard()
+        self._forwards.clear()
 
     # --- what it is made of ---------------------------------------------------------------------------------------
 
@@ -217,6 +359,12 @@ class Module(Guarded):
     def eval(self: Self) -> Self:
         """Set evaluation mode for itself and all modules inside."""
         return self.train(False)
+
+    def requires_grad_(self: Self, flag: bool = True) -> Self:
+        """Freeze all parameters inside (False), or let them be trained again (True); see `Parameter`."""
+        for parameter in self.parameters():
+            parameter.requires_grad = flag
+        return self
 
     def zero_grad(self) -> None:
         """Set all gradients to zero."""
@@ -300,6 +448,7 @@ class Module(Guarded):
         StateError, ShapeError, DTypeError
             A name is missing or unknown, a shape or dtype differs.
         """
+        parameters = dict(self.named_parameters())
         own = self.state_dict()
         missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
         if missing or unknown:
@@ -316,6 +465,8 @@ class Module(Guarded):
                 raise DTypeError(f"{name}: expected dtype {array.dtype}, got {state[name].dtype}")
         for name, array in own.items():
             array[...] = _bring(backend_of(array), state[name])
+            if name in parameters:
+                parameters[name].mark_changed("load_state_dict")
 
     # --- description ----------------------------------------------------------------------------------------------
 

@@ -37,7 +37,7 @@ def loss_and_gradients(
     criterion = CrossEntropyLoss() if criterion is None else criterion
     model.zero_grad()
     loss = criterion(model(x), labels)
-    model.backward_parameters(criterion.backward())
+    model.backward(criterion.backward(), input_gradient=False)
     gradients = {}
     for name, parameter in model.named_parameters():
         backend = backend_of(parameter.data)

@@ -22,12 +22,12 @@ class MaxPool2d(ChannelLayer):
     ) -> None:
         super().__init__()
         self.kernel_size, self.stride = kernel_size, kernel_size if stride is None else stride
+        self.padding, self.dilation, self.ceil_mode = padding, dilation, ceil_mode
         check_windows(kernel_size, stride=self.stride, padding=padding, dilation=dilation, ceil_mode=ceil_mode)
-        self._op = max_pool_op(kernel_size, stride, padding, dilation, ceil_mode)
 
     def channel_op(self) -> ChannelOp:
         """Return the operation of one call."""
-        return self._op
+        return max_pool_op(self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode)
 
     def extra_repr(self) -> str:
         """Return the arguments that its repr shows."""
@@ -47,12 +47,12 @@ class AvgPool2d(ChannelLayer):
     ) -> None:
         super().__init__()
         self.kernel_size, self.stride = kernel_size, kernel_size if stride is None else stride
+        self.padding, self.ceil_mode, self.count_include_pad = padding, ceil_mode, count_include_pad
         check_windows(kernel_size, stride=self.stride, padding=padding, ceil_mode=ceil_mode)
-        self._op = avg_pool_op(kernel_size, stride, padding, ceil_mode, count_include_pad)
 
     def channel_op(self) -> ChannelOp:
         """Return the operation of one call."""
-        return self._op
+        return avg_pool_op(self.kernel_size, self.stride, self.padding, self.ceil_mode, self.count_include_pad)
 
     def extra_repr(self) -> str:
         """Return the arguments that its repr shows."""

@@ -6,7 +6,7 @@ from xpcnn.backend import Array, backend_of
 from xpcnn.backend.split import split_evenly
 from xpcnn.functional.addition import check_paths
 from xpcnn.functional.layout import batch_first, batch_last
-from xpcnn.nn.module import Module
+from xpcnn.nn.module import Module, call_backward
 
 
 class Residual(Module):
@@ -29,10 +29,12 @@ class Residual(Module):
         other = x if self.shortcut is None else self.shortcut(x)
         return add_paths(y, other)
 
-    def backward(self, dy: Array) -> Array:
+    def backward(self, dy: Array, *, input_gradient: bool = True) -> Array:
         """Return the sum of both gradients."""
-        dx = self.body.backward(dy)
-        return add(dx, dy if self.shortcut is None else self.shortcut.backward(dy))
+        dx = call_backward(self.body, dy, input_gradient)
+        if self.shortcut is not None:
+            dy = call_backward(self.shortcut, dy, input_gradient)
+        return add(dx, dy) if input_gradient else None
 
 
 def add_paths(y: Array, other: Array, *, reuse: bool = False) -> Array:

@@ -59,9 +59,9 @@ class Adagrad(Optimizer):
     def _state(self, group: Group) -> dict[str, float]:
         return {"square_sum": group["initial_accumulator_value"]}
 
-    def _hyper(self, group: Group, memory: dict[str, Number]) -> tuple[float, ...]:
-        rate = group["lr"] / (1.0 + memory["step"] * group["lr_decay"])
-        memory["step"] += 1
+    def _hyper(self, group: Group, counters: dict[str, Number]) -> tuple[float, ...]:
+        rate = group["lr"] / (1.0 + counters["step"] * group["lr_decay"])
+        counters["step"] += 1
         return rate, group["eps"], group["weight_decay"]
 
     def _update(self, group: Group) -> tuple[Callable[..., None], dict[str, bool]]:

@@ -47,7 +47,7 @@ class Adam(Optimizer):
         A value is out of its range.
     """
 
-    switches = ("amsgrad",)
+    optional_state = ("largest_square_sum",)
     identity = (0.0, 1.0, 1.0, 1.0, 0.0, 1.0, 1.0)
     decoupled = False
 
@@ -84,13 +84,13 @@ class Adam(Optimizer):
         names = {"gradient_sum": 0.0, "square_sum": 0.0}
         return {**names, "largest_square_sum": 0.0} if group["amsgrad"] else names
 
-    def _hyper(self, group: Group, memory: dict[str, Number]) -> tuple[float, ...]:
+    def _hyper(self, group: Group, counters: dict[str, Number]) -> tuple[float, ...]:
         first, second = group["betas"]
-        memory["step"] = step = memory["step"] + 1
-        rescale = (1.0 - memory["beta2"]) / (1.0 - second)
-        decay1 = first * (1.0 - memory["beta1"]) / (1.0 - first) if first != memory["beta1"] else first
-        decay2 = second * rescale if second != memory["beta2"] else second
-        memory["beta1"], memory["beta2"] = first, second
+        counters["step"] = step = counters["step"] + 1
+        rescale = (1.0 - counters["beta2"]) / (1.0 - second)
+        decay1 = first * (1.0 - counters["beta1"]) / (1.0 - first) if first != counters["beta1"] else first
+        decay2 = second * rescale if second != counters["beta2"] else second
+        counters["beta1"], counters["beta2"] = first, second
         scale = math.sqrt((1.0 - second) / (1.0 - second**step))
         rate = group["lr"] * (1.0 - first) / (1.0 - first**step) / scale
         keep = 1.0 - group["lr"] * group["weight_decay"] if self.decoupled else 1.0

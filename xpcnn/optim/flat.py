@@ -40,8 +40,8 @@ class Flat:
         The one that owns the arrays.
     state : mapping of str to float
         Name and initial value of each array of the optimiser's own.
-    hyper_size : int
-        How many hyperparameters the update reads from `hyper`.
+    identity : tuple of float
+        The hyperparameters with which an update on gradients of zero changes nothing.
     guarded : bool
         Whether `guard` will be called (see there).
 
@@ -49,6 +49,10 @@ class Flat:
     ----------
     data, grad : (size,) array
         What the parameters' arrays are views of.
+    counters : dict
+        The optimiser's numbers that change from step to step; all parameters of a buffer have taken part in the same.
+    hyper_values : tuple of float or None
+        What `hyper` holds on the backend.
     master, slope : (size,) array
         What the update reads and writes: `data` and `grad` themselves, or float32 beside float16.
     """
@@ -58,7 +62,7 @@ class Flat:
         parameters: Sequence[Parameter],
         backend: Backend,
         state: Mapping[str, float],
-        hyper_size: int,
+        identity: tuple[float, ...],
         guarded: bool,
     ) -> None:
         self.parameters = list(parameters)
@@ -86,18 +90,20 @@ class Flat:
         for name, value in state.items():
             if value:
                 self.state[name][...] = value
-        self.hyper = zeros(hyper_size)
-        self.applied = zeros(hyper_size) if guarded else self.hyper
+        self.counters: dict[str, float | int | bool] = {}
+        self.hyper = zeros(len(identity))
+        self.hyper_values: tuple[float, ...] | None = None
+        self.applied = zeros(len(identity)) if guarded else self.hyper
+        self._identity = backend.asarray(identity, self.wide) if guarded else None
         self._zero, self._sum = zeros(1, dtype=self.dtype), zeros()
         self._sums = zeros(max(1, min(size // CHUNK, backend.get_num_threads())))
         self.views: list[tuple[Parameter, Array, Array]] = []
         for parameter, data, grad in zip(parameters, self.split(self.data), self.split(self.grad), strict=True):
             data[...] = parameter.data
-            zero = parameter.grad_is_zero
-            if not zero:
+            if not parameter.grad_is_zero:
                 here = backend_of(parameter.grad)
                 grad[...] = parameter.grad if here is backend else backend.asarray(here.to_numpy(parameter.grad))
-            parameter.data, parameter.grad, parameter.grad_is_zero = data, grad, zero
+            parameter.relocate(data, grad)
             self.views.append((parameter, data, grad))
         backend.xp.copyto(self.master, self.data)
         arrays = [self.data, self.grad, self.master, self.slope, *self.state.values()]
@@ -110,6 +116,16 @@ class Flat:
     def split(self, flat: Array) -> list[Array]:
         """Return each parameter's part of a flat array, in the parameter's shape."""
         return [flat[place].reshape(shape) for place, shape in self.places]
+
+    def part(self, flat: Array, index: int) -> Array:
+        """Return one parameter's part of a flat array, in its shape."""
+        place, shape = self.places[index]
+        return flat[place].reshape(shape)
+
+    def write_hyper(self, values: tuple[float, ...]) -> None:
+        """Bring the hyperparameters of the next step to the backend."""
+        self.hyper[...] = self.backend.asarray(values, self.wide)
+        self.hyper_values = values
 
     def kept(self) -> dict[str, Array]:
         """Return the arrays that a state holds beside the parameters, by name."""
@@ -127,13 +143,13 @@ class Flat:
                 if backend_of(value) is not self.backend or value.dtype != self.dtype:
                     return False
                 data[...] = value
-                parameter.data = data
+                parameter.relocate(data, parameter.gradient_array)
             is_zero = parameter.grad_is_zero
             if slope is not grad:
                 if not is_zero:
                     backend_of(data, slope)
                     grad[...] = slope
-                parameter.grad, parameter.grad_is_zero = grad, is_zero
+                parameter.relocate(data, grad)
             if is_zero and zeros:
                 _ = parameter.grad
         return True
@@ -151,13 +167,13 @@ class Flat:
         backend.parallel(add_up, range(len(parts)), float(self.size), products=False)
         return self._sums[0, ...] if len(parts) == 1 else backend.xp.sum(self._sums, out=self._sum)
 
-    def guard(self, ok: Array, identity: Array) -> None:
+    def guard(self, ok: Array) -> None:
         """Let the next update change nothing where `ok` (1,) is False, without the host having to know.
 
-        The hyperparameters become those of `identity` (rates of 0, decays of 1) and the gradients 0.
+        The hyperparameters become the identity's (rates of 0, decays of 1) and the gradients 0.
         """
         xp = self.backend.xp
-        self.applied[...] = xp.where(ok, self.hyper, identity)
+        self.applied[...] = xp.where(ok, self.hyper, self._identity)
         xp.copyto(self.grad, self._zero, where=xp.logical_not(ok))
 
     def flush_denormals(self) -> None:

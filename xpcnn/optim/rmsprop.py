@@ -38,7 +38,7 @@ class RMSprop(Optimizer):
         A value is out of its range.
     """
 
-    switches = ("centered",)
+    optional_state = ("gradient_average", "velocity")
     identity = (0.0, 1.0, 0.0, 1.0, 0.0, 1.0)
 
     def __init__(
@@ -70,7 +70,7 @@ class RMSprop(Optimizer):
             names.append("velocity")
         return dict.fromkeys(names, 0.0)
 
-    def _hyper(self, group: Group, memory: dict[str, Number]) -> tuple[float, ...]:
+    def _hyper(self, group: Group, counters: dict[str, Number]) -> tuple[float, ...]:
         alpha = group["alpha"]
         return group["lr"], alpha, 1.0 - alpha, group["eps"], group["weight_decay"], group["momentum"]
 

@@ -101,6 +101,10 @@ class GradScaler:
         """Say of a scale, number or array, whether an overflow may be over with a lower one."""
         return scale > (LOWEST if self.backoff_factor < 1.0 else math.inf)
 
+    def __getstate__(self) -> dict[str, Any]:
+        on_backend = {"_backend": None, "_scale": None, "_good": None, "_constants": (), "_now": self._numbers()}
+        return vars(self) | on_backend
+
     # --- on the host ------------------------------------------------------------------------------------------------
 
     def _numbers(self) -> tuple[float, int]:

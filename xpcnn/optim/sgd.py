@@ -37,7 +37,7 @@ class SGD(Optimizer):
         A value is out of its range, or nesterov without momentum.
     """
 
-    switches = ("nesterov",)
+    optional_state = ("velocity",)
     identity = (0.0, 1.0, 0.0, 1.0)
 
     def __init__(
@@ -45,9 +45,9 @@ class SGD(Optimizer):
         parameters: Iterable[Parameter] | Iterable[Group],
         lr: float,
         momentum: float = 0.0,
+        *,
         weight_decay: float = 0.0,
         nesterov: bool = False,
-        *,
         shrink: float = 0.0,
     ) -> None:
         super().__init__(
@@ -67,7 +67,7 @@ class SGD(Optimizer):
     def _state(self, group: Group) -> dict[str, float]:
         return {"velocity": 0.0} if group["momentum"] else {}
 
-    def _hyper(self, group: Group, memory: dict[str, Number]) -> tuple[float, ...]:
+    def _hyper(self, group: Group, counters: dict[str, Number]) -> tuple[float, ...]:
         return group["lr"], group["momentum"], group["weight_decay"], 1.0 - group["shrink"]
 
     def _update(self, group: Group) -> tuple[Callable[..., None], dict[str, bool]]:

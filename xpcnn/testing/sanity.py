@@ -142,7 +142,7 @@ def overfit_check(
             chosen = order[start : start + batch_size]
             loss = criterion(net(backend.asarray(images[chosen])), backend.asarray(targets[chosen]))
             update.zero_grad()
-            net.backward_parameters(criterion.backward())
+            net.backward(criterion.backward(), input_gradient=False)
             update.step()
             losses.append(float(backend.to_numpy(loss)))
     net.eval()

@@ -64,7 +64,7 @@ class Step:
         """Write loss and scale to the ledger and gradients, times the scale, to the parameters; return the logits."""
         logits = call(self.model, x, self._is_float16)
         loss = self.criterion(logits, labels)
-        self.model.backward_parameters(self._scaled(self.criterion.backward()))
+        self.model.backward(self._scaled(self.criterion.backward()), input_gradient=False)
         backend_of(x).xp.copyto(self._loss, loss)
         return logits
 

@@ -131,6 +131,10 @@ class Trainer:
         self._resumed = False
         self.interrupted = False
 
+    def __getstate__(self) -> dict[str, Any]:
+        self.read()
+        return vars(self) | {"_step": None, "_on_step": []}  # both are made anew where they are needed
+
     # --- training -------------------------------------------------------------------------------------------------
 
     def fit(

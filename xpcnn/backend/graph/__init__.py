@@ -9,6 +9,18 @@ array, and `tracing.py` what a function does on the host while it is traced.
 
 from xpcnn.backend.graph.compiled import Compiled, compile
 from xpcnn.backend.graph.guards import Guarded, changed
-from xpcnn.backend.graph.tracing import Tracing, host, is_tracing, see, tracing
+from xpcnn.backend.graph.tracing import Tracing, host, is_captured, is_tracing, see, traces, tracing
 
-__all__ = ["Compiled", "Guarded", "Tracing", "changed", "compile", "host", "is_tracing", "see", "tracing"]
+__all__ = [
+    "Compiled",
+    "Guarded",
+    "Tracing",
+    "changed",
+    "compile",
+    "host",
+    "is_captured",
+    "is_tracing",
+    "see",
+    "traces",
+    "tracing",
+]

@@ -293,6 +293,7 @@ class _Record:
         self._is_array = tracing.tokens.is_array
         self._copyto = backend.xp.copyto
         self._hosted = tuple(tracing.hosted)
+        self._afterwards = tuple(tracing.afterwards)
         self.replays = 0
         is_own = getattr(replay, "is_own", None) or (lambda array: not any(array is root for root in known))
         known = [*tracing.roots.values(), *(a for part in tracing.seen.values() for a in part.arrays())]
@@ -401,6 +402,8 @@ class _Record:
         """Hand out copies of what the last replay, or the tracing, has left."""
         for i in self._written:
             self._copyto(arrays[i], self._slots[i])
+        for function in self._afterwards:
+            function()
         for place, name, template in self._effects:
             put(place, name, self._built(template, arrays))
         return self._built(self._template, arrays)

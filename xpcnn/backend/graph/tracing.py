@@ -26,22 +26,28 @@ OUTSIDE = frozenset({"random", "_random", "time", "secrets", "posix", "nt", "_io
 OUTSIDE_TYPES = frozenset({"Random", "SystemRandom", "Generator", "RandomState", "TextIOWrapper", "BufferedWriter"})
 
 _local = threading.local()
-count = [0]  # traces that run, in all threads: nothing else is looked at while it is 0
+traces = [0]  # traces that run, in all threads: nothing else is looked at while it is 0
 
 
 def tracing() -> Tracing | None:
     """Return the trace of this thread, or None."""
-    return getattr(_local, "tracing", None) if count[0] else None
+    return getattr(_local, "tracing", None) if traces[0] else None
 
 
 def is_tracing() -> bool:
     """Whether this thread traces a function."""
-    return count[0] > 0 and getattr(_local, "tracing", None) is not None
+    return traces[0] > 0 and getattr(_local, "tracing", None) is not None
+
+
+def is_captured() -> bool:
+    """Whether this thread traces a function on a device, whose work is done by the replays alone."""
+    found = tracing()
+    return found is not None and found.wrap is None
 
 
 def see(thing: Guarded) -> None:
     """Say that a result depends on an object of the library: a graph that is being traced guards it."""
-    if count[0]:
+    if traces[0]:
         found = getattr(_local, "tracing", None)
         if found is not None:
             found.see(thing)
@@ -95,6 +101,7 @@ class Tracing:
         self.array_effects: list[tuple[Any, str, Any]] = []  # attributes that take an array with each call
         self.assigned: dict[int, set[str]] = {}
         self.changes_host = False
+        self.afterwards: list[Callable[[], None]] = []  # what is done on the host after each call
         self.swapped: list[tuple[Any, str, Any, Any]] = []
         self.objects: dict[int, Any] = {}  # of the user's own, compared whole
         self.roots: dict[int, Any] = {}  # arrays that were there before
@@ -128,7 +135,7 @@ class Tracing:
 
     def __enter__(self) -> Tracing:
         _local.tracing = self
-        count[0] += 1
+        traces[0] += 1
         self._collects = gc.isenabled()
         gc.disable()  # what runs when garbage is collected is no part of the function
         self._profile = sys.getprofile()
@@ -139,7 +146,7 @@ class Tracing:
         sys.setprofile(self._profile)
         if self._collects:
             gc.enable()
-        count[0] -= 1
+        traces[0] -= 1
         _local.tracing = None
 
     def _is_users(self, filename: str | None) -> bool:
@@ -282,6 +289,15 @@ class Tracing:
     def leave(self, undo: bool) -> None:
         """Find what the function has changed on the host; attributes that hold traced arrays get plain ones."""
         self.put_back()
+        before, _local.tracing = getattr(_local, "tracing", None), self
+        traces[0] += 1
+        try:
+            self._leave(undo)
+        finally:
+            traces[0] -= 1
+            _local.tracing = before
+
+    def _leave(self, undo: bool) -> None:
         for thing in self.seen.values():
             reason = thing.leave_trace(self.states[id(thing)], undo)
             if reason is not None:

@@ -1,0 +1,210 @@
+"""Which layers of a network run together: the groups that `Sequential` steps through and `Inference` folds.
+
+A group is a layer that is called, a chain of neighbours that keep channels apart, or the sum of a residual block with
+the chain after it. Only what the library knows is fused: a subclass with a forward or backward of its own is called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeGuard
+
+from xpcnn.backend import Array, backend_of
+from xpcnn.functional.addition import AddOp
+from xpcnn.functional.layout import batch_first, batch_last
+from xpcnn.functional.precision import is_narrow
+from xpcnn.nn.caches import use_up
+from xpcnn.nn.channelwise import ChannelLayer, backward_chain, forward_chain
+from xpcnn.nn.module import Module, call_backward, needs_gradient, remember_buffers
+from xpcnn.nn.residual import Residual, add
+
+
+class Group:
+    """Layers that run together; its forward returns y and a cache, which whoever calls it keeps."""
+
+    __slots__ = ()
+
+    def forward(self, x: Array) -> tuple[Array, Any]:
+        """Return y and what `backward` needs beside the layers' own caches."""
+        raise NotImplementedError
+
+    def backward(self, dy: Array, cache: Any, input_gradient: bool) -> Array:
+        """Return dx, or None without `input_gradient`."""
+        raise NotImplementedError
+
+    def layers(self) -> Sequence[Module]:
+        """Return its layers in their order."""
+        raise NotImplementedError
+
+    def chained(self, cache: Any) -> Iterator[Module]:
+        """Yield the layers that keep nothing themselves, because `cache` has it."""
+        yield from ()
+
+
+class Call(Group):
+    """A layer by itself, which keeps its own cache."""
+
+    __slots__ = ("layer",)
+
+    def __init__(self, layer: Module) -> None:
+        self.layer = layer
+
+    def forward(self, x: Array) -> tuple[Array, Any]:
+        return self.layer(x), None
+
+    def backward(self, dy: Array, cache: Any, input_gradient: bool) -> Array:
+        return self.layer.backward(dy) if input_gradient else call_backward(self.layer, dy, False)
+
+    def layers(self) -> Sequence[Module]:
+        return (self.layer,)
+
+
+class Chain(Group):
+    """Neighbouring channelwise layers, run as one chain while their numbers are in the cache."""
+
+    __slots__ = ("members",)
+
+    def __init__(self, members: Sequence[ChannelLayer]) -> None:
+        self.members = tuple(members)
+
+    def forward(self, x: Array) -> tuple[Array, Any]:
+        return forward_chain(_bind(self.members), x)
+
+    def backward(self, dy: Array, cache: Any, input_gradient: bool) -> Array:
+        dx = backward_chain(self.members, cache, dy)
+        use_up()
+        return dx if input_gradient else None
+
+    def layers(self) -> Sequence[Module]:
+        return self.members
+
+    def chained(self, cache: Any) -> Iterator[Module]:
+        yield from self.members
+
+
+class ResidualSum(Group):
+    """A residual block and the channelwise layers after it.
+
+    The last channelwise layers of the body, the sum and those layers run as one chain: a batch norm, the sum and a ReLU
+    read and write their numbers once, not four times. Where the body does not end in such layers, block and followers
+    run one after the other.
+    """
+
+    __slots__ = ("block", "followers")
+
+    def __init__(self, block: Residual, followers: Sequence[ChannelLayer]) -> None:
+        self.block, self.followers = block, tuple(followers)
+
+    def forward(self, x: Array) -> tuple[Array, Any]:
+        groups = self.block.body._groups_inside()
+        if not groups or not isinstance(groups[-1], Chain) or is_narrow(x.dtype):
+            # A chain would compute in float32, where the sum is of float16.
+            y, cache = forward_chain(_bind(self.followers), self.block(x))
+            return y, (None, self.followers, cache)
+        other = x if self.block.shortcut is None else self.block.shortcut(x)
+        *steps, tail = groups
+        x, caches = forward_through(steps, x)
+        total = AddOp(batch_last(backend_of(other), other))
+        y, cache = forward_chain([*_bind(tail.members), total, *_bind(self.followers)], x)
+        return y, ((steps, caches, total), (*tail.members, None, *self.followers), cache)
+
+    def backward(self, dy: Array, cache: Any, input_gradient: bool) -> Array:
+        body, members, cache = cache
+        if body is None:
+            dy = backward_chain(members, cache, dy)
+            use_up()
+            return call_backward(self.block, dy, input_gradient)
+        steps, caches, total = body
+        total.make_gradient(backend_of(total.other))
+        dy = backward_chain(members, cache, dy)
+        use_up()
+        gradient, total.gradient = batch_first(total.gradient), None
+        dx = backward_through(steps, caches, dy, input_gradient)
+        shortcut = self.block.shortcut
+        if shortcut is not None:
+            gradient = call_backward(shortcut, gradient, input_gradient)
+        if not input_gradient:
+            return None
+        if shortcut is None:
+            return add(gradient, dx, reuse=True)  # nobody else has it
+        return add(dx, gradient)
+
+    def layers(self) -> Sequence[Module]:
+        return (self.block, *self.followers)
+
+    def chained(self, cache: Any) -> Iterator[Module]:
+        body, members, _ = cache
+        yield from (layer for layer in members if layer is not None)
+        if body is not None:
+            steps, caches, _ = body
+            for step, kept in zip(steps, caches, strict=True):
+                yield from step.chained(kept)
+
+
+def group(layers: Iterable[Module], fuses: Callable[[Module], bool] | None = None) -> list[Group]:
+    """Return layers in their order as groups; `fuses` says of which layers a chain may be made."""
+    groups: list[Group] = []
+    chain: list[ChannelLayer] = []
+
+    def end_chain() -> None:
+        if chain and groups and isinstance(groups[-1], Call) and type(groups[-1].layer) is Residual:
+            groups[-1] = ResidualSum(groups[-1].layer, chain)
+        elif chain:
+            groups.append(Chain(chain))
+        chain.clear()
+
+    for layer in layers:
+        if runs_in_chain(layer) and (fuses is None or fuses(layer)):
+            chain.append(layer)
+        else:
+            end_chain()
+            groups.append(Call(layer))
+    end_chain()
+    return groups
+
+
+def runs_in_chain(layer: Module) -> TypeGuard[ChannelLayer]:
+    """Whether `layer` may run by its operation: a subclass with a forward or backward of its own is called instead."""
+    kind = type(layer)
+    return (
+        isinstance(layer, ChannelLayer)
+        and kind.forward is ChannelLayer.forward
+        and kind.backward is ChannelLayer.backward
+        and kind.__call__ is Module.__call__
+    )
+
+
+def forward_through(groups: Sequence[Group], x: Array) -> tuple[Array, list[Any]]:
+    """Return y of groups one after the other, and their caches."""
+    caches = []
+    for step in groups:
+        x, cache = step.forward(x)
+        caches.append(cache)
+    return x, caches
+
+
+def backward_through(groups: Sequence[Group], caches: list[Any], dy: Array, input_gradient: bool) -> Array:
+    """Return dx of groups one after the other; without `input_gradient`, stop where nothing before needs a gradient.
+
+    Caches go as they are used.
+    """
+    first = 0 if input_gradient else _first_needed(groups)
+    for i in range(len(groups) - 1, first - 1, -1):
+        dy = groups[i].backward(dy, caches[i], input_gradient or i > first)
+        caches[i] = None
+    return dy if input_gradient else None
+
+
+def _first_needed(groups: Sequence[Group]) -> int:
+    for i, step in enumerate(groups):
+        if any(map(needs_gradient, step.layers())):
+            return i
+    return len(groups)
+
+
+def _bind(layers: Sequence[ChannelLayer]) -> list[Any]:
+    ops = []
+    for layer in layers:
+        remember_buffers(layer)
+        ops.append(layer.channel_op())
+    return ops
