@@ -14,6 +14,7 @@ import numpy as np
 from xpcnn.backend.base import Backend
 from xpcnn.backend.numpy import lowering, plans, products, trace
 from xpcnn.backend.numpy.memory import BlockPool, aligned, trim
+from xpcnn.backend.numpy.quiet import quiet
 from xpcnn.backend.numpy.threads import Blas, ThreadPool
 from xpcnn.backend.numpy.workers import WorkerProcesses
 from xpcnn.backend.spans import spans
@@ -79,7 +80,8 @@ class NumpyBackend(Backend):
             self._local.slab_bytes = before
 
     def owns(self, array: Any) -> bool:
-        return isinstance(array, np.ndarray)
+        # A masked array would lose its mask, and `*` of a matrix is another product.
+        return isinstance(array, np.ndarray) and not (isinstance(array, np.matrix) or hasattr(array, "filled"))
 
     def asarray(self, a: Any, dtype: Any = None) -> np.ndarray[Any, Any]:
         if not isinstance(a, (np.ndarray, np.generic, list, tuple, int, float)) and not hasattr(a, "__array__"):
@@ -263,7 +265,7 @@ class NumpyBackend(Backend):
             raise error
 
     def errstate(self) -> contextlib.AbstractContextManager[Any]:
-        return np.errstate(over="ignore", invalid="ignore", divide="ignore")
+        return quiet()
 
     def info(self) -> dict[str, Any]:
         libraries = [library.info() for library in self.blas.libraries]

@@ -55,7 +55,7 @@ class RecordedStep:
         link = self._link
         self._blas.hold()
         try:
-            with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            with np.errstate(all="ignore"):
                 if link is None or not link.play():
                     play(self._tape)
         finally:
