@@ -169,14 +169,17 @@ def test_batch_norm(channels, n, dtype, seed, offset):
         small = {"rtol": 1e-9, "atol": 1e-9} if dtype == "float64" else {"rtol": 3e-4, "atol": 3e-4}
         if offset and dtype == "float32":
             small = {"rtol": 2e-3, "atol": 2e-3}  # x itself has that much less to say about its spread
-        for mine, theirs in zip((*kernel, got), (*normal, exact), strict=True):
+        means = [device(np.add(pair[0]._host, pair[1]._host, dtype="float64")) for pair in (kernel, normal)]
+        np.testing.assert_allclose(means[0]._host, means[1]._host, rtol=0, atol=1e-9 if dtype == "float64" else 1e-6)
+        for mine, theirs in zip((*kernel[2:], got), (*normal[2:], exact), strict=True):
             assert mine.dtype == dtype
             np.testing.assert_allclose(mine._host, theirs._host, **small)
         dy = rng.standard_normal(x.shape).astype(dtype)
-        mean, _, scale = kernel
+        centre, rest, _, scale = kernel
         dx, expected = shim.empty(x.shape, dtype), shim.empty(x.shape, "float64")
-        sums = FUSED["batch_norm_train_backward"](shim, device(dy), device(x), mean, scale, device(gamma), dx)
-        wide = [device(a._host.astype("float64")) for a in (device(dy), device(x), mean, scale, device(gamma))]
+        sums = FUSED["batch_norm_train_backward"](shim, device(dy), device(x), centre, rest, scale, device(gamma), dx)
+        arrays = device(dy), device(x), centre, rest, scale, device(gamma)
+        wide = [device(a._host.astype("float64")) for a in arrays]
         exact_sums = normalization.batch_norm_train_backward.portable(portable, *wide, expected)
         tight = {"rtol": 1e-9, "atol": 1e-8} if dtype == "float64" else {"rtol": 1e-3, "atol": 1e-3}
         for mine, theirs in zip((*sums, dx), (*exact_sums, expected), strict=True):
@@ -185,7 +188,7 @@ def test_batch_norm(channels, n, dtype, seed, offset):
 
 @given(st.integers(1, 600), DTYPES, SEEDS)
 def test_move_statistics(channels, dtype, seed):
-    values = np.random.default_rng(seed).random((4, channels)).astype(dtype)
+    values = np.random.default_rng(seed).random((5, channels)).astype(dtype)
     got, expected = both(normalization.move_statistics, lambda: (*map(device, values), 0.1, 7))
     for mine, theirs in zip(got[:2], expected[:2], strict=True):
         np.testing.assert_allclose(mine._host, theirs._host, rtol=4 * np.finfo(dtype).eps)

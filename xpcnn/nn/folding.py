@@ -191,13 +191,14 @@ def _add_product(path: Path, layer: Conv2d | Linear, layers: list[Module]) -> No
     weight = backend.copy(layer.weight.data)
     bias = None if layer.bias is None else backend.copy(layer.bias.data)
     while layers and _folds(layer, layers[0]):
-        scale, shift = _affine(cast("BatchNorm1d | BatchNorm2d", layers.pop(0)))
+        shift, scale, mean = _affine(cast("BatchNorm1d | BatchNorm2d", layers.pop(0)))
+        shift = backend.xp.subtract(shift, backend.xp.multiply(mean, scale))
         weight *= scale.reshape(-1, *(1,) * (weight.ndim - 1))
         bias = shift if bias is None else backend.xp.add(backend.xp.multiply(bias, scale), shift)
     ops = _take_chain(layers)
     if ops and type(ops[0]) is MaxPoolOp and bias is not None:
         # The maximum of sums with a constant is the sum with the maximum, rounding included, on fewer numbers.
-        ops.insert(1, AffineOp(None, bias))
+        ops.insert(1, AffineOp(bias))
         bias = None
     path.steps.append(_Convolution(layer, weight, bias) if isinstance(layer, Conv2d) else _Dense(weight, bias))
     if ops:
@@ -215,11 +216,12 @@ def _folds(layer: Conv2d | Linear, norm: Module) -> bool:
     )
 
 
-def _affine(norm: BatchNorm1d | BatchNorm2d) -> tuple[Array, Array]:
-    """Return the scale gamma / sqrt(var + eps) and the shift beta - mean scale, (C,)."""
-    xp = backend_of(norm.weight.data).xp
+def _affine(norm: BatchNorm1d | BatchNorm2d) -> tuple[Array, Array, Array]:
+    """Return beta, the scale gamma / sqrt(var + eps) and the mean, copies (C,)."""
+    backend = backend_of(norm.weight.data)
+    xp = backend.xp
     scale = xp.divide(norm.weight.data, xp.sqrt(xp.add(norm.running_var, norm.eps)))
-    return scale, xp.subtract(norm.bias.data, xp.multiply(norm.running_mean, scale))
+    return backend.copy(norm.bias.data), scale, backend.copy(norm.running_mean)
 
 
 def _take_chain(layers: list[Module]) -> list[ChannelOp]:
