@@ -51,5 +51,6 @@ def add(a: Array, b: Array, *, reuse: bool = False) -> Array:
         rows = slice(channels.start, channels.stop)
         backend.xp.add(a[rows], b[rows], out=out[rows])
 
-    backend.parallel(part, spans(a.shape[0], backend.get_num_threads()), 3.0 * a.size, products=False)
+    with backend.errstate():
+        backend.parallel(part, spans(a.shape[0], backend.get_num_threads()), 3.0 * a.size, products=False)
     return batch_first(out)

@@ -312,7 +312,7 @@ extern "C" __global__ void softmax_cross_entropy(const T* logits, const T* targe
         for (int k = 0; k < classes; ++k) {
             int i = k * samples + n;
             T probability = target[i];
-            sum += (double)((logits[i] - top - log_total) * probability);
+            if (probability != T(0)) sum += (double)((logits[i] - top - log_total) * probability);  // 0 * inf is nan
             dlogits[i] = (dlogits[i] / total - probability) * scale;
         }
     }
