@@ -67,19 +67,17 @@ def native(a: Array) -> Array:
     return a if a.dtype.isnative else a.astype(a.dtype.newbyteorder("="))
 
 
-def take_labels(backend: Backend, name: str, labels: Any) -> Array:
-    """Return labels as a native array of `backend`; they may be a list or tuple of numbers."""
+def take_labels(logits: Any, labels: Any) -> tuple[Any, ...]:
+    """Return what `take` does for logits and labels, of which the latter may be a list or tuple of numbers."""
     if isinstance(labels, (list, tuple)):
+        backend, logits = take("logits", logits)
         try:
             labels = backend.asarray(labels)
         except (TypeError, ValueError) as error:  # rows of several lengths, None
-            raise DTypeError(f"{name}: expected class numbers or rows of one length, got {labels!r:.80}") from error
+            raise DTypeError(f"labels: expected class numbers or rows of one length, got {labels!r:.80}") from error
         if not labels.size:  # of no label nobody can tell the type
             labels = labels.astype("int64")
-    else:
-        _check_is_array(name, labels)
-        check_backend(name, labels, backend)
-    return native(labels)
+    return take("logits labels", logits, labels)
 
 
 def number(name: str, value: Any, what: str, low: float = -math.inf, high: float = math.inf) -> float:
@@ -90,7 +88,7 @@ def number(name: str, value: Any, what: str, low: float = -math.inf, high: float
     ConfigError
         It is no finite number from `low` to `high`; the message says `what` was expected.
     """
-    if isinstance(value, Real) and not isinstance(value, bool):
+    if type(value) is float or (not isinstance(value, bool) and isinstance(value, Real)):
         result = float(value)
         if math.isfinite(result) and low <= result <= high:
             return result
@@ -109,12 +107,13 @@ def flag(name: str, value: Any) -> bool:
 def axis_of(x: Array, axis: Any) -> int:
     """Return an axis of `x` as an integer from 0; raise ShapeError where `x` has none such, or no value along it."""
     try:
-        index = -1 - x.ndim if isinstance(axis, bool) else operator.index(axis)
+        index = operator.index(axis)
     except TypeError:
-        index = -1 - x.ndim
-    if not -x.ndim <= index < x.ndim or x.shape[index] == 0:
+        index = x.ndim
+    ndim: int = x.ndim
+    if isinstance(axis, bool) or not -ndim <= index < ndim or x.shape[index] == 0:
         raise ShapeError(f"axis: expected an axis of x that is not empty, got {axis!r} for shape {tuple(x.shape)}")
-    return index % x.ndim
+    return index % ndim
 
 
 def bits(a: Array) -> Array:

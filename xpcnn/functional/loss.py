@@ -16,6 +16,7 @@ from xpcnn.functional.precision import cast, cast_batch, is_narrow
 from xpcnn.functional.primitive import primitive
 
 REDUCTIONS = ("mean", "sum")
+UNSIGNED = {1: "uint8", 2: "uint16", 4: "uint32", 8: "uint64"}
 
 
 @primitive
@@ -62,8 +63,7 @@ def cross_entropy(
         Shapes or types do not fit; a label is out of range (told at once on NumPy, on a device when its next
         value is read); an option is not allowed.
     """
-    backend, logits = take("logits", logits)
-    labels = take_labels(backend, "labels", labels)
+    backend, logits, labels = take_labels(logits, labels)
     check_ndim("logits", logits, "N, K")
     check_floating("logits", logits)
     check_reduction(reduction)
@@ -113,10 +113,10 @@ def _targets(backend: Backend, labels: Array, n: int, k: int, dtype: object) -> 
     classes = class_numbers(backend, k)
     xp = backend.xp
     target = backend.empty((k, n), dtype)
-    selected = xp.equal(labels, classes)  # (K, N)
-    xp.copyto(target, selected)
+    xp.copyto(target, xp.equal(labels, classes))  # (K, N)
+    unsigned = labels.view(UNSIGNED[labels.itemsize])  # in which numbers below 0 are huge
     backend.demand(
-        xp.max(selected, axis=0),  # whether any class is the label
+        xp.less(unsigned, k),
         DataError(f"labels: expected classes from 0 to {k - 1}, got one outside; do the logits have enough columns?"),
     )
     return target

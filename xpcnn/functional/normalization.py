@@ -7,9 +7,9 @@ Training, with the mean m and biased variance v of a channel's n values (Ioffe a
 
 Evaluation puts the running mean and variance in the place of m and v, and they get no gradient.
 
-Numbers are centred before anything is summed or scaled, and in training twice: about the mean of some values, then about
-the mean of what is left, which one number of the dtype is too coarse for (the mean of 10^4 + N(0, 1) in float32 is off by
-10^-3). So rounding goes by a channel's deviations, never by its mean.
+Numbers are centred before anything is summed or scaled, and in training twice: about the mean of some values, then
+about the mean of what is left, for one number of the dtype is too coarse (float32 has steps of 10^-3 at 10^4). So
+rounding goes by a channel's deviations, never by its mean.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from xpcnn.functional.channelwise import ChainCache, ChannelOp, Shape, run, run_
 from xpcnn.functional.layout import check_images, check_like, flag, number, take
 from xpcnn.functional.precision import wide
 from xpcnn.functional.primitive import primitive
-
 
 # About which share of a channel's values its first centre is taken. Whatever the values are, it lies within
 # sqrt(1 / share - 1) deviations of their mean, so that the variance loses 3 bits at most.
@@ -214,9 +213,7 @@ class AffineOp(ChannelOp):
     elementwise = True
     passes = 4
 
-    def __init__(
-        self, shift: Array, scale: Array | None = None, mean: Array | None = None, ndim: int | None = None
-    ) -> None:
+    def __init__(self, shift: Array, scale: Array = None, mean: Array = None, ndim: int | None = None) -> None:
         self.shift, self.scale, self.mean, self.ndim = shift, scale, mean, ndim
         self.arrays = (shift,) if scale is None else (shift, scale, mean)
         self.signature = scale is None
@@ -247,8 +244,8 @@ def batch_norm(
     """Normalise every channel over the batch (and the image).
 
     Rounding is some eps of the dtype times the largest |x - mean| / sqrt(variance + eps), however large the mean, as
-    long as variance and sums of dy (x - mean) are finite in the dtype (float32 for float16); beyond, and where `x` holds
-    nan or inf, a channel is nan.
+    long as variance and sums of dy (x - mean) are finite in the dtype (float32 for float16); beyond, and where `x`
+    holds nan or inf, a channel is nan.
 
     Parameters
     ----------
@@ -278,19 +275,24 @@ def batch_norm(
         An option is not allowed, or running statistics that training must write are read-only.
     """
     names = "gamma", "beta", "running_mean", "running_var"
-    _, x, *arrays = take("x gamma beta running_mean running_var", x, gamma, beta, running_mean, running_var)
+    backend, x, *arrays = take("x gamma beta running_mean running_var", x, gamma, beta, running_mean, running_var)
     for name, array in zip(names, arrays, strict=True):
         check_like(name, array, (x.shape[1],) if x.ndim > 1 else (), wide(x.dtype))
     training = flag("training", training)
-    if training:
-        arrays[2:] = running_mean, running_var  # written where they lie
-        for name, array in zip(names[2:], arrays[2:], strict=True):
-            if not getattr(array.flags, "writeable", True):
-                raise ConfigError(f"{name}: expected an array that training may write to, got a read-only one")
     if momentum is None:
         raise ConfigError("momentum: expected a number from 0 to 1, got None; a layer counts batches, nn.BatchNorm2d")
     op = BatchNormOp(*arrays, training=training, momentum=check_momentum(momentum), eps=check_eps(eps))
-    return run((op,), x)
+    if not training:
+        return run((op,), x)
+    written = list(zip(names[2:], (running_mean, running_var), arrays[2:], strict=True))
+    for name, array, _ in written:
+        if not getattr(array.flags, "writeable", True):
+            raise ConfigError(f"{name}: expected an array that training may write to, got a read-only one")
+    y, cache = run((op,), x)
+    for _, array, moved in written:
+        if moved is not array:  # a copy, for `array` has a foreign byte order
+            backend.xp.copyto(array, moved)
+    return y, cache
 
 
 def check_eps(eps: float) -> float:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, cast
 
-from xpcnn.backend import Array, backend_of
+from xpcnn.backend import Array
 from xpcnn.functional.activation import ReLUOp
 from xpcnn.functional.channelwise import ChannelOp, run, run_backward
+from xpcnn.functional.layout import take
 from xpcnn.functional.pooling import MaxPoolOp
 from xpcnn.nn.module import Module, keeps_caches
 
@@ -51,7 +52,11 @@ def backward_chain(keeper: Module, layers: Sequence[Module], dy: Array) -> Array
     """Return dx of the last chain that `keeper` has kept."""
     ops, cache = keeper.take()
     chain = cast("Sequence[ChannelLayer]", layers)
-    backend_of(dy)
+    try:
+        _, dy = take("dy", dy)
+    except Exception:
+        keeper.keep((ops, cache))
+        raise
     for layer, op in zip(chain, ops, strict=True):
         layer.prepare_backward(op)
     try:

@@ -6,7 +6,7 @@ import math
 
 from xpcnn.backend import Array
 from xpcnn.errors import ShapeError
-from xpcnn.functional.layout import batch_first, batch_last, check_like, take
+from xpcnn.functional.layout import batch_first, batch_last, check_images, check_like, take
 from xpcnn.nn.module import Module
 
 
@@ -18,6 +18,8 @@ class Flatten(Module):
         backend, x = take("x", x)
         if x.ndim not in (2, 4):
             raise ShapeError(f"x: expected shape (N, C, H, W) or (N, D), got {tuple(x.shape)}")
+        if x.ndim == 4:
+            check_images("x", tuple(x.shape))
         self.keep(tuple(x.shape))
         if x.ndim == 2:
             return x

@@ -14,9 +14,9 @@ from xpcnn.nn import Parameter
 def clip_grad_norm(parameters: Iterable[Parameter], max_norm: float, *, scale: Array | None = None) -> Array:
     """Scale all gradients so that their common 2-norm is at most `max_norm`.
 
-    Squares add up in float64, and with float64 gradients all are divided by the largest first, so that no norm overflows
-    or underflows on the way; one beyond the dtype is given as inf, and clipped all the same. As in PyTorch, an infinite
-    gradient makes the norm inf, itself nan and the others 0; a nan makes all of them nan.
+    Squares add up in float64, and with float64 gradients all are divided by the largest first, so that no norm
+    overflows or underflows on the way; one beyond the dtype is given as inf, and clipped all the same. As in PyTorch,
+    an infinite gradient makes the norm inf, itself nan and the others 0; a nan makes all of them nan.
 
     Parameters
     ----------
