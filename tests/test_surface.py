@@ -223,7 +223,7 @@ def test_one_pixel_is_an_image(case):
     options = {name: 1 if name == "kernel_size" else (2, 4, 1, 1) for name in ("kernel_size", "x_shape")}
     options = {name: value for name, value in options.items() if name in case.options}
     found = results(case, case.arrays(PIXEL), options)
-    assert found[0].size == 8
+    assert found[0].size == (1 if found[0].ndim == 0 else 8)
 
 
 @cases()
@@ -300,7 +300,7 @@ def test_a_gradient_that_is_no_array_is_refused_by_name(case):
         with pytest.raises(DTypeError, match=rf"^dy: expected an array, got {type(wrong).__name__}"):
             backward(wrong)
     dy = np.zeros((*np.shape(y), 2), np.asarray(y).dtype)
-    with pytest.raises(ShapeError, match="^dy: expected shape"):
+    with pytest.raises(ShapeError, match=r"^dy: expected shape"):
         backward(dy)
 
 
@@ -340,7 +340,7 @@ def test_images_have_a_height_and_a_width(case):
     if case.name in ("Sequential", "Residual", "mse_loss", "MSELoss"):
         return
     for shape in ((2, 4, 0, 6), (2, 4, 6, 0)):
-        with pytest.raises(ShapeError, match="^x: expected a height and width of 1 or more, got"):
+        with pytest.raises(ShapeError, match=r"^x: expected a height and width of 1 or more, got"):
             case.call(case.arrays({"x": shape}))
 
 
