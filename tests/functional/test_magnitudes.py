@@ -185,7 +185,10 @@ def test_cross_entropy(case, cut, smoothing, seed):
         for _ in range(2):
             loss, dlogits = F.cross_entropy(x, kind, label_smoothing=smoothing)
             assert loss.dtype == computed_in(x.dtype)
-            close(loss[None], exact, 16 * eps * (1 + size), loss.dtype)
+            if size > np.finfo(loss.dtype).max:  # the sum over the batch overflows, as PyTorch's does
+                assert loss in (np.inf, loss.dtype.type(exact))
+            else:
+                close(loss[None], [exact], 16 * eps * (1 + size), loss.dtype)
             close(dlogits, (np.exp(log_p) - target) / 6, 16 * eps, x.dtype)
 
 
@@ -260,12 +263,17 @@ def test_max_pool2d_hands_on_what_is_infinite(backend):
 def exact_batch_norm(x, dy, gamma, beta, mean, var, training, eps=1e-5):
     """The formulas in the widest numbers that there are."""
     x, dy = x.astype(WIDE), dy.astype(WIDE)
+    origin = x[:, 0].copy()  # the widest numbers too are coarse far from 0
+    x -= origin[:, None]
     if training:
-        mean = x.mean(axis=1)
-        var = ((x - mean[:, None]) ** 2).mean(axis=1)
+        mean = x.mean(axis=1) + origin
+        centred = x - x.mean(axis=1)[:, None]
+        var = (centred**2).mean(axis=1)
+    else:
+        centred = x - (mean.astype(WIDE) - origin)[:, None]
     mean, var, gamma, beta = (np.asarray(a, WIDE) for a in (mean, var, gamma, beta))
     scale = 1 / np.sqrt(var + eps)
-    xhat = (x - mean[:, None]) * scale[:, None]
+    xhat = centred * scale[:, None]
     dbeta, dgamma = dy.sum(axis=1), (dy * xhat).sum(axis=1)
     dx = dy - (dbeta / x.shape[1])[:, None] - xhat * (dgamma / x.shape[1])[:, None] if training else dy
     return gamma[:, None] * xhat + beta[:, None], dx * (gamma * scale)[:, None], dgamma, dbeta, mean, var
@@ -312,7 +320,9 @@ def test_batch_norm(log_mean, log_deviation, constant, training, dtype, n, seed)
         bound = loss * (factor * (1 + reach**2) * 4)[:, None]
         assert np.all(np.abs(dx.T - dx_exact) <= bound + step * np.abs(dx_exact) + 1e-7 * bool(step))
         if training:
-            np.testing.assert_allclose(running_mean, 0.9 * mean.astype(WIDE) + 0.1 * mean_exact, rtol=8 * eps, atol=1e-30)
+            moved = 0.9 * mean.astype(WIDE) + 0.1 * mean_exact
+            off = np.abs(running_mean - moved) - 8 * eps * np.abs(moved)
+            assert np.all(off <= loss * np.sqrt(var_exact))
             moved = 0.9 * var.astype(WIDE) + 0.1 * var_exact * n / (n - 1)
             np.testing.assert_allclose(running_var, moved, rtol=loss, atol=1e-30)
 
