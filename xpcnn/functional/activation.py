@@ -25,9 +25,9 @@ def relu_forward(backend: Backend, x: Array, out: Array) -> None:
 
 @primitive
 def relu_backward_from(backend: Backend, dy: Array, y: Array, out: Array) -> None:
-    """Fill `out` with dy where y > 0 and 0 elsewhere."""
+    """Fill `out` with dy where y, a result of `relu_forward`, is not 0, and 0 elsewhere."""
     mask, result = backend.scratch("mask", y.shape, bool), bits(out)
-    backend.xp.greater(y, 0, out=mask)
+    backend.xp.not_equal(y, 0, out=mask)  # so a nan passes its gradient on
     # Cast first: a product of two types goes through NumPy's buffers, at a third of the speed.
     backend.xp.copyto(result, mask.view("int8"))
     backend.xp.multiply(result, bits(dy), out=result)

@@ -78,6 +78,6 @@ def _size_of(backend: Backend, gradients: list[Array]) -> Array:
     for gradient in gradients:
         if gradient.size:
             xp.maximum(largest, xp.max(xp.absolute(gradient)), out=largest)
-    xp.maximum(largest, xp.finfo("float64").tiny, out=largest)
+    xp.maximum(largest, float(xp.finfo("float64").tiny), out=largest)
     xp.copyto(size, largest, where=xp.isfinite(largest))
     return size

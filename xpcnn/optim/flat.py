@@ -216,7 +216,7 @@ def _widen(backend: Backend, data: Array, grad: Array, master: Array, slope: Arr
 def _flush(backend: Backend, part: Array, keep: Array | None = None) -> None:
     """Set denormal numbers to zero, but for those where `keep` is true."""
     xp = backend.xp
-    stays = xp.logical_not(xp.less(xp.absolute(part), xp.finfo(part.dtype).tiny))  # so does nan
+    stays = xp.logical_not(xp.less(xp.absolute(part), float(xp.finfo(part.dtype).tiny)))  # so does nan
     xp.multiply(part, stays if keep is None else xp.logical_or(stays, keep), out=part)
 
 

@@ -100,7 +100,7 @@ def relu_forward(backend: Any, x: Array, out: Array) -> Any:
 
 @fused
 def relu_backward_from(backend: Any, dy: Array, y: Array, out: Array) -> Any:
-    """Fill `out` with dy where y > 0."""
+    """Fill `out` with dy where y is not 0."""
     if not fits(dy, y, out):
         return NotImplemented
     backend.kernels.launch("relu_backward_from", dy.dtype, blocks(dy.size), dy, y, out, dy.size)

@@ -93,7 +93,7 @@ extern "C" __global__ void relu_forward(const T* x, T* out, int size) {
 }
 
 extern "C" __global__ void relu_backward_from(const T* dy, const T* y, T* out, int size) {
-    FOR_EACH(i, size) out[i] = y[i] > T(0) ? dy[i] : T(0);
+    FOR_EACH(i, size) out[i] = y[i] != T(0) ? dy[i] : T(0);
 }
 
 // Block (segment, row) sums its share of a row of `a`, or of a * b; the last step is `finish_rows`.
