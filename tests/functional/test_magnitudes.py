@@ -92,8 +92,7 @@ ACTIVATIONS = {  # the function, its slope, the bound of the result beside eps |
         lambda x: np.where(x > 0, x, x * 0.3), lambda x: np.where(x > 0, 1.0, 0.3), lambda x, y: np.abs(y), 1.0,
     ),
     "sigmoid": (
-        sigmoid, lambda x: sigmoid(x) * sigmoid(-x), lambda x, y: 3 * np.abs(y) * np.maximum(1, np.abs(np.minimum(x, 0))),
-        0.25,
+        sigmoid, lambda x: sigmoid(x) * sigmoid(-x), lambda x, y: 3 * np.abs(y) * np.maximum(1, -x), 0.25,
     ),
     "tanh": (np.tanh, lambda x: 1 / np.cosh(np.clip(x, -300, 300)) ** 2, lambda x, y: 3 * np.abs(y), 1.0),
     "gelu": (

@@ -397,8 +397,8 @@ def test_clip_grad_norm_of_any_magnitude(backend, dtype, share):
     """Squares have twice the exponents that there are."""
     size = float(np.finfo(dtype).max) ** share
     members = [nn.Parameter(np.zeros(2, dtype)), nn.Parameter(np.zeros((1, 1), dtype))]
-    for parameter, values in zip(members, ([3 * size, 4 * size], [[0.0]]), strict=True):
-        parameter.grad = backend.asarray(np.array(values, dtype))
+    for parameter, gradient in zip(members, ([3 * size, 4 * size], [[0.0]]), strict=True):
+        parameter.grad = backend.asarray(np.array(gradient, dtype))
     norm = optim.clip_grad_norm(members, size if share > 0 else 1.0)
     assert norm.dtype == dtype
     assert float(backend.to_numpy(norm)) == pytest.approx(5 * size, rel=1e-6)
