@@ -102,8 +102,6 @@ def test_dropout_refuses_a_share_that_is_none(backend, p):
 def test_dropout_refuses_arrays_that_do_not_fit(backend):
     with pytest.raises(DTypeError, match="x: expected a floating type such as float32, got int64"):
         F.dropout(backend.zeros((2, 3), "int64"), training=True)
-    with pytest.raises(ShapeError, match=r"x: expected shape \(N, C, H, W\) or \(N, D\), got \(3,\)"):
-        F.dropout(backend.zeros((3,), "float32"), training=True)
     _, cache = F.dropout(backend.zeros((2, 3), "float32"), training=True)
     with pytest.raises(ShapeError, match=r"dy: expected shape \(2, 3\), got \(3, 2\)"):
         F.dropout_backward(backend.zeros((3, 2), "float32"), cache)

@@ -86,7 +86,8 @@ def test_cross_entropy_refuses_what_does_not_fit(backend):
     logits, labels = backend.zeros((2, 3), "float32"), backend.zeros((2,), "int64")
     for bad, message in (
         (logits[0], r"logits: expected shape \(N, K\), got \(3,\)"),
-        (logits[:0], r"logits: expected at least one sample"),
+        (logits[:0], r"labels: expected shape \(0,\) or \(0, 3\), got \(2,\)"),
+        (logits[:, :0], r"logits: expected at least one class, got shape \(2, 0\)"),
     ):
         with pytest.raises(ShapeError, match=message):
             F.cross_entropy(bad, labels)

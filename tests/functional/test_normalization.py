@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from tests.functional.checks import agrees
 from tests.functional.strategies import dtypes, lay_out, layouts, seeds, values
 from xpcnn import functional as F
-from xpcnn.errors import DTypeError, ShapeError
+from xpcnn.errors import ConfigError, DTypeError, ShapeError
 from xpcnn.functional import reference as R
 from xpcnn.testing import numerical_gradient
 
@@ -119,3 +119,21 @@ def test_batch_norm_refuses_what_does_not_fit(backend):
         F.batch_norm_backward(x, cache)
     with pytest.raises(DTypeError, match="dy: expected dtype float32, got float64"):
         F.batch_norm_backward(y.astype("float64"), cache)
+
+
+def test_training_writes_to_no_read_only_statistics():
+    """A replayed call would write through the lock."""
+    x, ones = np.random.default_rng(0).normal(size=(5, 3)), np.ones(3)
+    locked = np.zeros(3)
+    locked.flags.writeable = False
+    with pytest.raises(
+        ConfigError, match="running_mean: expected an array that training may write to, got a read-only"
+    ):
+        F.batch_norm(x, ones, ones, locked, ones.copy(), training=True)
+    F.batch_norm(x, ones, ones, locked, ones.copy(), training=False)
+
+
+def test_a_function_counts_no_batches():
+    ones = np.ones(3)
+    with pytest.raises(ConfigError, match="momentum: expected a number from 0 to 1, got None; a layer counts batches"):
+        F.batch_norm(np.ones((5, 3)), ones, ones, ones.copy(), ones.copy(), training=True, momentum=None)

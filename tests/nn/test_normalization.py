@@ -3,6 +3,7 @@ import pytest
 
 from tests.functional.strategies import values
 from xpcnn import nn
+from xpcnn.errors import ConfigError, ShapeError
 
 
 @pytest.mark.parametrize(("layer", "shape"), [(nn.BatchNorm1d, (6, 3)), (nn.BatchNorm2d, (2, 3, 4, 5))])
@@ -34,3 +35,59 @@ def test_running_statistics_stay_the_same_arrays(backend, rng):
     norm(backend.asarray(values(rng, (2, 3, 4, 5), "float32") + 1))
     assert norm.running_mean is held
     assert np.all(backend.to_numpy(held) != 0)
+
+
+@pytest.mark.parametrize(("layer", "shape"), [(nn.BatchNorm1d, (6, 3)), (nn.BatchNorm2d, (2, 3, 4, 5))])
+def test_without_momentum_all_batches_are_averaged(backend, rng, layer, shape):
+    norm = layer(3, momentum=None)
+    batches = [values(rng, shape, "float32") * 2 + 1 for _ in range(8)]
+    for x in batches:
+        norm(backend.asarray(x))
+    rows = [np.moveaxis(x, 1, 0).reshape(3, -1).astype("float64") for x in batches]
+    assert int(backend.to_numpy(norm.num_batches_tracked)) == 8
+    assert np.allclose(backend.to_numpy(norm.running_mean), np.mean([r.mean(axis=1) for r in rows], axis=0), rtol=1e-5)
+    variances = np.mean([r.var(axis=1, ddof=1) for r in rows], axis=0)
+    assert np.allclose(backend.to_numpy(norm.running_var), variances, rtol=1e-5)
+    other = layer(3, momentum=None)
+    other.load_state_dict(norm.state_dict())  # it goes on counting
+    for each in (norm, other):
+        each(backend.asarray(batches[0]))
+    assert np.array_equal(backend.to_numpy(norm.running_mean), backend.to_numpy(other.running_mean))
+
+
+def test_a_momentum_of_its_own_counts_no_batches():
+    assert set(nn.BatchNorm2d(3).state_dict()) == {"weight", "bias", "running_mean", "running_var"}
+
+
+def test_a_refused_batch_does_not_count():
+    norm = nn.BatchNorm1d(3, momentum=None)
+    for shape in ((1, 3), (4, 2)):
+        with pytest.raises(ShapeError):
+            norm(np.ones(shape, "float32"))
+    assert norm.num_batches_tracked == 0
+
+
+def test_of_no_images_there_are_no_statistics(backend):
+    norm = nn.BatchNorm2d(3)
+    y = norm(backend.zeros((0, 3, 4, 4), "float32"))
+    assert y.shape == (0, 3, 4, 4)
+    assert norm.backward(y).shape == (0, 3, 4, 4)
+    assert not np.any(backend.to_numpy(norm.running_mean))
+    assert np.all(backend.to_numpy(norm.running_var) == 1)
+
+
+@pytest.mark.parametrize("layer", [nn.BatchNorm1d, nn.BatchNorm2d])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"eps": -1.0}, "eps: expected a number above 0, got -1.0"),
+        ({"eps": 0}, "eps: expected a number above 0, got 0"),
+        ({"eps": float("nan")}, "eps: expected a number above 0, got nan"),
+        ({"eps": "small"}, "eps: expected a number above 0, got 'small'"),
+        ({"momentum": 1.5}, "momentum: expected a number from 0 to 1, got 1.5"),
+        ({"momentum": True}, "momentum: expected a number from 0 to 1, got True"),
+    ],
+)
+def test_batch_norm_refuses_options_that_are_not_allowed(layer, options, message):
+    with pytest.raises(ConfigError, match=message):
+        layer(3, **options)

@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from xpcnn import nn, optim
 from xpcnn.backend import use_backend
@@ -17,12 +19,40 @@ def denormals(array):
 
 
 def test_only_the_negligible_goes():
-    values = np.array([1.0, -1e-29, 1e-31, -1e-40, 0.0, 1e-45, -3.0], np.float32)
+    values = np.array([1.0, -1e-29, 1e-37, -1e-40, 0.0, 1e-45, -3.0], np.float32)
     parameter = nn.Parameter(values.copy())
     optimizer = optim.Adam([parameter], 1e-3)
     optimizer.collect()
     optimizer.flush_denormals()
-    assert np.array_equal(parameter.data, np.array([1.0, -1e-29, 0, 0, 0, 0, -3.0], np.float32))
+    assert np.array_equal(parameter.data, np.array([1.0, -1e-29, 1e-37, 0, 0, 0, -3.0], np.float32))
+
+
+UPDATES = {
+    "adam": lambda parameters: optim.Adam(parameters, 0.01, eps=1e-20),
+    "amsgrad": lambda parameters: optim.Adam(parameters, 0.01, eps=1e-20, amsgrad=True),
+    "rmsprop": lambda parameters: optim.RMSprop(parameters, 0.01, eps=1e-20),
+    "centered": lambda parameters: optim.RMSprop(parameters, 0.01, eps=1e-20, centered=True, momentum=0.9),
+    "adagrad": lambda parameters: optim.Adagrad(parameters, 0.01, eps=1e-20),
+    "sgd": lambda parameters: optim.SGD(parameters, 0.01, momentum=0.9),
+}
+
+
+@pytest.mark.parametrize("name", UPDATES)
+@given(exponent=st.integers(-25, 0), seed=st.integers(0, 999))
+def test_no_step_can_tell(name, exponent, seed):
+    """Squares of gradients near 1e-20 are denormal themselves, and yet what steps are divided by."""
+    rng = np.random.default_rng(seed)
+    start = rng.normal(size=8).astype(np.float32)
+    pair = [nn.Parameter(start.copy()) for _ in "ab"]
+    optimizers = [UPDATES[name]([parameter]) for parameter in pair]
+    for step in range(12):
+        gradient = (rng.normal(size=8) * 10.0**exponent).astype(np.float32)
+        gradient[:2] = 0 if step > 4 else gradient[:2]  # a unit that dies
+        for parameter, optimizer in zip(pair, optimizers, strict=True):
+            parameter.grad = gradient.copy()
+            optimizer.step()
+        optimizers[0].flush_denormals()
+        np.testing.assert_allclose(pair[0].data, pair[1].data, rtol=1e-6, atol=1e-30)
 
 
 def test_float64_has_no_need_of_it():

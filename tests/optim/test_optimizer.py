@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.fake_device import capture, counters
-from xpcnn import optim
+from xpcnn import nn, optim
 from xpcnn.backend import backend_of, get_backend, set_num_threads, use_backend
 from xpcnn.errors import ConfigError, DataError
 from xpcnn.nn import Linear, Parameter, Sequential
@@ -389,3 +389,26 @@ def test_clip_grad_norm_on_every_backend(backend):
     assert float(backend.to_numpy(norm)) == pytest.approx(expected, rel=1e-5)
     for p, g in zip(members, host, strict=False):
         np.testing.assert_allclose(backend.to_numpy(p.grad), g / (expected + 1e-6), rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("share", [0.55, 0.95, -0.55, -0.95])
+def test_clip_grad_norm_of_any_magnitude(backend, dtype, share):
+    """Squares have twice the exponents that there are."""
+    size = float(np.finfo(dtype).max) ** share
+    members = [nn.Parameter(np.zeros(2, dtype)), nn.Parameter(np.zeros((1, 1), dtype))]
+    for parameter, gradient in zip(members, ([3 * size, 4 * size], [[0.0]]), strict=True):
+        parameter.grad = backend.asarray(np.array(gradient, dtype))
+    norm = optim.clip_grad_norm(members, size if share > 0 else 1.0)
+    assert norm.dtype == dtype
+    assert float(backend.to_numpy(norm)) == pytest.approx(5 * size, rel=1e-6)
+    expected = np.array([0.6, 0.8]) * size if share > 0 else np.array([3, 4]) * size
+    np.testing.assert_allclose(backend.to_numpy(members[0].grad), expected, rtol=1e-5)
+
+
+def test_clip_grad_norm_beyond_the_dtype():
+    parameter = nn.Parameter(np.zeros(4, np.float32))
+    parameter.grad = np.full(4, 3e38, np.float32)
+    with np.errstate(all="raise"):
+        assert optim.clip_grad_norm(parameter, np.float32(1e30)) == np.inf
+    np.testing.assert_allclose(parameter.grad, 0.5e30, rtol=1e-5)

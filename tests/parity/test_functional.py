@@ -1,5 +1,6 @@
 """Every operation, of the loops and of the library, against PyTorch's in float64."""
 
+import importlib
 import math
 
 import numpy as np
@@ -260,3 +261,76 @@ def test_im2col_and_col2im(implementation, torch, differentiate, case):
     cols_expected, dcols, (dx_expected,) = differentiate(oracle, [x], lambda s: values(rng, s))
     check(implementation.im2col(x, case.kernel, **options), cols_expected)
     check(implementation.col2im(dcols, x.shape, case.kernel, **options), dx_expected)
+
+
+EXTREMES = [math.inf, -math.inf, math.nan, 0.0, -0.0, 1.0, -1.0, 3.4e38, -3.4e38, 1e-38, -1e-45, 90.0, -200.0, 1e20]
+
+
+def pattern(array):
+    """Return where an array is nan, and the sign of what is infinite."""
+    array = np.asarray(array)
+    return np.isnan(array).tolist(), np.where(np.isinf(array), np.sign(array), 0).tolist()
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("slope", [1.0, math.inf, math.nan, 3.4e38])
+def test_activations_of_extremes(torch, name, slope):
+    """In float32: the same inf and nan, forward and backward."""
+    find, options = ACTIVATIONS[name]
+    x = np.array(EXTREMES, "float32")[None]
+    ours = importlib.import_module("xpcnn.functional")
+    tensor = torch.tensor(x, requires_grad=True)
+    expected = find(torch.nn.functional)(tensor, **options)
+    dy = np.full(x.shape, slope, "float32")
+    expected.backward(torch.tensor(dy))
+    y, cache = getattr(ours, name)(x, **options)
+    assert pattern(y) == pattern(expected.detach().numpy())
+    dx = getattr(ours, f"{name}_backward")(dy, cache)
+    if name != "gelu" or slope == 1.0:  # whose tail, 1e-300 times inf, is a matter of formula
+        assert pattern(dx) == pattern(tensor.grad.numpy())
+
+
+@pytest.mark.parametrize("name", ["softmax", "log_softmax"])
+def test_softmax_of_extremes(torch, name):
+    rows = [[0.0, a, b] for a in EXTREMES for b in (0.0, -math.inf, math.inf)] + [[-math.inf] * 3]
+    x = np.array(rows, "float32")
+    ours = importlib.import_module("xpcnn.functional")
+    tensor = torch.tensor(x, requires_grad=True)
+    expected = getattr(torch.nn.functional, name)(tensor, -1)
+    expected.backward(torch.ones_like(expected))
+    y = getattr(ours, name)(x)
+    assert pattern(y) == pattern(expected.detach().numpy())
+    assert pattern(getattr(ours, f"{name}_backward")(np.ones_like(x), y)) == pattern(tensor.grad.numpy())
+
+
+@pytest.mark.parametrize("value", EXTREMES)
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_cross_entropy_of_extremes(torch, value, smoothing):
+    ours = importlib.import_module("xpcnn.functional")
+    x = np.array([[0.0, 1.0, value], [0.5, 1.0, 2.0]], "float32")
+    for labels in ([0, 1], [2, 1]):
+        loss, dlogits = ours.cross_entropy(x, labels, label_smoothing=smoothing)
+        found = []
+        for dtype in (torch.float32, torch.float64):
+            tensor = torch.tensor(x, requires_grad=True, dtype=dtype)
+            expected = torch.nn.functional.cross_entropy(tensor, torch.tensor(labels), label_smoothing=smoothing)
+            expected.backward()
+            found.append((expected.item(), tensor.grad.numpy()))
+        (narrow, _), (exact, gradient) = found
+        assert pattern(loss) in (pattern(narrow), pattern(exact))  # PyTorch's own sum may overflow where ours does not
+        assert pattern(dlogits) == pattern(gradient)
+        if math.isfinite(loss):
+            assert float(loss) == pytest.approx(exact, rel=1e-6)
+
+
+def test_losses_of_nothing(torch):
+    ours = importlib.import_module("xpcnn.functional")
+    for reduction in ("mean", "sum"):
+        loss, dlogits = ours.cross_entropy(np.zeros((0, 3)), [], reduction=reduction)
+        empty = torch.zeros(0, dtype=torch.int64)
+        expected = torch.nn.functional.cross_entropy(torch.zeros(0, 3), empty, reduction=reduction)
+        np.testing.assert_array_equal(loss, expected.numpy())
+        assert dlogits.shape == (0, 3)
+        loss, _ = ours.mse_loss(np.zeros((0, 3)), np.zeros((0, 3)), reduction=reduction)
+        expected = torch.nn.functional.mse_loss(torch.zeros(0, 3), torch.zeros(0, 3), reduction=reduction)
+        np.testing.assert_array_equal(loss, expected.numpy())

@@ -205,3 +205,18 @@ def test_inference_folds_as_pytorch_does(torch, rng):
     for batch in (8, 40, 8):
         x = values(rng, (batch, 1, 12, 12))
         close(infer(x), theirs(torch.tensor(x)), 1e-12)
+
+
+@pytest.mark.parametrize("shape", [(6, 3), (2, 3, 4, 5)])
+def test_batch_norm_that_averages_all_batches(torch, rng, shape):
+    kind = "BatchNorm1d" if len(shape) == 2 else "BatchNorm2d"
+    mine, other = (
+        getattr(nn, kind)(3, momentum=None, dtype="float64"),
+        getattr(torch.nn, kind)(3, momentum=None).double(),
+    )
+    for _ in range(5):
+        x = values(rng, shape) * 3 + 1
+        close(mine(x), other(torch.tensor(x)), 1e-12)
+    for name, array in other.state_dict().items():
+        np.testing.assert_allclose(mine.state_dict()[name], array.numpy(), rtol=1e-12)
+    assert mine.state_dict().keys() == other.state_dict().keys()

@@ -168,3 +168,19 @@ def test_options_groups_and_frozen_parameters_that_change_between_steps(name, da
         for ours, other in zip(mine, theirs, strict=True):
             ours.zero_grad()
             np.testing.assert_allclose(ours.data, other.detach().numpy(), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("bad", [float("inf"), float("-inf"), float("nan")])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_clip_grad_norm_of_what_is_not_finite(bad, dtype, rng):
+    ours = [Parameter(rng.standard_normal((2, 3)).astype(dtype)) for _ in range(2)]
+    theirs = [torch.tensor(np.asarray(p.data), requires_grad=True) for p in ours]
+    for i, (parameter, other) in enumerate(zip(ours, theirs, strict=True)):
+        gradient = rng.standard_normal((2, 3)).astype(dtype)
+        gradient[0, 1] = bad if i else 1.0
+        parameter.grad, other.grad = gradient, torch.tensor(gradient.copy())
+    norm = optim.clip_grad_norm(ours, 0.5)
+    expected = torch.nn.utils.clip_grad_norm_(theirs, 0.5)
+    np.testing.assert_array_equal(norm, expected.numpy())
+    for parameter, other in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(parameter.grad, other.grad.numpy())

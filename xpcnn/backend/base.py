@@ -232,7 +232,7 @@ class Backend:
                 raise error
 
     def errstate(self) -> contextlib.AbstractContextManager[Any]:
-        """Return a context in which overflow and invalid operations give inf and nan without a warning."""
+        """Return a context in which overflow, underflow and invalid operations give inf, 0 and nan, unannounced."""
         return contextlib.nullcontext()
 
     # --- description ----------------------------------------------------------------------------------------------

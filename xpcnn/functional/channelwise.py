@@ -16,7 +16,7 @@ from typing import Any, ClassVar, NamedTuple
 from xpcnn.backend import Array, Backend, backend_of
 from xpcnn.backend.split import split_evenly
 from xpcnn.errors import DTypeError, ShapeError
-from xpcnn.functional.layout import batch_first, batch_last, check_backend, check_floating, check_like
+from xpcnn.functional.layout import batch_first, batch_last, check_floating, check_like, take, take_gradient
 from xpcnn.functional.precision import cast_batch, is_narrow, wide
 
 Shape = tuple[int, ...]
@@ -37,6 +37,8 @@ class ChannelOp:
         Whether the cache refers to `x` or `out`, which then outlive the call.
     elementwise : bool
         Whether each value of `out` depends on that value of `x` and its channel alone: `out` may then be `x`.
+    any_shape : bool
+        Whether it knows no channels either: `x` may then have any shape.
     dx_is_dy : bool
         Whether dx is dy itself: what comes after then writes it to `gradient`, an array as large as the whole. Such an
         operation is neither the first nor the last of a chain.
@@ -54,6 +56,7 @@ class ChannelOp:
     keeps_input: ClassVar[bool] = False
     keeps_output: ClassVar[bool] = False
     elementwise: ClassVar[bool] = False
+    any_shape: ClassVar[bool] = False
     dx_is_dy: ClassVar[bool] = False
     gradient: Array = None
     passes: ClassVar[int] = 2
@@ -64,9 +67,6 @@ class ChannelOp:
         """The arrays that its backward fills beside dx."""
         return ()
 
-    def begin(self, backend: Backend) -> None:
-        """Get ready for a forward on this backend, such as by drawing what it needs."""
-
     def out_shape(self, shape: Shape) -> Shape:
         """Return the shape of the result for a batch-last input shape; raise ShapeError for one that does not fit."""
         return shape
@@ -74,6 +74,9 @@ class ChannelOp:
     def row_step(self, shape: Shape) -> int:
         """Return the multiple of rows of an image (C, H, W, N) at which they may be kept apart too; 0 where nowhere."""
         return 1 if self.elementwise and not len(self.arrays) else 0
+
+    def begin(self, backend: Backend, dtype: Any) -> None:
+        """Do what a call does once for all slabs, after shapes and types are known to fit."""
 
     def forward(self, backend: Backend, x: Array, channels: slice, out: Array, keep: bool) -> Any:
         """Fill `out` from `x`, the slab `channels` of the whole, and return the cache where `keep` is set."""
@@ -117,12 +120,14 @@ class ChainCache(NamedTuple):
     caches: Any  # a list for each slab, or what `Backend.planned` makes of them
     key: Any = None  # what fixes all calls, if anything does
     narrow: Any = None  # the dtype outside, where that is float16
+    whole: Shape | None = None  # the shape outside, where that is neither (N, C, H, W) nor (N, D)
 
 
 def run(ops: Sequence[ChannelOp], x: Array, *, keep: bool = True, reuse: bool = False) -> tuple[Array, ChainCache]:
-    """Apply `ops` in turn to `x` (N, C, H, W) or (N, D).
+    """Apply `ops` in turn to `x` (N, C, H, W) or (N, D), or of any shape where all of them take one.
 
-    With `reuse`, `x` may be written over where nothing is kept.
+    With `reuse`, `x` may be written over where nothing is kept. Overflow and invalid operations give inf and nan, as in
+    PyTorch, whatever NumPy's error state is.
 
     Returns
     -------
@@ -135,14 +140,17 @@ def run(ops: Sequence[ChannelOp], x: Array, *, keep: bool = True, reuse: bool = 
     ShapeError, DTypeError, MixedBackendsError
         `x` does not fit the operations and their arrays, or is not floating.
     """
-    backend = backend_of(x)
+    backend, x = take("x", x)
     check_floating("x", x)
     for op in ops:
-        op.begin(backend)
         if op.arrays:
             _check_arrays(x, op.arrays)
     if x.ndim not in (2, 4):
-        raise ShapeError(f"x: expected shape (N, C, H, W) or (N, D), got {tuple(x.shape)}")
+        shape = tuple(x.shape)
+        if not all(op.any_shape for op in ops):
+            raise ShapeError(f"x: expected shape (N, C, H, W) or (N, D), got {shape}")
+        y, cache = run(ops, backend.contiguous(x).reshape(1, -1), keep=keep, reuse=reuse)  # (1, D): (D, 1) in memory
+        return y.reshape(shape), cache._replace(whole=shape)
     if is_narrow(x.dtype):
         y, cache = run(ops, cast_batch(backend, x, wide(x.dtype)), keep=keep)
         return cast_batch(backend, y, x.dtype), cache._replace(narrow=x.dtype)
@@ -150,6 +158,16 @@ def run(ops: Sequence[ChannelOp], x: Array, *, keep: bool = True, reuse: bool = 
     shapes = [tuple(x.shape)]
     for op in ops:
         shapes.append(op.out_shape(shapes[-1]))
+    for op in ops:
+        op.begin(backend, x.dtype)
+    with backend.errstate():
+        return _run(backend, ops, x, shapes, keep=keep, reuse=reuse)
+
+
+def _run(
+    backend: Backend, ops: Sequence[ChannelOp], x: Array, shapes: list[Shape], *, keep: bool, reuse: bool
+) -> tuple[Array, ChainCache]:
+    """Do the work of `run` on a batch-last x, with the shapes between the operations."""
     slabs = _slabs(backend, ops, shapes, x.dtype.itemsize)
     # From here on operations work in place, where nothing is kept.
     in_place = len(ops)
@@ -195,9 +213,12 @@ def run_backward(dy: Array, cache: ChainCache) -> Array:
     ShapeError, DTypeError, MixedBackendsError
         `dy` has not the shape, dtype and backend of the forward's result.
     """
-    backend, ops, shapes, dtype, slabs, caches, key, narrow = cache
-    check_backend("dy", dy, backend)
-    check_like("dy", dy, (shapes[-1][-1], *shapes[-1][:-1]), narrow or dtype)
+    backend, ops, shapes, dtype, slabs, caches, key, narrow, whole = cache
+    dy = take_gradient(dy, backend)
+    check_like("dy", dy, (shapes[-1][-1], *shapes[-1][:-1]) if whole is None else whole, narrow or dtype)
+    if whole is not None:
+        dx = run_backward(backend.contiguous(dy).reshape(1, -1), cache._replace(whole=None))  # (1, D)
+        return dx.reshape(whole)
     if narrow is not None:
         dx = run_backward(cast_batch(backend, dy, dtype), cache._replace(narrow=None))
         return cast_batch(backend, dx, narrow)
@@ -224,10 +245,11 @@ def run_backward(dy: Array, cache: ChainCache) -> Array:
         _share(backend, work, ops, len(slabs), dx.size)
         return dx
 
-    if key is None:
-        return batch_first(backward(backend, dy, caches))
-    arrays = [a for op in ops for a in (*op.arrays, *op.gradients)]
-    return batch_first(backend.planned(("backward", key), backward, dy, caches, arrays))
+    with backend.errstate():
+        if key is None:
+            return batch_first(backward(backend, dy, caches))
+        arrays = [a for op in ops for a in (*op.arrays, *op.gradients)]
+        return batch_first(backend.planned(("backward", key), backward, dy, caches, arrays))
 
 
 def _share(backend: Backend, work: Callable[[int], None], ops: Sequence[ChannelOp], slabs: int, size: int) -> None:

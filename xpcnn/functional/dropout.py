@@ -14,8 +14,8 @@ from typing import Any
 from xpcnn import random
 from xpcnn.backend import Array, Backend
 from xpcnn.backend.graph import host
-from xpcnn.errors import ConfigError
 from xpcnn.functional.channelwise import ChainCache, ChannelOp, run, run_backward
+from xpcnn.functional.layout import bits, flag, number, take
 from xpcnn.functional.primitive import primitive
 
 GOLDEN = 0x9E3779B9  # 2^32 / golden ratio: neighbouring keys lie far apart
@@ -52,7 +52,9 @@ def dropout_forward(backend: Backend, x: Array, p: float, key: Array, first: int
 @primitive
 def apply_mask(backend: Backend, values: Array, kept: Array, p: float, out: Array) -> None:
     """Fill `out` with values / (1 - p) where `kept`, else 0."""
-    backend.xp.multiply(values, kept, out=out)
+    result = bits(out)
+    backend.xp.copyto(result, kept.view("int8"))
+    backend.xp.multiply(result, bits(values), out=result)
     backend.xp.multiply(out, 1.0 / (1.0 - p), out=out)
 
 
@@ -70,35 +72,37 @@ def _draw_into(key: Array) -> None:
 class DropoutOp(ChannelOp):
     """y = x / (1 - p) where kept, else 0; dx = dy times the same (Srivastava et al. 2014)."""
 
+    any_shape = True
     passes = 16
 
     def __init__(self, p: float) -> None:
         self.p = check_probability(p)
 
-    def begin(self, backend: Backend) -> None:
+    def begin(self, backend: Backend, dtype: Any) -> None:
         if 0.0 < self.p < 1.0:
             self.key = new_key(backend)
             self.arrays = (self.key,)
 
     def forward(self, backend: Backend, x: Array, channels: slice, out: Array, keep: bool) -> Any:
         if self.p == 0.0 or self.p == 1.0:
-            backend.xp.multiply(x, 1.0 - self.p, out=out)
+            self._all_alike(backend, x, out)
             return None
         first = (channels.start or 0) * (x.size // max(1, x.shape[0]))
         return dropout_forward(backend, x, self.p, self.key, first, out)
 
     def backward(self, backend: Backend, dy: Array, cache: Any, channels: slice, out: Array) -> None:
         if cache is None:
-            backend.xp.multiply(dy, 1.0 - self.p, out=out)
+            self._all_alike(backend, dy, out)
         else:
             apply_mask(backend, dy, cache, self.p, out)
+
+    def _all_alike(self, backend: Backend, values: Array, out: Array) -> None:
+        backend.xp.copyto(out, 0 if self.p else values)
 
 
 def check_probability(p: float) -> float:
     """Return `p` as a float; raise ConfigError unless it lies in [0, 1]."""
-    if isinstance(p, bool) or not isinstance(p, (int, float)) or not 0.0 <= p <= 1.0:
-        raise ConfigError(f"p: expected the share dropped, from 0 to 1, got {p!r}")
-    return float(p)
+    return number("p", p, "the share dropped, from 0 to 1", 0.0, 1.0)
 
 
 def dropout(x: Array, p: float = 0.5, *, training: bool) -> tuple[Array, ChainCache]:
@@ -106,7 +110,7 @@ def dropout(x: Array, p: float = 0.5, *, training: bool) -> tuple[Array, ChainCa
 
     Parameters
     ----------
-    x : array (N, C, H, W) or (N, D), floating
+    x : array of any shape, floating
     p : float
         The share dropped, from 0 to 1.
     training : bool
@@ -114,6 +118,7 @@ def dropout(x: Array, p: float = 0.5, *, training: bool) -> tuple[Array, ChainCa
     Returns
     -------
     y : array, shape and dtype of `x`
+        What is dropped is 0, also of nan and inf; the rest is within an eps of x / (1 - p).
     cache
         For `dropout_backward`.
 
@@ -122,7 +127,8 @@ def dropout(x: Array, p: float = 0.5, *, training: bool) -> tuple[Array, ChainCa
     ConfigError, ShapeError, DTypeError
         `p` or `x` is not as above.
     """
-    p = check_probability(p)
+    _, x = take("x", x)
+    p, training = check_probability(p), flag("training", training)
     return run((DropoutOp(p if training else 0.0),), x)
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from xpcnn.backend import Array, backend_of
+from xpcnn.backend import Array
 from xpcnn.errors import DTypeError, ShapeError
 from xpcnn.functional.convolution import add_bias
-from xpcnn.functional.layout import batch_last, check_floating, check_like, check_ndim
+from xpcnn.functional.layout import batch_last, check_floating, check_like, check_ndim, take
 from xpcnn.functional.precision import cast, cast_all, cast_batch
 
 
@@ -21,6 +21,9 @@ class LinearCache(NamedTuple):
 
 def linear(x: Array, weight: Array, bias: Array | None = None) -> tuple[Array, LinearCache]:
     """Multiply by a matrix and add a bias.
+
+    Each sum is within its number of terms times eps of the dtype (float16: float32's and one rounding) times the sum of
+    the terms' sizes; it is inf or nan where a term is, or where sums of terms overflow.
 
     Parameters
     ----------
@@ -39,7 +42,7 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> tuple[Array, L
     ShapeError, DTypeError, MixedBackendsError
         Shapes or types do not fit, arrays lie on two backends.
     """
-    backend = backend_of(x, weight, bias)
+    backend, x, weight, bias = take("x weight bias", x, weight, bias)
     check_ndim("x", x, "N, in_features")
     check_floating("x", x)
     check_ndim("weight", weight, "out_features, in_features")
@@ -57,9 +60,10 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> tuple[Array, L
         y, _ = linear(cast(backend, columns, "float32").T, *cast_all(backend, (weight, bias), "float32"))
         return cast_batch(backend, y, x.dtype), LinearCache(columns, weight, bias is not None)
     y = backend.empty((weight.shape[0], x.shape[0]), x.dtype)
-    backend.matmul(weight, columns, out=y)
-    if bias is not None:
-        add_bias(backend, y, bias)
+    with backend.errstate():
+        backend.matmul(weight, columns, out=y)
+        if bias is not None:
+            add_bias(backend, y, bias)
     return y.T, LinearCache(columns, weight, bias is not None)
 
 
@@ -97,7 +101,7 @@ def linear_backward(
         `dy` does not fit what the forward returned.
     """
     x, weight, has_bias = cache
-    backend = backend_of(dy, x)
+    backend, dy, x = take("dy x", dy, x)
     check_like("dy", dy, (x.shape[1], weight.shape[0]), x.dtype)
     if not backend.multiplies(x.dtype):
         kept = LinearCache(cast(backend, x, "float32"), cast(backend, weight, "float32"), has_bias)
@@ -111,12 +115,13 @@ def linear_backward(
         return None if dx is None else cast_batch(backend, dx, x.dtype), result, dbias
     dy = batch_last(backend, dy)  # (out, N)
     dbias = None
-    if weight_gradient:
-        dweight = backend.matmul(dy, x.T, out=backend.empty(weight.shape, x.dtype) if dweight is None else dweight)
-        dbias = backend.row_sums(dy) if has_bias else None
-    else:
-        dweight = None
-    if not input_gradient:
-        return None, dweight, dbias
-    dx = backend.matmul(weight.T, dy, out=backend.empty(x.shape, x.dtype))  # (in, N)
+    with backend.errstate():
+        if weight_gradient:
+            dweight = backend.matmul(dy, x.T, out=backend.empty(weight.shape, x.dtype) if dweight is None else dweight)
+            dbias = backend.row_sums(dy) if has_bias else None
+        else:
+            dweight = None
+        if not input_gradient:
+            return None, dweight, dbias
+        dx = backend.matmul(weight.T, dy, out=backend.empty(x.shape, x.dtype))  # (in, N)
     return dx.T, dweight, dbias

@@ -1,14 +1,22 @@
-"""Losses with their gradients: softmax cross-entropy and mean squared error."""
+"""Losses with their gradients: softmax cross-entropy and mean squared error.
+
+The loss of a sample is within a few eps of the dtype (float32 for float16) times max(1, |loss|), its gradient within a
+few eps; their sums round as sums do. What has a target of 0 does not count, not even a logit of -inf; a target at one
+makes the loss inf, and nan and inf elsewhere make it nan, as in PyTorch. The mean over nothing is nan.
+"""
 
 from __future__ import annotations
 
-from xpcnn.backend import Array, Backend, backend_of
+import math
+
+from xpcnn.backend import Array, Backend
 from xpcnn.errors import ConfigError, DataError, DTypeError, ShapeError
-from xpcnn.functional.layout import batch_last, check_floating, check_like, check_ndim
+from xpcnn.functional.layout import batch_last, check_floating, check_like, check_ndim, number, take, take_labels
 from xpcnn.functional.precision import cast, cast_batch, is_narrow
 from xpcnn.functional.primitive import primitive
 
 REDUCTIONS = ("mean", "sum")
+UNSIGNED = {1: "uint8", 2: "uint16", 4: "uint32", 8: "uint64"}
 
 
 @primitive
@@ -20,7 +28,9 @@ def softmax_cross_entropy(backend: Backend, logits: Array, target: Array, scale:
     total = xp.sum(dlogits, axis=0)
     xp.subtract(shifted, xp.log(total), out=shifted)  # log-softmax
     loss = backend.empty((), logits.dtype)
-    xp.sum(xp.multiply(shifted, target), out=loss)
+    terms = xp.multiply(shifted, target)
+    xp.copyto(terms, 0, where=xp.equal(target, 0))  # also of a logit of -inf: 0 * inf is nan
+    xp.sum(terms, out=loss)
     xp.multiply(loss, -scale, out=loss)
     xp.divide(dlogits, total, out=dlogits)
     xp.subtract(dlogits, target, out=dlogits)
@@ -36,7 +46,7 @@ def cross_entropy(
     Parameters
     ----------
     logits : array (N, K), floating
-    labels : array (N,) of integers from 0 to K - 1, or (N, K) one-hot or probabilities
+    labels : array or list (N,) of integers from 0 to K - 1, or (N, K) one-hot or probabilities
     label_smoothing : float
         Share s of the target that is spread evenly: t = (1 - s) onehot + s / K (Szegedy et al. 2016, section 7).
     reduction : str
@@ -53,29 +63,39 @@ def cross_entropy(
         Shapes or types do not fit; a label is out of range (told at once on NumPy, on a device when its next
         value is read); an option is not allowed.
     """
-    backend = backend_of(logits, labels)
+    backend, logits, labels = take_labels(logits, labels)
     check_ndim("logits", logits, "N, K")
     check_floating("logits", logits)
     check_reduction(reduction)
-    if not 0.0 <= label_smoothing <= 1.0:
-        raise ConfigError(f"label_smoothing: expected a share from 0 to 1, got {label_smoothing!r}")
+    label_smoothing = check_smoothing(label_smoothing)
     if is_narrow(logits.dtype):
         wider = cast_batch(backend, logits, "float32")
         loss, dlogits = cross_entropy(wider, labels, label_smoothing=label_smoothing, reduction=reduction)
         return loss, cast_batch(backend, dlogits, logits.dtype)
     n, k = logits.shape
-    if n == 0:
-        raise ShapeError("logits: expected at least one sample, got shape (0, K)")
-    target = _targets(backend, labels, n, k, logits.dtype)
-    if label_smoothing:
-        target = backend.xp.add(backend.xp.multiply(target, 1.0 - label_smoothing), label_smoothing / k)
-    scale = 1.0 / n if reduction == "mean" else 1.0
-    loss, dlogits = softmax_cross_entropy(backend, batch_last(backend, logits), target, scale)
-    if labels.ndim == 2:  # targets of a sum w other than 1 give w softmax - t
+    if not k:
+        raise ShapeError(f"logits: expected at least one class, got shape {(n, k)}")
+    with backend.errstate():
+        target = _targets(backend, labels, n, k, logits.dtype)
         xp = backend.xp
-        softmax = xp.add(dlogits, xp.multiply(target, scale))
-        xp.add(dlogits, xp.multiply(softmax, xp.subtract(xp.sum(target, axis=0), 1.0)), out=dlogits)
+        if label_smoothing:
+            target = xp.add(xp.multiply(target, 1.0 - label_smoothing), label_smoothing / k)
+        scale = _mean_of(n) if reduction == "mean" else 1.0
+        loss, dlogits = softmax_cross_entropy(backend, batch_last(backend, logits), target, scale)
+        if labels.ndim == 2:  # targets of a sum w other than 1 give w softmax - t
+            softmax = xp.add(dlogits, xp.multiply(target, scale))
+            xp.add(dlogits, xp.multiply(softmax, xp.subtract(xp.sum(target, axis=0), 1.0)), out=dlogits)
     return loss, dlogits.T
+
+
+def check_smoothing(share: float) -> float:
+    """Return `share` as a float; raise ConfigError unless it lies in [0, 1]."""
+    return number("label_smoothing", share, "a share from 0 to 1", 0.0, 1.0)
+
+
+def _mean_of(count: int) -> float:
+    """Return the factor that makes a sum the mean."""
+    return 1.0 / count if count else math.nan
 
 
 def _targets(backend: Backend, labels: Array, n: int, k: int, dtype: object) -> Array:
@@ -94,8 +114,9 @@ def _targets(backend: Backend, labels: Array, n: int, k: int, dtype: object) -> 
     xp = backend.xp
     target = backend.empty((k, n), dtype)
     xp.copyto(target, xp.equal(labels, classes))  # (K, N)
+    unsigned = labels.view(UNSIGNED[labels.itemsize])  # in which numbers below 0 are huge
     backend.demand(
-        xp.logical_and(xp.greater_equal(labels, 0), xp.less(labels, k)),
+        xp.less(unsigned, k),
         DataError(f"labels: expected classes from 0 to {k - 1}, got one outside; do the logits have enough columns?"),
     )
     return target
@@ -132,23 +153,26 @@ def mse_loss(x: Array, target: Array, *, reduction: str = "mean") -> tuple[Array
     ShapeError, DTypeError, ConfigError, MixedBackendsError
         The two do not fit each other, or the reduction is unknown.
     """
-    backend = backend_of(x, target)
+    backend, x, target = take("x target", x, target)
     check_floating("x", x)
     check_like("target", target, tuple(x.shape), x.dtype)
     check_reduction(reduction)
     if is_narrow(x.dtype):
         loss, dx = mse_loss(cast(backend, x, "float32"), cast(backend, target, "float32"), reduction=reduction)
         return loss, cast(backend, dx, x.dtype)
-    scale = 1.0 / max(1, x.size) if reduction == "mean" else 1.0
+    scale = _mean_of(x.size) if reduction == "mean" else 1.0
     xp = backend.xp
-    difference = xp.subtract(x, target)
-    loss = backend.empty((), x.dtype)
-    xp.sum(xp.multiply(difference, difference), out=loss)
-    xp.multiply(loss, scale, out=loss)
-    return loss, xp.multiply(difference, 2.0 * scale)
+    with backend.errstate():
+        difference = backend.empty(x.shape, x.dtype)
+        xp.subtract(x, target, out=difference)
+        loss = backend.empty((), x.dtype)
+        xp.sum(xp.multiply(difference, difference), out=loss)
+        xp.multiply(loss, scale, out=loss)
+        xp.multiply(difference, 2.0 * scale, out=difference)
+    return loss, difference
 
 
 def check_reduction(reduction: str) -> None:
     """Raise ConfigError unless `reduction` is known."""
-    if reduction not in REDUCTIONS:
+    if not isinstance(reduction, str) or reduction not in REDUCTIONS:
         raise ConfigError(f'reduction: expected "mean" or "sum", got {reduction!r}')

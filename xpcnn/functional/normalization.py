@@ -6,68 +6,112 @@ Training, with the mean m and biased variance v of a channel's n values (Ioffe a
     dbeta = sum dy      dgamma = sum dy xhat      dx = gamma / sqrt(v + eps) (dy - dbeta / n - xhat dgamma / n)
 
 Evaluation puts the running mean and variance in the place of m and v, and they get no gradient.
+
+Numbers are centred before anything is summed or scaled, and in training twice: about the mean of some values, then
+about the mean of what is left, for one number of the dtype is too coarse (float32 has steps of 10^-3 at 10^4). So
+rounding goes by a channel's deviations, never by its mean.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from xpcnn.backend import Array, Backend, backend_of
-from xpcnn.errors import ShapeError
+from xpcnn.errors import ConfigError, ShapeError
 from xpcnn.functional.channelwise import ChainCache, ChannelOp, Shape, run, run_backward
-from xpcnn.functional.layout import check_like
+from xpcnn.functional.layout import check_images, check_like, flag, number, take
 from xpcnn.functional.precision import wide
 from xpcnn.functional.primitive import primitive
+
+# The first centre is the mean of this share of a channel's values. Whatever they are, it lies within
+# sqrt(1 / share - 1) deviations of the mean of all, so that the variance loses 4 bits at most.
+SHARE = 1 / 16
+# Values from which a share is taken at all.
+MANY = 64
 
 
 @primitive
 def batch_norm_train(
     backend: Backend, x: Array, gamma: Array, beta: Array, eps: float, out: Array
-) -> tuple[Array, Array, Array]:
-    """Fill out (C, n) with the normalised x (C, n); return mean, biased variance and 1/sqrt(variance + eps), (C,)."""
+) -> tuple[Array, Array, Array, Array]:
+    """Fill out (C, n) with the normalised x (C, n).
+
+    Returns
+    -------
+    centre, offset : (C,) arrays
+        Their sum is the mean.
+    variance, scale : (C,) arrays
+        The biased variance and 1 / sqrt(variance + eps).
+    """
     xp, n = backend.xp, x.shape[1]
-    mean = xp.multiply(backend.row_sums(x), 1.0 / n)
-    # Centred first: E[x^2] - E[x]^2 would lose the variance of values far from 0.
-    xp.subtract(x, mean[:, None], out=out)
+    some = x[:, : max(MANY, int(n * SHARE))]
+    shifted = backend.scratch("centred", some.shape, x.dtype)
+    xp.subtract(some, x[:, :1], out=shifted)  # a constant channel is its own centre, to the last bit
+    centre = xp.multiply(backend.row_sums(shifted), 1.0 / some.shape[1])
+    xp.add(centre, x[:, 0], out=centre)
+    xp.subtract(x, centre[:, None], out=out)
+    offset = xp.multiply(backend.row_sums(out), 1.0 / n)
     variance = xp.multiply(backend.row_dots(out, out), 1.0 / n)
-    scale = xp.divide(1.0, xp.sqrt(xp.add(variance, eps)))
-    xp.multiply(out, xp.multiply(gamma, scale)[:, None], out=out)
-    xp.add(out, beta[:, None], out=out)
-    return mean, variance, scale
+    xp.maximum(xp.subtract(variance, xp.multiply(offset, offset)), 0, out=variance)
+    spread = xp.add(variance, eps)
+    scale = xp.divide(xp.sqrt(spread), spread)  # nan, not 0, for a variance that is beyond the dtype
+    factor = xp.multiply(gamma, scale)
+    xp.multiply(out, factor[:, None], out=out)
+    xp.add(out, xp.subtract(beta, xp.multiply(offset, factor))[:, None], out=out)
+    return centre, offset, variance, scale
 
 
 @primitive
 def batch_norm_train_backward(
-    backend: Backend, dy: Array, x: Array, mean: Array, scale: Array, gamma: Array, out: Array
+    backend: Backend, dy: Array, x: Array, centre: Array, offset: Array, scale: Array, gamma: Array, out: Array
 ) -> tuple[Array, Array]:
     """Fill out (C, n) with dx from dy and x (C, n); return dgamma and dbeta, (C,)."""
     xp, n = backend.xp, x.shape[1]
     dbeta = backend.row_sums(dy)
     centred = backend.scratch("centred", x.shape, x.dtype)
-    xp.subtract(x, mean[:, None], out=centred)
-    dgamma = xp.multiply(backend.row_dots(dy, centred), scale)
+    xp.subtract(x, centre[:, None], out=centred)
+    dgamma = xp.multiply(xp.subtract(backend.row_dots(dy, centred), xp.multiply(offset, dbeta)), scale)
     slope = xp.multiply(xp.multiply(dgamma, scale), 1.0 / n)
     xp.multiply(centred, slope[:, None], out=centred)
     xp.subtract(dy, centred, out=out)
-    xp.subtract(out, xp.multiply(dbeta, 1.0 / n)[:, None], out=out)
+    xp.subtract(out, xp.subtract(xp.multiply(dbeta, 1.0 / n), xp.multiply(offset, slope))[:, None], out=out)
     xp.multiply(out, xp.multiply(gamma, scale)[:, None], out=out)
     return dgamma, dbeta
 
 
 @primitive
 def move_statistics(
-    backend: Backend, running_mean: Array, running_var: Array, mean: Array, variance: Array, momentum: float, n: int
+    backend: Backend,
+    running_mean: Array,
+    running_var: Array,
+    centre: Array,
+    offset: Array,
+    variance: Array,
+    momentum: float | Array,
+    n: int,
 ) -> None:
-    """Move running statistics (C,) towards the mean and the unbiased variance of a batch of n values a channel."""
+    """Move running statistics (C,) towards the mean and the unbiased variance of a batch of n values a channel.
+
+    `momentum` is a number, or a (1,) array that holds it.
+    """
     xp = backend.xp
-    for running, value in ((running_mean, mean), (running_var, xp.multiply(variance, n / (n - 1)))):
-        xp.multiply(running, 1.0 - momentum, out=running)
+    rest = 1.0 - momentum if isinstance(momentum, float) else xp.subtract(1.0, momentum)
+    for running, value in (
+        (running_mean, xp.add(centre, offset)),
+        (running_var, xp.multiply(variance, n / (n - 1))),
+    ):
+        xp.multiply(running, rest, out=running)
         xp.add(running, xp.multiply(value, momentum), out=running)
 
 
 class BatchNormOp(ChannelOp):
-    """Batch norm of a slab of channels; running statistics and gradients are written to the slab's part of them."""
+    """Batch norm of a slab of channels; running statistics and gradients are written to the slab's part of them.
+
+    Without a `momentum` the running statistics are the averages of all batches so far, which `batches` counts, an
+    integer array of one element.
+    """
 
     keeps_input = True
     multiplies = True
@@ -81,21 +125,32 @@ class BatchNormOp(ChannelOp):
         running_var: Array,
         *,
         training: bool,
-        momentum: float,
+        momentum: float | None,
         eps: float,
         ndim: int | None = None,
+        batches: Array = None,
     ) -> None:
         self.gamma, self.beta = gamma, beta
         self.running_mean, self.running_var = running_mean, running_var
-        self.arrays = (gamma, beta, running_mean, running_var)
-        self.training, self.momentum, self.eps, self.ndim = training, float(momentum), float(eps), ndim
-        self.signature = training, self.momentum, self.eps
+        self.arrays: Sequence[Array] = (gamma, beta, running_mean, running_var)
+        self.training, self.momentum, self.eps, self.ndim = training, momentum, eps, ndim
+        self.batches, self.share = batches, momentum
+        self.signature = training, momentum, eps
         self.dgamma: Array = None
         self.dbeta: Array = None
 
+    def begin(self, backend: Backend, dtype: Any) -> None:
+        if not self.training or self.momentum is not None:
+            return
+        xp = backend.xp  # the count is the device's, so that a replayed step goes on counting
+        xp.add(self.batches, 1, out=self.batches)
+        self.share = backend.empty((1,), dtype)
+        xp.copyto(self.share, xp.divide(1.0, self.batches.reshape(1)))
+        self.arrays = (*self.arrays, self.share)
+
     def out_shape(self, shape: Shape) -> Shape:
         _check_channels(shape, self.gamma.shape[0], self.ndim)
-        if self.training and _values(shape) < 2:
+        if self.training and _values(shape) == 1:
             raise ShapeError(
                 f"x: expected more than one value per channel in training, got shape {(shape[-1], *shape[:-1])}; "
                 "use a larger batch or evaluation mode"
@@ -105,29 +160,29 @@ class BatchNormOp(ChannelOp):
     def forward(self, backend: Backend, x: Array, channels: slice, out: Array, keep: bool) -> Any:
         rows, result = _rows(x), _rows(out)
         gamma, beta = self.gamma[channels], self.beta[channels]
-        if not self.training:
+        n = rows.shape[1]
+        if not self.training or n == 0:  # of no images there are no statistics
             xp = backend.xp
             scale = xp.divide(1.0, xp.sqrt(xp.add(self.running_var[channels], self.eps)))
             mean = backend.copy(self.running_mean[channels])  # it may change before backward
-            factor = xp.multiply(gamma, scale)
-            xp.multiply(rows, factor[:, None], out=result)
-            xp.add(result, xp.subtract(beta, xp.multiply(mean, factor))[:, None], out=result)
-            return rows, mean, scale
-        mean, variance, scale = batch_norm_train(backend, rows, gamma, beta, self.eps, result)
-        n = rows.shape[1]
+            normalise(backend, rows, mean, xp.multiply(gamma, scale), beta, result)
+            return rows, mean, None, scale
+        centre, offset, variance, scale = batch_norm_train(backend, rows, gamma, beta, self.eps, result)
         running = self.running_mean[channels], self.running_var[channels]
-        move_statistics(backend, *running, mean, variance, self.momentum, n)
-        return rows, mean, scale
+        move_statistics(backend, *running, centre, offset, variance, self.share, n)
+        return rows, centre, offset, scale
 
     def backward(self, backend: Backend, dy: Array, cache: Any, channels: slice, out: Array) -> None:
-        rows, mean, scale = cache
+        rows, centre, offset, scale = cache
         grad, result, gamma = _rows(dy), _rows(out), self.gamma[channels]
-        if self.training:
-            dgamma, dbeta = batch_norm_train_backward(backend, grad, rows, mean, scale, gamma, result)
+        if offset is not None:
+            dgamma, dbeta = batch_norm_train_backward(backend, grad, rows, centre, offset, scale, gamma, result)
         else:
-            dbeta = backend.row_sums(grad)
             xp = backend.xp
-            dgamma = xp.multiply(xp.subtract(backend.row_dots(grad, rows), xp.multiply(mean, dbeta)), scale)
+            dbeta = backend.row_sums(grad)
+            centred = backend.scratch("centred", rows.shape, rows.dtype)
+            xp.subtract(rows, centre[:, None], out=centred)
+            dgamma = xp.multiply(backend.row_dots(grad, centred), scale)
             xp.multiply(grad, xp.multiply(gamma, scale)[:, None], out=result)
         backend.xp.copyto(self.dgamma[channels], dgamma)
         backend.xp.copyto(self.dbeta[channels], dbeta)
@@ -144,18 +199,26 @@ class BatchNormOp(ChannelOp):
         return self.dgamma, self.dbeta
 
 
+def normalise(backend: Backend, x: Array, mean: Array, factor: Array, beta: Array, out: Array) -> None:
+    """Fill out (C, n) with (x - mean) factor + beta; (C,) each."""
+    xp = backend.xp
+    xp.subtract(x, mean[:, None], out=out)
+    xp.multiply(out, factor[:, None], out=out)
+    xp.add(out, beta[:, None], out=out)
+
+
 class AffineOp(ChannelOp):
-    """y = scale x + shift, per channel: batch norm with fixed statistics, or a bias alone (`scale` None).
+    """y = scale (x - mean) + shift, per channel: batch norm with fixed statistics, or a bias alone (`scale` None).
 
     `ndim` holds x to (N, C) or (N, C, H, W).
     """
 
     elementwise = True
-    passes = 3
+    passes = 4
 
-    def __init__(self, scale: Array | None, shift: Array, ndim: int | None = None) -> None:
-        self.scale, self.shift, self.ndim = scale, shift, ndim
-        self.arrays = (shift,) if scale is None else (scale, shift)
+    def __init__(self, shift: Array, scale: Array = None, mean: Array = None, ndim: int | None = None) -> None:
+        self.shift, self.scale, self.mean, self.ndim = shift, scale, mean, ndim
+        self.arrays = (shift,) if scale is None else (shift, scale, mean)
         self.signature = scale is None
 
     def out_shape(self, shape: Shape) -> Shape:
@@ -163,11 +226,11 @@ class AffineOp(ChannelOp):
         return shape
 
     def forward(self, backend: Backend, x: Array, channels: slice, out: Array, keep: bool) -> Any:
-        rows, result = _rows(x), _rows(out)
-        if self.scale is not None:
-            backend.xp.multiply(rows, self.scale[channels, None], out=result)
-            rows = result
-        backend.xp.add(rows, self.shift[channels, None], out=result)
+        rows, result, shift = _rows(x), _rows(out), self.shift[channels]
+        if self.scale is None:
+            backend.xp.add(rows, shift[:, None], out=result)
+        else:
+            normalise(backend, rows, self.mean[channels], self.scale[channels], shift, result)
 
 
 def batch_norm(
@@ -183,6 +246,10 @@ def batch_norm(
 ) -> tuple[Array, ChainCache]:
     """Normalise every channel over the batch (and the image).
 
+    Rounding is some eps of the dtype times the largest |x - mean| / sqrt(variance + eps), however large the mean, as
+    long as variance and sums of dy (x - mean) are finite in the dtype (float32 for float16); beyond, and where `x`
+    holds nan or inf, a channel is nan.
+
     Parameters
     ----------
     x : array (N, C) or (N, C, H, W), floating
@@ -190,9 +257,12 @@ def batch_norm(
         Scale and shift.
     running_mean, running_var : array (C,), dtype of `x`
         Changed in place in training: running = (1 - momentum) * running + momentum * value, with the unbiased
-        variance; used instead of the batch's own in evaluation.
+        variance; used instead of the batch's own in evaluation. Of no images they stay as they are.
     training : bool
-    momentum, eps : float
+    momentum : float
+        From 0 to 1.
+    eps : float
+        Above 0.
 
     Returns
     -------
@@ -204,23 +274,52 @@ def batch_norm(
     ------
     ShapeError, DTypeError, MixedBackendsError
         Shapes or types do not fit, or a channel has but one value in training.
+    ConfigError
+        An option is not allowed, or running statistics that training must write are read-only.
     """
-    backend_of(x, gamma, beta, running_mean, running_var)
-    for name, array in (("gamma", gamma), ("beta", beta), ("running_mean", running_mean), ("running_var", running_var)):
+    names = "gamma", "beta", "running_mean", "running_var"
+    backend, x, *arrays = take("x gamma beta running_mean running_var", x, gamma, beta, running_mean, running_var)
+    for name, array in zip(names, arrays, strict=True):
         check_like(name, array, (x.shape[1],) if x.ndim > 1 else (), wide(x.dtype))
-    op = BatchNormOp(gamma, beta, running_mean, running_var, training=training, momentum=momentum, eps=eps)
-    return run((op,), x)
+    training = flag("training", training)
+    if momentum is None:
+        raise ConfigError("momentum: expected a number from 0 to 1, got None; a layer counts batches, nn.BatchNorm2d")
+    op = BatchNormOp(*arrays, training=training, momentum=check_momentum(momentum), eps=check_eps(eps))
+    if not training:
+        return run((op,), x)
+    written = list(zip(names[2:], (running_mean, running_var), arrays[2:], strict=True))
+    for name, array, _ in written:
+        if not getattr(array.flags, "writeable", True):
+            raise ConfigError(f"{name}: expected an array that training may write to, got a read-only one")
+    y, cache = run((op,), x)
+    for _, array, moved in written:
+        if moved is not array:  # a copy, for `array` has a foreign byte order
+            backend.xp.copyto(array, moved)
+    return y, cache
+
+
+def check_eps(eps: float) -> float:
+    """Return `eps` as a float; raise ConfigError unless it is a number above 0."""
+    return number("eps", eps, "a number above 0", math.ulp(0.0))
 
 
 def batch_norm_backward(dy: Array, cache: ChainCache) -> tuple[Array, Array, Array]:
     """Return the gradients of `batch_norm`: dx like `dy`, dgamma (C,) and dbeta (C,)."""
+    _, dy = take("dy", dy)
     op = cache.ops[0]
     dgamma, dbeta = op.make_gradients(backend_of(dy))  # type: ignore[attr-defined]
     return run_backward(dy, cache), dgamma, dbeta
 
 
+def check_momentum(momentum: float | None) -> float | None:
+    """Return `momentum` as a float, or None; raise ConfigError unless it is a number from 0 to 1."""
+    return None if momentum is None else number("momentum", momentum, "a number from 0 to 1", 0.0, 1.0)
+
+
 def _check_channels(shape: Shape, channels: int, ndim: int | None) -> None:
     logical = (shape[-1], *shape[:-1])
+    if len(shape) == 4:
+        check_images("x", logical)
     if ndim not in (None, len(shape)):
         raise ShapeError(f"x: expected shape {'(N, C)' if ndim == 2 else '(N, C, H, W)'}, got {logical}")
     if channels != shape[0]:

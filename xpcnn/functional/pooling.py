@@ -3,6 +3,10 @@
 Max-pooling is a knock-out of the window's taps: neighbours meet, the greater goes on, of equals the first. Which of two
 was ahead is kept, and backward plays the rounds the other way, each match handing the gradient to its winner. Gradients
 of overlapping windows add.
+
+Who won is read from the bits of the maximum, and gradients are handed on as bits, so that a nan wins as it does in the
+maximum, and an infinite gradient stays with its winner. Taps lie last to first: of two equal operands, zeros of both
+signs too, the processors' maximum gives the second.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ from typing import Any
 from xpcnn.backend import Array, Backend
 from xpcnn.errors import ShapeError
 from xpcnn.functional.channelwise import ChainCache, ChannelOp, Shape, run, run_backward
+from xpcnn.functional.layout import bits, check_images, flag
 from xpcnn.functional.primitive import primitive
 from xpcnn.windows import Axis, Padding, Size, Windows, pair, remembers_geometry, windows
 
@@ -32,11 +37,13 @@ def max_pool_forward(backend: Backend, x: Array, over: Windows, out: Array, keep
     taps = _gather(backend, x, over)  # (T, C, OH, OW, N)
     ahead = backend.empty((len(taps) - 1, *out.shape), bool)
     for left, right, matches in _rounds(taps):
-        xp.greater(right, left, out=ahead[matches])
-        is_final = matches.stop == len(taps) - 1
-        xp.maximum(left, right, out=out[None] if is_final else left)
+        best = out[None] if matches.stop == len(ahead) else left
+        xp.maximum(left, right, out=best)
+        xp.equal(bits(best), bits(right), out=ahead[matches])
     if len(taps) == 1:
         xp.copyto(out, taps[0])
+    elif not over.is_inside:
+        xp.logical_and(ahead, _plays(backend.home, over), out=ahead)  # padding never wins, against -inf neither
     return ahead
 
 
@@ -45,20 +52,20 @@ def max_pool_backward_from(backend: Backend, dy: Array, ahead: Any, over: Window
     """Fill out (C, H, W, N) with dy (C, OH, OW, N) sent back to the winners."""
     xp = backend.xp
     taps = backend.scratch("taps", (len(ahead) + 1, *dy.shape), dy.dtype)
-    for left, right, matches in reversed(_rounds(taps)):
-        gradient = dy[None] if matches.stop == len(ahead) else left
-        # Cast first: a product of a float and a bool goes through NumPy's buffers, at a third of the speed.
-        xp.copyto(right, ahead[matches])
+    for left, right, matches in reversed(_rounds(bits(taps))):
+        gradient = bits(dy)[None] if matches.stop == len(ahead) else left
+        # Cast first: a product of two types goes through NumPy's buffers, at a third of the speed.
+        xp.copyto(right, ahead[matches].view("int8"))
         xp.multiply(right, gradient, out=right)
         xp.subtract(gradient, right, out=left)
     if len(taps) == 1:
         xp.copyto(taps[0], dy)
     apart = _clear(backend, over, out)
     if apart and over.is_inside:
-        xp.copyto(_windows_of(backend, out, over), taps.reshape(*over.kernel, *dy.shape))
+        xp.copyto(_windows_of(backend, out, over)[::-1, ::-1], taps.reshape(*over.kernel, *dy.shape))
         return
-    for k, (there, pixels) in enumerate(_taps(over)):
-        target, values = out[:, pixels[0], pixels[1]], taps[k][:, there[0], there[1]]
+    for k, (there, pixels) in enumerate(_taps(over), 1):
+        target, values = out[:, pixels[0], pixels[1]], taps[-k][:, there[0], there[1]]
         if apart:
             xp.copyto(target, values)
         else:
@@ -77,21 +84,35 @@ def _fill_maxima(backend: Backend, x: Array, over: Windows, out: Array) -> None:
 
 
 def _gather(backend: Backend, x: Array, over: Windows) -> Array:
-    """Return a copy of each tap of the windows over x (C, H, W, N), -inf outside of the image: (T, C, OH, OW, N).
+    """Return a copy of each tap of the windows over x (C, H, W, N), last to first: (T, C, OH, OW, N).
 
-    NumPy copies strided rows at twice the speed at which it compares them.
+    Outside of the image is -inf. NumPy copies strided rows at twice the speed at which it compares them.
     """
     xp, shape = backend.xp, (x.shape[0], *over.out, x.shape[3])
     taps = backend.scratch("taps", (over.h.kernel * over.w.kernel, *shape), x.dtype)
     if over.is_inside:
-        xp.copyto(taps.reshape(*over.kernel, *shape), _windows_of(backend, x, over))
+        xp.copyto(taps.reshape(*over.kernel, *shape), _windows_of(backend, x, over)[::-1, ::-1])
         return taps
-    for k, (there, pixels) in enumerate(_taps(over)):
-        place = taps[k][:, there[0], there[1]]
+    for k, (there, pixels) in enumerate(_taps(over), 1):
+        place = taps[-k][:, there[0], there[1]]
         if place.shape != shape:
-            xp.copyto(taps[k], -math.inf)
+            xp.copyto(taps[-k], -math.inf)
         xp.copyto(place, x[:, pixels[0], pixels[1]])
     return taps
+
+
+@lru_cache(maxsize=256)
+def _plays(backend: Backend, over: Windows) -> Array:
+    """Return whether the right side of each match has a tap inside the image: (T - 1, 1, OH, OW, 1)."""
+    xp = backend.xp
+    inside = backend.zeros((over.h.kernel * over.w.kernel, 1, *over.out, 1), bool)
+    for k, (there, _) in enumerate(_taps(over), 1):
+        inside[-k][:, there[0], there[1]] = True
+    result = backend.empty((len(inside) - 1, *inside.shape[1:]), bool)
+    for left, right, matches in _rounds(inside):
+        xp.copyto(result[matches], right)
+        xp.logical_or(left, right, out=left)
+    return backend.constant(result)
 
 
 def _windows_of(backend: Backend, image: Array, over: Windows) -> Array:
@@ -145,8 +166,8 @@ class AvgPoolOp(_WindowOp):
 
     def __init__(self, geometry: Geometry, count_include_pad: bool = True) -> None:
         super().__init__(geometry)
-        self.count_include_pad = count_include_pad
-        self.signature = geometry, count_include_pad
+        self.count_include_pad = flag("count_include_pad", count_include_pad)
+        self.signature = geometry, self.count_include_pad
 
     def forward(self, backend: Backend, x: Array, channels: slice, out: Array, keep: bool) -> Any:
         over = self.geometry(x.shape)
@@ -176,8 +197,7 @@ class GlobalAvgPoolOp(ChannelOp):
     signature = "global average"
 
     def out_shape(self, shape: Shape) -> Shape:
-        if len(shape) != 4:
-            raise ShapeError(f"x: expected shape (N, C, H, W), got {(shape[-1], *shape[:-1])}")
+        check_images("x", (shape[-1], *shape[:-1]))
         return shape[0], 1, 1, shape[3]
 
     def forward(self, backend: Backend, x: Array, channels: slice, out: Array, keep: bool) -> Any:
@@ -298,8 +318,7 @@ class Geometry:
         return found
 
     def _windows(self, shape: Shape) -> Windows:
-        if len(shape) != 4:
-            raise ShapeError(f"x: expected shape (N, C, H, W), got {(shape[-1], *shape[:-1])}")
+        check_images("x", (shape[-1], *shape[:-1]))
         result = windows(
             (shape[1], shape[2]),
             self.kernel,

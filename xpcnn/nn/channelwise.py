@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from xpcnn.backend import Array, backend_of
+from xpcnn.backend import Array
 from xpcnn.functional.activation import ReLUOp
 from xpcnn.functional.channelwise import ChainCache, ChannelOp, run, run_backward
+from xpcnn.functional.layout import take
 from xpcnn.functional.pooling import MaxPoolOp
 from xpcnn.nn.module import Module, keeps_caches
 
@@ -49,7 +50,7 @@ def forward_chain(ops: list[ChannelOp], x: Array) -> tuple[Array, Cache]:
 def backward_chain(layers: Sequence[ChannelLayer | None], cache: Cache, dy: Array) -> Array:
     """Return dx of a chain; each layer takes the gradients of its operation, None stands for one without a layer."""
     ops, kept = cache
-    backend_of(dy)
+    _, dy = take("dy", dy)
     for layer, op in zip(layers, ops, strict=True):
         if layer is not None:
             layer.prepare_backward(op)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-from xpcnn.backend import Array, backend_of
+from xpcnn.backend import Array
 from xpcnn.errors import ShapeError
-from xpcnn.functional.layout import batch_first, batch_last, check_like
+from xpcnn.functional.layout import batch_first, batch_last, check_images, check_like, take
 from xpcnn.nn.module import Module
 
 
@@ -15,17 +15,22 @@ class Flatten(Module):
 
     def forward(self, x: Array) -> Array:
         """Return y (N, C*H*W)."""
+        backend, x = take("x", x)
         if x.ndim not in (2, 4):
             raise ShapeError(f"x: expected shape (N, C, H, W) or (N, D), got {tuple(x.shape)}")
+        if x.ndim == 4:
+            check_images("x", tuple(x.shape))
         self.keep(tuple(x.shape))
         if x.ndim == 2:
             return x
-        return batch_last(backend_of(x), x).reshape(-1, x.shape[0]).T  # (N, C*H*W)
+        n, *rest = x.shape
+        return batch_last(backend, x).reshape(math.prod(rest), n).T  # (N, C*H*W)
 
     def backward(self, dy: Array, *, input_gradient: bool = True) -> Array:
         """Return dx (N, C, H, W)."""
         n, *rest = self.take()
+        backend, dy = take("dy", dy)
         check_like("dy", dy, (n, math.prod(rest)), dy.dtype)
         if not input_gradient:
             return None
-        return batch_first(batch_last(backend_of(dy), dy).reshape(*rest, n))  # (N, C, H, W)
+        return batch_first(batch_last(backend, dy).reshape(*rest, n))  # (N, C, H, W)

@@ -212,14 +212,15 @@ def _add_product(path: Path, layer: Conv2d | Linear, groups: deque[Group]) -> No
     for norm in following:
         if not isinstance(norm, BatchNorm1d | BatchNorm2d) or not _folds(layer, norm):
             break
-        scale, shift = _affine(norm)
+        shift, scale, mean = _affine(norm)
+        shift = backend.xp.subtract(shift, backend.xp.multiply(mean, scale))
         following = following[1:]
         weight *= scale.reshape(-1, *(1,) * (weight.ndim - 1))
         bias = shift if bias is None else backend.xp.add(backend.xp.multiply(bias, scale), shift)
     ops = _operations(following)
     if ops and type(ops[0]) is MaxPoolOp and bias is not None:
         # The maximum of sums with a constant is the sum with the maximum, rounding included, on fewer numbers.
-        ops.insert(1, AffineOp(None, bias))
+        ops.insert(1, AffineOp(bias))
         bias = None
     path.steps.append(_Convolution(layer, weight, bias) if isinstance(layer, Conv2d) else _Dense(weight, bias))
     if ops:
@@ -237,11 +238,12 @@ def _folds(layer: Conv2d | Linear, norm: BatchNorm1d | BatchNorm2d) -> bool:
     )
 
 
-def _affine(norm: BatchNorm1d | BatchNorm2d) -> tuple[Array, Array]:
-    """Return the scale gamma / sqrt(var + eps) and the shift beta - mean scale, (C,)."""
-    xp = backend_of(norm.weight.data).xp
+def _affine(norm: BatchNorm1d | BatchNorm2d) -> tuple[Array, Array, Array]:
+    """Return beta, the scale gamma / sqrt(var + eps) and the mean, copies (C,)."""
+    backend = backend_of(norm.weight.data)
+    xp = backend.xp
     scale = xp.divide(norm.weight.data, xp.sqrt(xp.add(norm.running_var, norm.eps)))
-    return scale, xp.subtract(norm.bias.data, xp.multiply(norm.running_mean, scale))
+    return backend.copy(norm.bias.data), scale, backend.copy(norm.running_mean)
 
 
 def _operations(layers: Sequence[ChannelLayer]) -> list[ChannelOp]:

@@ -6,8 +6,8 @@ from typing import Any
 
 from xpcnn.backend import Array
 from xpcnn.backend.graph import Guarded, see
-from xpcnn.errors import ConfigError, StateError
-from xpcnn.functional.loss import check_reduction, cross_entropy, mse_loss
+from xpcnn.errors import StateError
+from xpcnn.functional.loss import check_reduction, check_smoothing, cross_entropy, mse_loss
 
 
 class _Loss(Guarded):
@@ -53,9 +53,7 @@ class CrossEntropyLoss(_Loss):
     def __init__(self, *, label_smoothing: float = 0.0, reduction: str = "mean") -> None:
         super().__init__()
         check_reduction(reduction)
-        if not 0.0 <= label_smoothing <= 1.0:
-            raise ConfigError(f"label_smoothing: expected a share from 0 to 1, got {label_smoothing!r}")
-        self.label_smoothing, self.reduction = label_smoothing, reduction
+        self.label_smoothing, self.reduction = check_smoothing(label_smoothing), reduction
 
     def __call__(self, logits: Array, labels: Array) -> Array:
         see(self)

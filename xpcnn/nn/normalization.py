@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from xpcnn.backend import Array, backend_of, get_backend
 from xpcnn.functional.channelwise import ChannelOp
-from xpcnn.functional.normalization import BatchNormOp
+from xpcnn.functional.normalization import BatchNormOp, check_eps, check_momentum
 from xpcnn.nn.channelwise import ChannelLayer
 from xpcnn.nn.weights import new_parameter
 from xpcnn.windows import integer
@@ -19,8 +19,10 @@ class _BatchNorm(ChannelLayer):
     ----------
     num_features : int
         C.
-    eps, momentum : float
-        running = (1 - momentum) * running + momentum * batch.
+    eps : float
+        Above 0.
+    momentum : float or None
+        running = (1 - momentum) * running + momentum * batch; None for the average of all batches so far.
     dtype : str or dtype
         float16 means float32 here.
 
@@ -30,17 +32,23 @@ class _BatchNorm(ChannelLayer):
         gamma and beta.
     running_mean, running_var : array (C,)
         Used in evaluation mode.
+    num_batches_tracked : array, 0-d, int64
+        How many batches they average; with `momentum=None` alone. It lies on the backend and changes in place, so that
+        a recorded step counts too.
     """
 
     ndim: ClassVar[int]
     keeps_float32 = True  # sums over a batch, and what they scale, have no room in float16
     running_mean: Array
     running_var: Array
+    num_batches_tracked: Array | None = None
 
-    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1, *, dtype: Any = "float32") -> None:
+    def __init__(
+        self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1, *, dtype: Any = "float32"
+    ) -> None:
         super().__init__()
         num_features = integer("num_features", num_features, 1)
-        self.eps, self.momentum = eps, momentum
+        self.eps, self.momentum = check_eps(eps), check_momentum(momentum)
         dtype = "float32" if str(dtype) == "float16" else dtype
         ones, zeros = [1.0] * num_features, [0.0] * num_features
         self.weight = new_parameter("weight", lambda shape: ones, (num_features,), dtype)
@@ -48,6 +56,8 @@ class _BatchNorm(ChannelLayer):
         backend = get_backend()
         self.register_buffer("running_mean", backend.asarray(zeros, dtype))
         self.register_buffer("running_var", backend.asarray(ones, dtype))
+        if momentum is None:
+            self.register_buffer("num_batches_tracked", backend.asarray(0, "int64"))
 
     def channel_op(self) -> ChannelOp:
         """Return the operation of one call."""
@@ -57,9 +67,10 @@ class _BatchNorm(ChannelLayer):
             self.running_mean,
             self.running_var,
             training=self.training,
-            momentum=self.momentum,
-            eps=self.eps,
+            momentum=check_momentum(self.momentum),
+            eps=check_eps(self.eps),
             ndim=self.ndim,
+            batches=self.num_batches_tracked,
         )
 
     def prepare_backward(self, op: Any) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from xpcnn.backend import Array, backend_of
+from xpcnn.backend import Array
 from xpcnn.backend.split import split_evenly
 from xpcnn.functional.addition import check_paths
-from xpcnn.functional.layout import batch_first, batch_last
+from xpcnn.functional.layout import batch_first, batch_last, take
 from xpcnn.nn.module import Module, call_backward
 
 
@@ -45,7 +45,7 @@ def add_paths(y: Array, other: Array, *, reuse: bool = False) -> Array:
 
 def add(a: Array, b: Array, *, reuse: bool = False) -> Array:
     """Return a + b, both (N, ...), batch-last; with `reuse`, a may be written over."""
-    backend = backend_of(a, b)
+    backend, a, b = take("dx dy", a, b)
     a, b = batch_last(backend, a), batch_last(backend, b)
     out = a if reuse else backend.empty(a.shape, a.dtype)
 
@@ -53,5 +53,9 @@ def add(a: Array, b: Array, *, reuse: bool = False) -> Array:
         rows = slice(channels.start, channels.stop)
         backend.xp.add(a[rows], b[rows], out=out[rows])
 
-    backend.parallel(part, split_evenly(a.shape[0], backend.get_num_threads()), 3.0 * a.size, products=False)
+    with backend.errstate():
+        if not a.ndim:
+            backend.xp.add(a, b, out=out)
+            return out
+        backend.parallel(part, split_evenly(a.shape[0], backend.get_num_threads()), 3.0 * a.size, products=False)
     return batch_first(out)

@@ -206,7 +206,7 @@ class Optimizer(Guarded):
                 flat.apply(plan.update, 10.0, self.grad_scale)
 
     def flush_denormals(self) -> None:
-        """Set parameters and state below 1e-30 to zero, where the host computes in float32.
+        """Set denormal parameters and state to zero where no step can tell, on a host that computes in float32.
 
         What no gradient reaches decays for ever: weights behind a ReLU that is never on, and the averages of their
         gradients. Below 1.2e-38 a processor takes many times as long for each product: after 2,000 steps the

@@ -100,7 +100,7 @@ def relu_forward(backend: Any, x: Array, out: Array) -> Any:
 
 @fused
 def relu_backward_from(backend: Any, dy: Array, y: Array, out: Array) -> Any:
-    """Fill `out` with dy where y > 0."""
+    """Fill `out` with dy where y is not 0."""
     if not fits(dy, y, out):
         return NotImplemented
     backend.kernels.launch("relu_backward_from", dy.dtype, blocks(dy.size), dy, y, out, dy.size)
@@ -160,13 +160,13 @@ def max_pool_backward_from(backend: Any, dy: Array, winner: Array, over: Any, ou
 
 @fused
 def batch_norm_train(backend: Any, x: Array, gamma: Array, beta: Array, eps: float, out: Array) -> Any:
-    """Fill out (C, n) with the normalised x (C, n); return mean, biased variance and 1/sqrt(variance + eps)."""
+    """Fill out (C, n) with the normalised x (C, n); return centre, offset, variance and 1/sqrt(variance + eps)."""
     if not fits(x, gamma, beta, out) or x.shape[0] > ROWS_LIMIT:
         return NotImplemented
     channels, n = x.shape
     cut = segments(backend, channels, n)
     partial = backend.empty((channels, cut, 2), np.float64)
-    results = [backend.empty((channels,), x.dtype) for _ in range(3)]
+    results = [backend.empty((channels,), x.dtype) for _ in range(4)]
     launch = backend.kernels.launch
     launch("batch_norm_sums", x.dtype, (cut, channels), x, partial, n)
     launch("batch_norm_train", x.dtype, (cut, channels), x, gamma, beta, float(eps), partial, n, cut, out, *results)
@@ -175,33 +175,40 @@ def batch_norm_train(backend: Any, x: Array, gamma: Array, beta: Array, eps: flo
 
 @fused
 def batch_norm_train_backward(
-    backend: Any, dy: Array, x: Array, mean: Array, scale: Array, gamma: Array, out: Array
+    backend: Any, dy: Array, x: Array, centre: Array, offset: Array, scale: Array, gamma: Array, out: Array
 ) -> Any:
     """Fill out (C, n) with dx; return dgamma and dbeta."""
-    if not fits(dy, x, mean, scale, gamma, out) or x.shape[0] > ROWS_LIMIT:
+    if not fits(dy, x, centre, offset, scale, gamma, out) or x.shape[0] > ROWS_LIMIT:
         return NotImplemented
     channels, n = x.shape
     cut = segments(backend, channels, n)
     partial = backend.empty((channels, cut, 2), np.float64)
     results = [backend.empty((channels,), x.dtype) for _ in range(2)]
     launch = backend.kernels.launch
-    launch("batch_norm_backward_sums", x.dtype, (cut, channels), dy, x, mean, partial, n)
-    arrays = dy, x, mean, scale, gamma, partial
+    launch("batch_norm_backward_sums", x.dtype, (cut, channels), dy, x, centre, offset, partial, n)
+    arrays = dy, x, centre, offset, scale, gamma, partial
     launch("batch_norm_train_backward", x.dtype, (cut, channels), *arrays, n, cut, out, *results)
     return tuple(results)
 
 
 @fused
 def move_statistics(
-    backend: Any, running_mean: Array, running_var: Array, mean: Array, variance: Array, momentum: float, n: int
+    backend: Any,
+    running_mean: Array,
+    running_var: Array,
+    centre: Array,
+    offset: Array,
+    variance: Array,
+    momentum: float | Array,
+    n: int,
 ) -> Any:
     """Move the running statistics towards those of a batch of n values a channel."""
-    arrays = running_mean, running_var, mean, variance
-    if not fits(*arrays):
+    arrays = running_mean, running_var, centre, offset, variance
+    if not fits(*arrays) or not isinstance(momentum, float):
         return NotImplemented
-    size = mean.size
+    size = centre.size
     launch = backend.kernels.launch
-    launch("move_statistics", mean.dtype, blocks(size), *arrays, float(momentum), float(n / (n - 1)), size)
+    launch("move_statistics", centre.dtype, blocks(size), *arrays, momentum, float(n / (n - 1)), size)
     return None
 
 

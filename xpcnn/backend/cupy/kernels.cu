@@ -93,7 +93,7 @@ extern "C" __global__ void relu_forward(const T* x, T* out, int size) {
 }
 
 extern "C" __global__ void relu_backward_from(const T* dy, const T* y, T* out, int size) {
-    FOR_EACH(i, size) out[i] = y[i] > T(0) ? dy[i] : T(0);
+    FOR_EACH(i, size) out[i] = y[i] != T(0) ? dy[i] : T(0);
 }
 
 // Block (segment, row) sums its share of a row of `a`, or of a * b; the last step is `finish_rows`.
@@ -207,59 +207,63 @@ extern "C" __global__ void batch_norm_sums(const T* x, double* partial, int n) {
 }
 
 extern "C" __global__ void batch_norm_train(const T* x, const T* gamma, const T* beta, T eps, const double* partial,
-                                            int n, int segments, T* out, T* mean, T* variance, T* scale) {
+                                            int n, int segments, T* out, T* centre, T* offset, T* variance,
+                                            T* scale) {
     int c = blockIdx.y;
     const T* row = x + (size_t)c * n;
     double sum, squares;
     add_partial(partial, c, segments, &sum, &squares);
-    T m = (T)(row[0] + sum / n);
-    T v = (T)((squares - sum * (sum / n)) / n);
-    if (v < T(0)) v = T(0);
-    T s = T(1) / sqrt(v + eps);
+    double exact = row[0] + sum / n;
+    T m = (T)exact, rest = (T)(exact - m);  // one T is too coarse for a mean far above the deviations
+    double spread = (squares - sum * (sum / n)) / n;
+    if (spread < 0) spread = 0;
+    T v = (T)spread, s = (T)(1 / sqrt(spread + (double)eps));
     T factor = gamma[c] * s, shift = beta[c];
     for (int i = blockIdx.x * BLOCK + threadIdx.x; i < n; i += gridDim.x * BLOCK)
-        out[(size_t)c * n + i] = (row[i] - m) * factor + shift;
+        out[(size_t)c * n + i] = (row[i] - m - rest) * factor + shift;
     if (blockIdx.x == 0 && threadIdx.x == 0) {
-        mean[c] = m;
+        centre[c] = m;
+        offset[c] = rest;
         variance[c] = v;
         scale[c] = s;
     }
 }
 
 // Sums of dy and of dy * (x - mean).
-extern "C" __global__ void batch_norm_backward_sums(const T* dy, const T* x, const T* mean, double* partial, int n) {
+extern "C" __global__ void batch_norm_backward_sums(const T* dy, const T* x, const T* centre, const T* offset,
+                                                    double* partial, int n) {
     size_t start = (size_t)blockIdx.y * n;
-    T m = mean[blockIdx.y];
+    T m = centre[blockIdx.y], rest = offset[blockIdx.y];
     double sum = 0, products = 0;
     for (int i = blockIdx.x * BLOCK + threadIdx.x; i < n; i += gridDim.x * BLOCK) {
         double slope = dy[start + i];
         sum += slope;
-        products += slope * (double)(x[start + i] - m);
+        products += slope * (double)(x[start + i] - m - rest);
     }
     store_partial(sum, products, partial);
 }
 
-extern "C" __global__ void batch_norm_train_backward(const T* dy, const T* x, const T* mean, const T* scale,
-                                                     const T* gamma, const double* partial, int n, int segments,
-                                                     T* out, T* dgamma, T* dbeta) {
+extern "C" __global__ void batch_norm_train_backward(const T* dy, const T* x, const T* centre, const T* offset,
+                                                     const T* scale, const T* gamma, const double* partial, int n,
+                                                     int segments, T* out, T* dgamma, T* dbeta) {
     int c = blockIdx.y;
     size_t start = (size_t)c * n;
     double sum, products;
     add_partial(partial, c, segments, &sum, &products);
-    T m = mean[c], s = scale[c], db = (T)sum, dg = (T)products * s;
-    T slope = dg * s / n, offset = db / n, factor = gamma[c] * s;
+    T m = centre[c], rest = offset[c], s = scale[c], db = (T)sum, dg = (T)products * s;
+    T slope = dg * s / n, shift = db / n, factor = gamma[c] * s;
     for (int i = blockIdx.x * BLOCK + threadIdx.x; i < n; i += gridDim.x * BLOCK)
-        out[start + i] = (dy[start + i] - (x[start + i] - m) * slope - offset) * factor;
+        out[start + i] = (dy[start + i] - (x[start + i] - m - rest) * slope - shift) * factor;
     if (blockIdx.x == 0 && threadIdx.x == 0) {
         dgamma[c] = dg;
         dbeta[c] = db;
     }
 }
 
-extern "C" __global__ void move_statistics(T* running_mean, T* running_var, const T* mean, const T* variance,
-                                           T momentum, T unbiased, int channels) {
+extern "C" __global__ void move_statistics(T* running_mean, T* running_var, const T* centre, const T* offset,
+                                           const T* variance, T momentum, T unbiased, int channels) {
     FOR_EACH(c, channels) {
-        running_mean[c] = running_mean[c] * (T(1) - momentum) + mean[c] * momentum;
+        running_mean[c] = running_mean[c] * (T(1) - momentum) + (centre[c] + offset[c]) * momentum;
         running_var[c] = running_var[c] * (T(1) - momentum) + variance[c] * unbiased * momentum;
     }
 }
@@ -308,7 +312,7 @@ extern "C" __global__ void softmax_cross_entropy(const T* logits, const T* targe
         for (int k = 0; k < classes; ++k) {
             int i = k * samples + n;
             T probability = target[i];
-            sum += (double)((logits[i] - top - log_total) * probability);
+            if (probability != T(0)) sum += (double)((logits[i] - top - log_total) * probability);  // 0 * inf is nan
             dlogits[i] = (dlogits[i] / total - probability) * scale;
         }
     }

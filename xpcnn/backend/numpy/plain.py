@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from xpcnn.backend.base import Backend
+from xpcnn.backend.numpy.quiet import quiet
 from xpcnn.errors import DTypeError
 
 
@@ -19,7 +20,8 @@ class PlainNumpyBackend(Backend):
     immediate = True
 
     def owns(self, array: Any) -> bool:
-        return isinstance(array, np.ndarray)
+        # A masked array would lose its mask, and `*` of a matrix is another product.
+        return isinstance(array, np.ndarray) and not (isinstance(array, np.matrix) or hasattr(array, "filled"))
 
     def asarray(self, a: Any, dtype: Any = None) -> np.ndarray[Any, Any]:
         if not isinstance(a, (np.ndarray, np.generic, list, tuple, int, float)) and not hasattr(a, "__array__"):
@@ -37,7 +39,7 @@ class PlainNumpyBackend(Backend):
             raise error
 
     def errstate(self) -> contextlib.AbstractContextManager[Any]:
-        return np.errstate(over="ignore", invalid="ignore", divide="ignore")
+        return quiet()
 
     def info(self) -> dict[str, Any]:
         return {"backend": self.name, "numpy": np.__version__, "device": "host", "threads": self.get_num_threads()}

@@ -22,6 +22,8 @@ from functools import cached_property
 from itertools import product
 from typing import Any
 
+import numpy as np
+
 from xpcnn.backend.numpy.products import KERNELS
 from xpcnn.errors import ConfigError
 
@@ -247,13 +249,14 @@ class ThreadPool:
 
 
 def _serve(jobs: queue.SimpleQueue[_Job], local: threading.local) -> None:
-    while True:
-        job = _get(jobs)
-        job.begun.append(None)
-        job.work(local)
-        job.ended.append(None)
-        job.done.put(None)
-        del job  # an idle thread keeps no arrays alive
+    with np.errstate(all="ignore"):  # as `Backend.errstate`, which holds for the caller alone
+        while True:
+            job = _get(jobs)
+            job.begun.append(None)
+            job.work(local)
+            job.ended.append(None)
+            job.done.put(None)
+            del job  # an idle thread keeps no arrays alive
 
 
 def _get(messages: queue.SimpleQueue[Any]) -> Any:

@@ -92,7 +92,7 @@ class Graph:
         link, blas = self._link, self._backend.blas
         blas.hold()
         try:
-            with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            with np.errstate(all="ignore"):
                 if link is None or not link.play():
                     play(self._bound)
         finally:

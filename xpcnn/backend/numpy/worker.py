@@ -97,7 +97,7 @@ class Worker:
             sys.path[:] = request["path"]
             import numpy as np
 
-            np.seterr(over="ignore", invalid="ignore", divide="ignore")
+            np.seterr(all="ignore")
         for number in request.get("drop", ()):
             self.regions.pop(number, None)
         if "regions" in request:
