@@ -132,9 +132,38 @@ def test_seed_none_follows_manual_seed_and_seeds_do_not_touch_it(backend):
     first = flat(batches(backend, unseeded))
     assert xpcnn.random.get_state() != state
     xpcnn.random.manual_seed(3)
-    assert flat(batches(backend, unseeded)) != first  # another epoch, another order
+    again = [flat(batches(backend, unseeded)) for _ in range(2)]
+    assert again[0] == first  # as PyTorch's: the seed says it all, not how often the loader was used
+    assert again[1] != first
     xpcnn.random.manual_seed(3)
     assert flat(batches(backend, loader(30, 30))) == first
+
+
+def test_a_loader_with_a_seed_has_its_own_stream(backend):
+    every = loader(30, 7, seed=1)
+    epochs = [flat(batches(backend, every)) for _ in range(2)]
+    assert epochs[0] != epochs[1]
+    every.manual_seed(1)
+    xpcnn.random.manual_seed(5)
+    assert flat(batches(backend, every)) == epochs[0]
+    xpcnn.random.manual_seed(5)  # nothing to this loader
+    assert flat(batches(backend, every)) == epochs[1]
+    every.manual_seed(2)
+    assert flat(batches(backend, every)) == flat(batches(backend, loader(30, 7, seed=2)))
+    with pytest.raises(ConfigError, match="seed: expected an integer of 0 or more, got -1"):
+        every.manual_seed(-1)
+
+
+def test_an_older_for_leaves_the_state_of_a_newer_one_alone(backend):
+    every = loader(30, 7, seed=1)
+    old = iter(every)
+    next(old)
+    every.manual_seed(1)
+    next(old)
+    assert every.state_dict()["position"] == 0
+    assert flat(batches(backend, every)) == flat(batches(backend, loader(30, 7, seed=1)))
+    list(old)
+    assert every.state_dict()["epoch"] == 1
 
 
 OPTIONS = st.fixed_dictionaries(

@@ -47,7 +47,10 @@ class DataLoader:
     batches_per_epoch : int, optional
         With `replacement`: how many batches an epoch has, by default ceil(N / batch_size).
     seed : int, optional
-        Makes the order of epoch e a function of (seed, e) alone. By default each epoch draws a key from `xpcnn.random`.
+        Gives the loader a stream of its own, as a `Generator` does for PyTorch's: the order of its e-th epoch is a
+        function of (seed, e) alone, `xpcnn.manual_seed` does not touch it, and `manual_seed` of the loader begins it
+        again. By default each epoch's order follows from what `xpcnn.random` gives when the epoch begins: after
+        `xpcnn.manual_seed(0)`, an old loader gives the same epochs as a new one.
     drop_last : bool
         Leave out a last batch that is not full.
     transform : callable, optional
@@ -102,6 +105,7 @@ class DataLoader:
         self._position = 0  # batches given out in it
         self._key: int | None = None  # from which its order is drawn; None where none is under way
         self._goes_on = False  # the next `for` continues it
+        self._turn = 0  # of which `for` the state is; an older one leaves it alone
         self._resident: tuple[Backend, Array, Array] | None = None
 
     def __len__(self) -> int:
@@ -135,24 +139,25 @@ class DataLoader:
             self.samples,
             len(self) * self.batch_size,
             self._key or 0,
-            self._epoch,
+            0 if self.seed is None else self._epoch,  # a drawn key is the epoch's own
             shuffle=self.shuffle,
             replacement=self.replacement,
         )
         rest = order[self._position * self.batch_size : len(self) * self.batch_size]
-        return self._batches(get_backend(), rest, self._epoch, self._position)
+        self._turn += 1
+        return self._batches(get_backend(), rest, self._turn, self._position)
 
-    def _batches(self, backend: Backend, order: Any, epoch: int, position: int) -> Iterator[tuple[Array, Array]]:
+    def _batches(self, backend: Backend, order: Any, turn: int, position: int) -> Iterator[tuple[Array, Array]]:
         for given, (images, labels) in enumerate(self._stored(backend, order), position + 1):
             x = self.transform(images)
             if x.ndim != 4 or x.shape[0] != labels.shape[0]:
                 raise ShapeError(f"transform: expected a result ({labels.shape[0]}, C, H, W), got {tuple(x.shape)}")
             if x.dtype.kind != "f":
                 raise DTypeError(f"transform: expected a floating result such as float32, got {x.dtype}")
-            if self._epoch == epoch:  # else a newer `for` over this loader has taken over its state
+            if self._turn == turn:
                 self._position = given
             yield x, labels
-        if self._epoch == epoch:
+        if self._turn == turn:
             self._end_epoch()
 
     def _stored(self, backend: Backend, order: Any) -> Iterator[tuple[Array, ...]]:
@@ -176,7 +181,26 @@ class DataLoader:
         if self.seed is not None:
             return self.seed
         # An evaluation, which goes in order, must not change what is drawn after it.
-        return random.draw_key() if self.shuffle or self.replacement else 0
+        if not (self.shuffle or self.replacement):
+            return 0
+        return int(random.generator().integers(0, 1 << 32, dtype="uint32"))
+
+    def manual_seed(self, seed: int) -> None:
+        """Begin a stream of the loader's own, from its first epoch: the next `for` gives what a new loader would.
+
+        Parameters
+        ----------
+        seed : int
+            Zero or more.
+
+        Raises
+        ------
+        ConfigError
+            `seed` is not an integer of zero or more.
+        """
+        self.seed = _integer("seed", seed, 0)
+        self._epoch, self._position, self._key, self._goes_on = 0, 0, None, False
+        self._turn += 1
 
     def _stays(self, backend: Backend) -> bool:
         """Say whether the whole set is, or may be, where the backend's arrays are."""
@@ -221,6 +245,7 @@ class DataLoader:
                 f"state: expected epoch, position and key of a loader, got {epoch!r:.40}, {position!r:.40}, {key!r:.40}"
             )
         self._epoch, self._position, self._key = epoch, position, key
+        self._turn += 1
         self._goes_on = key is not None
 
 

@@ -35,7 +35,6 @@ def evaluate(model: Module, criterion: Any, data: Iterable[tuple[Array, Array]],
     sums = getattr(criterion, "reduction", "mean") == "sum"
     backend = backend_of(next(iter(model.parameters())).data)
     modes = [(module, module.training) for module in model.modules()]
-    draws = random.get_state()  # a loader draws its order; what training draws must not depend on that
     forward = fastest_forward(model)
     ledger = Ledger(backend, 2, read_every)
     hits_place = ledger.row[1:2].reshape(())
@@ -51,7 +50,8 @@ def evaluate(model: Module, criterion: Any, data: Iterable[tuple[Array, Array]],
 
     try:
         model.eval()
-        with no_grad(), backend.errstate():
+        # A loader draws its order; what training draws must not depend on that.
+        with no_grad(), backend.errstate(), random.fork_rng():
             for x, labels in data:
                 logits = forward(x)
                 ledger.row[0:1] = criterion(logits, labels)
@@ -65,7 +65,6 @@ def evaluate(model: Module, criterion: Any, data: Iterable[tuple[Array, Array]],
     finally:
         for module, training in modes:
             module.training = training
-        random.set_state(draws)
     if not count:
         raise DataError("data: expected at least one batch, got none")
     return Metrics(loss / count, hits / count, count)
