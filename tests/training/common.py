@@ -40,9 +40,9 @@ def loader(**options):
     return DataLoader(images(), labels(), BATCH, **options)
 
 
-def net():
+def net(bias=True):
     return nn.Sequential(
-        nn.Conv2d(1, 4, 3),
+        nn.Conv2d(1, 4, 3, bias=bias),
         nn.BatchNorm2d(4),
         nn.ReLU(),
         nn.MaxPool2d(2),
