@@ -56,6 +56,7 @@ def trainer(optimiser="momentum", schedule="step", seed=0, model=None, **options
     xpcnn.manual_seed(seed)
     model = net() if model is None else model
     optimizer = OPTIMISERS[optimiser](model.parameters())
+    options.setdefault("schedule_every", "batch")
     return Trainer(model, optimizer, nn.CrossEntropyLoss(), schedule=SCHEDULES[schedule](optimizer), **options)
 
 

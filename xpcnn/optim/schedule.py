@@ -1,4 +1,6 @@
-"""Learning rates that change from step to step: a schedule writes the optimiser's options before each batch's update.
+"""Learning rates that change from step to step: a schedule writes the optimiser's options before the next update.
+
+A step is a batch or an epoch, as whoever calls `step()` has it; a `Trainer` is told by `schedule_every`.
 
 Each is a formula of the number of steps so far, so a schedule is restored by that number alone (and by the rates it
 started from).
@@ -8,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from xpcnn.errors import ConfigError, DataError
 from xpcnn.optim.groups import check_flag, check_range
@@ -16,7 +18,7 @@ from xpcnn.optim.optimizer import Optimizer
 
 
 class Schedule:
-    """Base of the schedules: `step()` once per batch, after the optimiser's.
+    """Base of the schedules: `step()` once per batch, or once per epoch, after the optimiser's.
 
     A subclass gives `factor(step)`, by which each group's initial rate is multiplied.
 
@@ -24,7 +26,15 @@ class Schedule:
     ----------
     optimizer : Optimizer
         Its groups' rates now are the initial ones.
+
+    Attributes
+    ----------
+    asks_unit : bool
+        Whether a `Trainer` must be told what it counts, by `schedule_every`: the same numbers are usual per epoch,
+        where per batch they bring the rate to nothing.
     """
+
+    asks_unit: ClassVar[bool] = False
 
     def __init__(self, optimizer: Optimizer) -> None:
         if not isinstance(optimizer, Optimizer):
@@ -75,7 +85,9 @@ class Schedule:
 
 
 class StepLR(Schedule):
-    """lr = initial * gamma ** (step // step_size)."""
+    """lr = initial * gamma ** (step // step_size); a `Trainer` wants to know whether it counts batches or epochs."""
+
+    asks_unit = True
 
     def __init__(self, optimizer: Optimizer, step_size: int, gamma: float = 0.1) -> None:
         self.step_size = _count("step_size", step_size)
@@ -89,7 +101,9 @@ class StepLR(Schedule):
 
 
 class ExponentialLR(Schedule):
-    """lr = initial * gamma ** step."""
+    """lr = initial * gamma ** step; a `Trainer` wants to know whether it counts batches or epochs."""
+
+    asks_unit = True
 
     def __init__(self, optimizer: Optimizer, gamma: float) -> None:
         check_range("gamma", gamma, 0.0)

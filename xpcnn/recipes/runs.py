@@ -249,6 +249,7 @@ def _run(recipe: Recipe, settings: Settings, folder: Path | None, resume: bool, 
         optimizer,
         recipe.create_criterion(),
         schedule=schedule,
+        schedule_every="batch",
         callbacks=callbacks,
         scaler=scaler,
         checkpoint=Checkpointer(folder / folders.CHECKPOINTS) if folder is not None else None,
@@ -258,7 +259,7 @@ def _run(recipe: Recipe, settings: Settings, folder: Path | None, resume: bool, 
         folders.write(folder, settings, {"state": "training", **about})
     trainer.fit(train, validation, epochs=settings.epochs, resume=resume)
     last = trainer.last
-    if last is None or trainer.last_loader is not test:
+    if last is None or trainer.last_loader is not test or trainer.batch:  # of before an epoch that `stop` cut short
         last = evaluate(model, test)
     done = Run(recipe, settings, kind, model, trainer.history, test_set, last, folder)
     if folder is not None:

@@ -11,6 +11,7 @@ from xpcnn.errors import DataError
 from xpcnn.nn import Inference, Module, no_grad
 from xpcnn.nn.module import is_ours
 from xpcnn.nn.precision import call, computes_in_float16
+from xpcnn.training.batches import check_batches, unpack
 from xpcnn.training.metrics import Ledger, Metrics, write_hits
 
 
@@ -29,9 +30,10 @@ def evaluate(model: Module, criterion: Any, data: Iterable[tuple[Array, Array]],
 
     Raises
     ------
-    DataError
-        `data` has no batch.
+    ConfigError, DataError
+        `data` is no iterable of batches, or has none.
     """
+    check_batches("data", data)
     sums = getattr(criterion, "reduction", "mean") == "sum"
     backend = backend_of(next(iter(model.parameters())).data)
     modes = [(module, module.training) for module in model.modules()]
@@ -52,7 +54,8 @@ def evaluate(model: Module, criterion: Any, data: Iterable[tuple[Array, Array]],
         model.eval()
         # A loader draws its order; what training draws must not depend on that.
         with no_grad(), backend.errstate(), random.fork_rng():
-            for x, labels in data:
+            for batch in data:
+                x, labels = unpack("data", batch)
                 logits = forward(x)
                 ledger.row[0:1] = criterion(logits, labels)
                 write_hits(logits, labels, hits_place)

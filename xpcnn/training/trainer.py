@@ -14,6 +14,7 @@ from xpcnn.backend.numpy.memory import trim
 from xpcnn.errors import ConfigError, DataError, NonFiniteError, OutOfMemoryError
 from xpcnn.nn import Module
 from xpcnn.optim import GradScaler, Optimizer, Schedule
+from xpcnn.training.batches import check_batches, unpack
 from xpcnn.training.callbacks import Callback, methods
 from xpcnn.training.checkpoint import Checkpointer
 from xpcnn.training.diagnosis import largest_batch, layer_of_traceback
@@ -40,7 +41,10 @@ class Trainer:
     criterion : loss object
         `loss = criterion(logits, labels)`, `dlogits = criterion.backward()`.
     schedule : Schedule or None
-        Its `step()` is called after each batch.
+        Changes the rates.
+    schedule_every : "batch" or "epoch", optional
+        What the schedule counts: its `step()` is called after each batch (the default) or each epoch. Must be said
+        with a schedule whose numbers mean either in practice, such as `StepLR`.
     callbacks : sequence
         Objects with any of `on_fit_start`, `on_step`, `on_epoch`, `on_fit_end`, each called with the trainer.
     capture : "auto", True or False
@@ -65,6 +69,8 @@ class Trainer:
         Of all steps that have been read from the device.
     interrupted : bool
         Set it to end the training after the present step, as Ctrl-C does.
+    stopped, stop_reason : bool, str
+        Whether `stop` ended the last `fit`, and what it was told.
     skipped : int
         Updates left out because of nan or inf, those that overflowed included.
 
@@ -81,6 +87,7 @@ class Trainer:
         criterion: Any,
         *,
         schedule: Schedule | None = None,
+        schedule_every: str | None = None,
         callbacks: Sequence[Callback | Any] = (),
         capture: str | bool = "auto",
         checkpoint: Checkpointer | None = None,
@@ -95,6 +102,13 @@ class Trainer:
             raise ConfigError(f"optimizer: expected an optim.Optimizer, got {type(optimizer).__name__}")
         if schedule is not None and getattr(schedule, "optimizer", None) is not optimizer:
             raise ConfigError("schedule: expected one made with this trainer's optimizer")
+        if schedule_every not in (None, "batch", "epoch"):
+            raise ConfigError(f'schedule_every: expected "batch" or "epoch", got {schedule_every!r}')
+        if schedule_every is None and getattr(schedule, "asks_unit", False):
+            raise ConfigError(
+                f'schedule_every: expected "batch" or "epoch" with {type(schedule).__name__}, got none; say what its '
+                "numbers count"
+            )
         if capture not in ("auto", True, False):
             raise ConfigError(f'capture: expected "auto", True or False, got {capture!r}')
         if nonfinite not in ("stop", "skip"):
@@ -108,7 +122,11 @@ class Trainer:
         if scaler is not None and not isinstance(scaler, GradScaler):
             raise ConfigError(f"scaler: expected an optim.GradScaler, got {type(scaler).__name__}")
         self.model, self.optimizer, self.criterion, self.schedule = model, optimizer, criterion, schedule
+        self.schedule_every = schedule_every or "batch"
+        if not isinstance(callbacks, Iterable):
+            raise ConfigError(f"callbacks: expected a sequence of them, got {type(callbacks).__name__}")
         self.callbacks = list(callbacks)
+        methods(self.callbacks)
         self.capture, self.checkpoint, self.nonfinite = capture, checkpoint, nonfinite
         self.clip_norm, self.scaler, self.read_every = clip_norm, scaler, read_every
         self.step = self.epoch = self.batch = self.first_epoch = self.skipped = 0
@@ -123,7 +141,19 @@ class Trainer:
         self._on_step: list[Callable[[Any], None]] = []
         self._sums = getattr(criterion, "reduction", "mean") == "sum"
         self._resumed = False
-        self.interrupted = False
+        self.interrupted = self.stopped = False
+        self.stop_reason = ""
+
+    def __repr__(self) -> str:
+        parameters = sum(parameter.size for parameter in self.model.parameters())
+        parts = [
+            f"{type(self.model).__name__} of {parameters:,} parameters",
+            repr(self.optimizer),
+            repr(self.criterion),
+        ]
+        if self.schedule is not None:
+            parts.append(f"schedule={self.schedule!r}, schedule_every={self.schedule_every!r}")
+        return f"{type(self).__name__}({', '.join(parts)}, step={self.step}, epoch={self.epoch})"
 
     # --- training -------------------------------------------------------------------------------------------------
 
@@ -149,7 +179,8 @@ class Trainer:
         Returns
         -------
         History
-            Of all steps and epochs, those before a resume included.
+            Of all steps and epochs, those before a resume included. After `stop` it ends with the step that was
+            running; an epoch that was not finished has no row, and is written to `checkpoint`.
 
         Raises
         ------
@@ -165,6 +196,9 @@ class Trainer:
             raise ConfigError(f"epochs: expected an integer of 0 or more, got {epochs!r}")
         if resume and self.checkpoint is None:
             raise ConfigError("resume: expected a trainer with checkpoint=Checkpointer(folder), got none")
+        check_batches("train", train)
+        if validation is not None:
+            check_batches("validation", validation)
         if self.checkpoint is None:
             return self._fit(train, validation, epochs)
         self.checkpoint.open()
@@ -193,30 +227,49 @@ class Trainer:
         backend = backend_of(next(iter(self.model.parameters())).data)
         step = self._step = Step(self, backend)
         on_start, self._on_step, on_epoch, on_end = methods(self.callbacks)
+        self.stopped, self.stop_reason = False, ""
         for call in on_start:
             call(self)
         try:
             with backend.errstate(), interruptible(self):
-                while self.epoch < self.epochs:
-                    self._run_epoch(step, train)
+                while self.epoch < self.epochs and not self.stopped:
+                    if not self._run_epoch(step, train):
+                        break
                     metrics = self.evaluate(validation) if validation is not None else None
                     self._end_epoch(train, metrics)
                     for call in on_epoch:
                         call(self)
                     if self.interrupted:
-                        self._stop(train)
+                        self._interrupt(train)
         finally:
             self._resumed = False
             for call in on_end:
                 call(self)
         return self.history
 
-    def _run_epoch(self, step: Step, train: Any) -> None:
+    def stop(self, reason: str = "") -> None:
+        """End the training after the step, or the epoch, that is under way; `fit` then returns its history.
+
+        For callbacks, and for other threads. Called in `on_step`, it ends the epoch there, and nothing is validated;
+        called in `on_epoch`, no further one begins.
+
+        Parameters
+        ----------
+        reason : str
+            Kept as `stop_reason`, and shown by the command line.
+        """
+        self.stopped, self.stop_reason = True, str(reason)
+
+    def _run_epoch(self, step: Step, train: Any) -> bool:
+        """Run the rest of an epoch; return False where `stop` left some of it."""
         schedule, on_step, checkpoint = self.schedule, self._on_step, self.checkpoint
+        if self.schedule_every != "batch":
+            schedule = None
         self.model.train()
         started = time.perf_counter() - self.seconds
-        for x, labels in self._batches(train):
-            self._do(step, x, labels)
+        whole = True
+        for batch in self._batches(train):
+            self._do(step, *unpack("train", batch))
             if schedule is not None:
                 schedule.step()
             for call in on_step:
@@ -226,11 +279,17 @@ class Trainer:
                 self.save(train)
             if self.interrupted:
                 self.seconds = time.perf_counter() - started
-                self._stop(train)
+                self._interrupt(train)
+            if self.stopped and self.batch != self.batches_per_epoch:
+                whole = False
+                break
         self.read()
         self.seconds = time.perf_counter() - started
         if self.batch == 0:
             raise DataError("train: expected at least one batch, got none")
+        if not whole and checkpoint is not None:
+            self.save(train)
+        return whole
 
     def _do(self, step: Step, x: Array, labels: Array) -> None:
         lr = self.optimizer.param_groups[0]["lr"]
@@ -276,6 +335,8 @@ class Trainer:
 
     def _end_epoch(self, train: Any, metrics: Metrics | None) -> None:
         self.epoch += 1
+        if self.schedule is not None and self.schedule_every == "epoch":
+            self.schedule.step()
         self.history.add_epoch(
             step=self.step,
             loss=self.average.value,
@@ -327,8 +388,8 @@ class Trainer:
 
         Raises
         ------
-        DataError
-            `data` has no batch.
+        ConfigError, DataError
+            `data` is no iterable of batches, or has none.
         """
         return evaluate(self.model, self.criterion, data, self.read_every)
 
@@ -353,7 +414,7 @@ class Trainer:
 
     # --- what may go wrong --------------------------------------------------------------------------------------------
 
-    def _stop(self, train: Any) -> None:
+    def _interrupt(self, train: Any) -> None:
         where = f"stopped after step {self.step} (epoch {self.epoch + 1}, batch {self.batch})"
         if self.checkpoint is None:
             raise KeyboardInterrupt(f"{where}; nothing was saved, for there is no checkpoint folder")
