@@ -279,7 +279,7 @@ class TestProgress:
         mine.fit(loader(), epochs=1)
         text = file.getvalue()
         assert "6/6" in text
-        assert re.search(r"[\d.]+ images/s, loss [\d.]+, accuracy [\d.]+", text)
+        assert re.search(r"[\d.]+ images/s, accuracy [\d.]+, loss [\d.]+", text)
         assert text.splitlines()[-1].startswith("epoch 1/1  loss")
 
 
@@ -406,8 +406,14 @@ class Nothing:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (Misspelt(), r"expected methods among on_fit_start, on_step, on_epoch, on_fit_end, got Misspelt\.on_epoch_end, which"),
-        (Nothing(), "expected objects with any of the methods on_fit_start, on_step, on_epoch, on_fit_end, got Nothing"),
+        (
+            Misspelt(),
+            r"expected methods among on_fit_start, on_step, on_epoch, on_fit_end, got Misspelt\.on_epoch_end, which",
+        ),
+        (
+            Nothing(),
+            "expected objects with any of the methods on_fit_start, on_step, on_epoch, on_fit_end, got Nothing",
+        ),
         (print, "any of the methods .*, got builtin_function_or_method"),
         (Progress, r"expected objects, got the class Progress; write Progress\(\.\.\.\)"),
     ],
@@ -470,3 +476,61 @@ def test_batches_that_are_no_pairs(batch, got):
         trainer().fit(iter([batch]))
     with pytest.raises(DataError, match=rf"^data: expected batches \(x, labels\), got {got}; use DataLoader"):
         trainer().evaluate(iter([batch]))
+
+
+# --- targets that are no classes --------------------------------------------------------------------------------------
+
+
+def regression(backend, outputs):
+    """Six batches of 4, and a net, of as many numbers as asked."""
+    rng = np.random.default_rng(0)
+    xpcnn.manual_seed(0)
+    x, y = (rng.normal(size=(24, n)).astype("float32") for n in (5, outputs))
+    batches = [(backend.asarray(x[i : i + 4]), backend.asarray(y[i : i + 4])) for i in range(0, 24, 4)]
+    return batches, nn.Sequential(nn.Linear(5, outputs))
+
+
+@pytest.mark.parametrize("outputs", [1, 3])
+@pytest.mark.parametrize("capture", ["auto", False])
+def test_a_regression_has_no_accuracy(backend, outputs, capture, tmp_path):
+    batches, model = regression(backend, outputs)
+    file = io.StringIO()
+    checkpoint = Checkpointer(tmp_path / "kept", every_steps=1, keep=1)
+    mine = Trainer(
+        model, optim.SGD(model.parameters(), 0.1), nn.MSELoss(), capture=capture, callbacks=[Progress(3, file)],
+        checkpoint=checkpoint,
+    )  # fmt: skip
+    history = mine.fit(batches, batches, epochs=3)
+    assert np.isfinite(history.steps["loss"]).all()
+    assert np.isnan(history.steps["accuracy"]).all()
+    assert np.isnan(history.epochs["accuracy"]).all()
+    assert np.isnan(history.epochs["validation_accuracy"]).all()
+    assert math.isnan(mine.evaluate(batches).accuracy)
+    assert "accuracy" not in file.getvalue()
+    assert "loss" in file.getvalue()
+    lowest = int(np.argmin(history.epochs["validation_loss"]))
+    assert checkpoint.best().numbers["step"] == history.epochs["step"][lowest]
+    again = Trainer(model, optim.SGD(model.parameters(), 0.1), nn.MSELoss(), checkpoint=checkpoint)
+    again.fit(batches, epochs=4, resume=True)
+    assert again.step == 24
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 1), (4, 2, 3)])
+def test_a_loss_of_ones_own_on_values(shape):
+    """The loss does not say that there are no classes; the targets do."""
+
+    class Absolute:
+        def __call__(self, x, target):
+            self.sign = np.sign(x.reshape(target.shape) - target).reshape(x.shape) / x.size
+            return abs(x.reshape(target.shape) - target).mean()
+
+        def backward(self):
+            return self.sign.astype("float32")
+
+    with use_backend("numpy"):
+        model = nn.Sequential(nn.Linear(5, math.prod(shape[1:])))
+        x, y = np.ones((4, 5), "float32"), np.zeros(shape, "float32")
+        mine = Trainer(model, optim.SGD(model.parameters(), 0.1), Absolute())
+        mine.fit([(x, y)])
+    assert np.isnan(mine.history.steps["accuracy"]).all()
+    assert math.isnan(mine.evaluate([(x, y)]).accuracy)

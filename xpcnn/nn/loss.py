@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from xpcnn.backend import Array
 from xpcnn.errors import ConfigError, StateError
 from xpcnn.functional.loss import check_reduction, cross_entropy, mse_loss
@@ -9,6 +11,8 @@ from xpcnn.functional.loss import check_reduction, cross_entropy, mse_loss
 
 class _Loss:
     """Keeps the gradient of its last call for `backward`."""
+
+    classifies: ClassVar[bool] = True  # whether labels are classes, so that a training has an accuracy
 
     def __init__(self) -> None:
         self._gradient: Array | None = None
@@ -54,6 +58,8 @@ class CrossEntropyLoss(_Loss):
 
 class MSELoss(_Loss):
     """Mean (or sum) over all elements of (x - target)^2."""
+
+    classifies = False
 
     def __init__(self, *, reduction: str = "mean") -> None:
         super().__init__()

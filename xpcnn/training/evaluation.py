@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -12,7 +13,7 @@ from xpcnn.nn import Inference, Module, no_grad
 from xpcnn.nn.module import is_ours
 from xpcnn.nn.precision import call, computes_in_float16
 from xpcnn.training.batches import check_batches, unpack
-from xpcnn.training.metrics import Ledger, Metrics, write_hits
+from xpcnn.training.metrics import Ledger, Metrics, has_accuracy, write_hits
 
 
 def evaluate(model: Module, criterion: Any, data: Iterable[tuple[Array, Array]], read_every: int = 50) -> Metrics:
@@ -58,7 +59,8 @@ def evaluate(model: Module, criterion: Any, data: Iterable[tuple[Array, Array]],
                 x, labels = unpack("data", batch)
                 logits = forward(x)
                 ledger.row[0:1] = criterion(logits, labels)
-                write_hits(logits, labels, hits_place)
+                if has_accuracy(criterion):
+                    write_hits(logits, labels, hits_place)
                 ledger.keep()
                 sizes.append(x.shape[0])
                 count += x.shape[0]
@@ -70,7 +72,7 @@ def evaluate(model: Module, criterion: Any, data: Iterable[tuple[Array, Array]],
             module.training = training
     if not count:
         raise DataError("data: expected at least one batch, got none")
-    return Metrics(loss / count, hits / count, count)
+    return Metrics(loss / count, hits / count if has_accuracy(criterion) else math.nan, count)
 
 
 def fastest_forward(model: Module) -> Callable[[Array], Array]:

@@ -26,7 +26,7 @@ class History:
     Attributes
     ----------
     steps : dict of str to sequence of float
-        "loss", "accuracy" (of the batch) and "lr" of every step.
+        "loss", "accuracy" (of the batch; nan where the targets are no classes) and "lr" of every step.
     epochs : dict of str to list
         "step" (steps so far), "loss", "accuracy" (over the epoch's batches, as they were trained on),
         "validation_loss", "validation_accuracy" (nan without validation data), "seconds", "images_per_second".

@@ -21,7 +21,7 @@ from xpcnn.training.diagnosis import largest_batch, layer_of_traceback
 from xpcnn.training.evaluation import evaluate
 from xpcnn.training.history import History
 from xpcnn.training.interrupt import interruptible
-from xpcnn.training.metrics import Metrics, RunningAverage
+from xpcnn.training.metrics import Metrics, RunningAverage, has_accuracy
 from xpcnn.training.state import capture_state, restore_state
 from xpcnn.training.step import Step
 
@@ -346,7 +346,9 @@ class Trainer:
             seconds=self.seconds,
             images_per_second=self.average.weight / self.seconds if self.seconds else math.nan,
         )
-        score = metrics.accuracy if metrics else -self.average.value
+        score = -self.average.value
+        if metrics is not None:
+            score = -metrics.loss if math.isnan(metrics.accuracy) else metrics.accuracy
         self.batch, self.seconds = 0, 0.0
         self.average.reset()
         self.hits.reset()
@@ -373,10 +375,12 @@ class Trainer:
                     self.batch -= len(rows) - i
                     raise NonFiniteError(self._step.explanation(first + i, loss, lr))
                 self.skipped += 1
-            self.history.add_step(loss, hits / size, lr)
+            accuracy = hits / size if has_accuracy(self.criterion) else math.nan
+            self.history.add_step(loss, accuracy, lr)
             if not bad:
                 self.average.add(loss if self._sums else loss * size, size)
-                self.hits.add(hits, size)
+                if not math.isnan(accuracy):
+                    self.hits.add(hits, size)
         self._pending.clear()
 
     # --- evaluation -------------------------------------------------------------------------------------------------
