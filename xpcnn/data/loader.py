@@ -8,7 +8,7 @@ from typing import Any
 
 from xpcnn import random
 from xpcnn.backend import Array, Backend, backend_of, get_backend
-from xpcnn.data.transforms import ToFloat, describe
+from xpcnn.data.transforms import COLOURS, ChannelsFirst, Compose, ToFloat, Transform, describe
 from xpcnn.datasets.checks import check_images, check_labels
 from xpcnn.datasets.order import epoch_order
 from xpcnn.errors import ConfigError, DataError, DTypeError, ShapeError
@@ -35,7 +35,8 @@ class DataLoader:
     Parameters
     ----------
     images : array
-        (N, H, W), (N, C, H, W) or (N, H, W, C), integers or floats.
+        (N, H, W), (N, C, H, W) or (N, H, W, C), integers or floats; floats (N, H, W, C) want
+        `transform=ChannelsFirst()`, for they may be features too.
     labels : array
         Class indices (N,), integers of 0 or more; or one-hot rows or probabilities (N, K).
     batch_size : int
@@ -94,6 +95,7 @@ class DataLoader:
         if transform is not None and not callable(transform):
             raise ConfigError(f"transform: expected a callable such as xpcnn.data.ToFloat(), got {transform!r}")
         self.transform = ToFloat() if transform is None else transform
+        _check_channels(self.images, self.transform)
         self.batches_per_epoch = batches_per_epoch
         if batches_per_epoch is not None:
             self.batches_per_epoch = _integer("batches_per_epoch", batches_per_epoch, 1)
@@ -247,6 +249,19 @@ class DataLoader:
         self._epoch, self._position, self._key = epoch, position, key
         self._turn += 1
         self._goes_on = key is not None
+
+
+def _check_channels(images: Any, transform: Callable[[Array], Array]) -> None:
+    """Raise ShapeError for floats that look like (N, H, W, 3), where nothing says that they are."""
+    first = transform.transforms[0] if isinstance(transform, Compose) and transform.transforms else transform
+    if images.ndim != 4 or images.dtype.kind != "f" or type(first) is ChannelsFirst or not isinstance(first, Transform):
+        return
+    _, channels, height, width = images.shape
+    if width in COLOURS and not {channels, height} & set(COLOURS):
+        raise ShapeError(
+            f"images: expected floats as (N, C, H, W), got {images.shape}, which looks like (N, H, W, C); "
+            "give transform=xpcnn.data.ChannelsFirst(), first in a Compose"
+        )
 
 
 def _on_host(array: Any) -> Any:

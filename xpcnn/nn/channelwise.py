@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 from xpcnn.backend import Array, backend_of
+from xpcnn.errors import XpcnnError
 from xpcnn.functional.activation import ReLUOp
-from xpcnn.functional.channelwise import ChannelOp, run, run_backward
+from xpcnn.functional.channelwise import ChannelOp, first_refusing, run, run_backward
 from xpcnn.functional.pooling import MaxPoolOp
 from xpcnn.nn.module import Module, keeps_caches
+from xpcnn.nn.naming import name_layer
 
 
 class ChannelLayer(Module):
@@ -42,7 +44,11 @@ def runs_in_chain(layer: Module) -> bool:
 def forward_chain(keeper: Module, layers: Sequence[Module], x: Array) -> Array:
     """Run the operations of `layers` on x as one chain; `keeper` keeps the cache."""
     ops = [layer.channel_op() for layer in cast("Sequence[ChannelLayer]", layers)]
-    y, cache = run(pool_first(ops), x, keep=keeps_caches())
+    try:
+        y, cache = run(pool_first(ops), x, keep=keeps_caches())
+    except XpcnnError as error:
+        name_layer(error, layers[first_refusing(ops, x)])
+        raise
     keeper.keep((ops, cache))
     return y
 

@@ -11,6 +11,7 @@ from xpcnn import backend as switch
 from xpcnn.backend import Array, Backend, backend_of, get_backend
 from xpcnn.errors import DTypeError, ShapeError, StateError
 from xpcnn.functional.precision import cast, check_precision
+from xpcnn.nn.naming import name_layer
 from xpcnn.nn.parameter import Parameter
 
 Self = TypeVar("Self", bound="Module")
@@ -78,7 +79,11 @@ class Module:
     # --- computing ------------------------------------------------------------------------------------------------
 
     def __call__(self, x: Array) -> Array:
-        y = self.forward(x)
+        try:
+            y = self.forward(x)
+        except Exception as error:
+            name_layer(error, self)
+            raise
         record = _trace.get()
         if record is not None:
             record.append((self, x, y))

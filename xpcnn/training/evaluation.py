@@ -8,7 +8,7 @@ from typing import Any
 
 from xpcnn import random
 from xpcnn.backend import Array, backend_of
-from xpcnn.errors import DataError
+from xpcnn.errors import DataError, DTypeError, ShapeError
 from xpcnn.nn import Inference, Module, no_grad
 from xpcnn.nn.module import is_ours
 from xpcnn.nn.precision import call, computes_in_float16
@@ -85,4 +85,13 @@ def fastest_forward(model: Module) -> Callable[[Array], Array]:
     if not all(is_ours(module) for module in model.modules()):
         return model
     # On a device an evaluation's few batches do not pay for a record.
-    return Inference(model) if model.backend.immediate else Inference(model, records=0)
+    infer = Inference(model) if model.backend.immediate else Inference(model, records=0)
+
+    def forward(x: Array) -> Array:
+        try:
+            return infer(x)
+        except (ShapeError, DTypeError):
+            model(x)  # raises the same, and names the layer
+            raise
+
+    return forward
