@@ -16,6 +16,8 @@ class Dropout(ChannelLayer):
     ----------
     p : float
         The share dropped, from 0 to 1.
+    inplace : bool
+        As in `ReLU`.
 
     Attributes
     ----------
@@ -26,7 +28,7 @@ class Dropout(ChannelLayer):
 
     key: Array
 
-    def __init__(self, p: float = 0.5) -> None:
+    def __init__(self, p: float = 0.5, inplace: bool = False) -> None:
         super().__init__()
         self.p = check_probability(p)
         self.register_buffer("key", get_backend().asarray([random.draw_key()], "uint32"), persistent=False)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, TypeVar
 
 from xpcnn import backend as switch
 from xpcnn.backend import Array, Backend, backend_of, get_backend
-from xpcnn.errors import DTypeError, ShapeError, StateError
+from xpcnn.errors import ConfigError, DTypeError, ShapeError, StateError
 from xpcnn.functional.precision import cast, check_precision
 from xpcnn.nn.naming import name_layer
 from xpcnn.nn.parameter import Parameter
@@ -71,7 +71,10 @@ class Module:
     `register_buffer`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        if arguments or options:  # of a layer without a constructor of its own
+            given = ", ".join([*map(repr, arguments), *(f"{name}={value!r}" for name, value in options.items())])
+            raise ConfigError(f"{type(self).__name__}: expected no arguments, got {given:.80}; leave them out")
         self.training = True
         self._kept: list[Any] = []
         self._buffers: dict[str, bool] = {}  # name -> whether it is part of state_dict
