@@ -194,7 +194,6 @@ GLOBAL_AVG_POOL = GlobalAvgPoolOp()
 def max_pool2d(
     x: Array,
     kernel_size: Size,
-    *,
     stride: Size | None = None,
     padding: Padding = 0,
     dilation: Size = 1,
@@ -231,7 +230,6 @@ def max_pool2d(
 def avg_pool2d(
     x: Array,
     kernel_size: Size,
-    *,
     stride: Size | None = None,
     padding: Padding = 0,
     ceil_mode: bool = False,

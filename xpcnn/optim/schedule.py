@@ -150,7 +150,8 @@ class CosineAnnealingLR(Schedule):
 class OneCycleLR(Schedule):
     """Up from max_lr / div_factor to max_lr, then down to a tiny rate; momentum goes the other way.
 
-    Smith and Topin (arXiv:1708.07120), with torch's arguments and formula.
+    Smith and Topin (arXiv:1708.07120), with torch's arguments, of which those after `total_steps` are given by name,
+    and formula.
 
     Parameters
     ----------
@@ -182,6 +183,7 @@ class OneCycleLR(Schedule):
         optimizer: Optimizer,
         max_lr: float,
         total_steps: int,
+        *,
         pct_start: float = 0.3,
         anneal_strategy: str = "cos",
         cycle_momentum: bool = True,
