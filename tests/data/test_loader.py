@@ -409,7 +409,8 @@ def test_settings_go_into_a_run_folder():
         "batches_per_epoch": None, "drop_last": False, "seed": 1,
         "transform": {"name": "Normalize", "mean": [0.5], "std": [2.0]},
     }  # fmt: skip
-    assert repr(every) == "DataLoader(6 images, batch_size=4, shuffle, Normalize(mean=(0.5,), std=(2.0,)))"
+    options = "shuffle, seed=1, Normalize(mean=(0.5,), std=(2.0,))"
+    assert repr(every) == f"DataLoader(6 images uint8 [4, 4], 2 batches of 4, {options})"
 
 
 def test_mnist_end_to_end(backend):

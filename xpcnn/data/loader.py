@@ -120,7 +120,10 @@ class DataLoader:
 
     def __repr__(self) -> str:
         order = "replacement" if self.replacement else "shuffle" if self.shuffle else "in order"
-        return f"DataLoader({self.samples} images, batch_size={self.batch_size}, {order}, {self.transform!r})"
+        order += "" if self.seed is None else f", seed={self.seed}"
+        order += ", drop_last" * self.drop_last
+        images = f"{self.samples} images {self.images.dtype} {list(self.images.shape[1:])}"
+        return f"DataLoader({images}, {len(self)} batches of {self.batch_size}, {order}, {self.transform!r})"
 
     @property
     def num_classes(self) -> int:

@@ -17,6 +17,10 @@ class _Loss:
     def __init__(self) -> None:
         self._gradient: Array | None = None
 
+    def __repr__(self) -> str:
+        options = (f"{name}={value!r:.60}" for name, value in vars(self).items() if not name.startswith("_"))
+        return f"{type(self).__name__}({', '.join(options)})"
+
     def backward(self) -> Array:
         """Return d loss / d input of the last call; each call allows one.
 

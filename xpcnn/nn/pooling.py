@@ -23,6 +23,7 @@ class MaxPool2d(ChannelLayer):
         super().__init__()
         self.kernel_size, self.stride = kernel_size, kernel_size if stride is None else stride
         check_windows(kernel_size, stride=self.stride, padding=padding, dilation=dilation, ceil_mode=ceil_mode)
+        self.padding, self.dilation, self.ceil_mode = padding, dilation, ceil_mode
         self._op = max_pool_op(kernel_size, stride, padding, dilation, ceil_mode)
 
     def channel_op(self) -> ChannelOp:
@@ -31,7 +32,10 @@ class MaxPool2d(ChannelLayer):
 
     def extra_repr(self) -> str:
         """Return the arguments that its repr shows."""
-        return f"{self.kernel_size}, stride={self.stride}"
+        return (
+            f"{self.kernel_size}, stride={self.stride}, padding={self.padding}, dilation={self.dilation}, "
+            f"ceil_mode={self.ceil_mode}"
+        )
 
 
 class AvgPool2d(ChannelLayer):
@@ -48,6 +52,7 @@ class AvgPool2d(ChannelLayer):
         super().__init__()
         self.kernel_size, self.stride = kernel_size, kernel_size if stride is None else stride
         check_windows(kernel_size, stride=self.stride, padding=padding, ceil_mode=ceil_mode)
+        self.padding, self.ceil_mode, self.count_include_pad = padding, ceil_mode, count_include_pad
         self._op = avg_pool_op(kernel_size, stride, padding, ceil_mode, count_include_pad)
 
     def channel_op(self) -> ChannelOp:
@@ -56,7 +61,10 @@ class AvgPool2d(ChannelLayer):
 
     def extra_repr(self) -> str:
         """Return the arguments that its repr shows."""
-        return f"{self.kernel_size}, stride={self.stride}"
+        return (
+            f"{self.kernel_size}, stride={self.stride}, padding={self.padding}, ceil_mode={self.ceil_mode}, "
+            f"count_include_pad={self.count_include_pad}"
+        )
 
 
 class GlobalAvgPool2d(ChannelLayer):

@@ -54,6 +54,15 @@ class Optimizer:
         for group, plan in zip(self.param_groups, self._plans, strict=True):
             self._lay_out(group, plan)
 
+    def __repr__(self) -> str:
+        groups = []
+        for group in self.param_groups:
+            options = [f"{name}={value!r}" for name, value in group.items() if name != "params"]
+            count = len(group["params"])
+            groups.append(", ".join([f"{count} parameter{'s' * (count != 1)}", *options]))
+        inside = groups[0] if len(groups) == 1 else ", ".join(f"[{group}]" for group in groups)
+        return f"{type(self).__name__}({inside})"
+
     # --- what a subclass gives ------------------------------------------------------------------------------------
 
     switches: tuple[str, ...] = ()  # options that are True or False

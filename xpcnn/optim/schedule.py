@@ -8,6 +8,7 @@ started from).
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -43,6 +44,11 @@ class Schedule:
         self.last_step = 0
         self.initial = [float(group["lr"]) for group in optimizer.param_groups]
         self._write()
+
+    def __repr__(self) -> str:
+        names = inspect.signature(type(self)).parameters
+        options = [f"{name}={vars(self)[name]!r}" for name in names if name != "optimizer" and name in vars(self)]
+        return f"{type(self).__name__}({', '.join([*options, f'last_step={self.last_step}'])})"
 
     def factor(self, step: int) -> float:
         """Return what the initial rate is multiplied by after `step` steps."""
@@ -209,6 +215,7 @@ class OneCycleLR(Schedule):
         self.start = max_lr / div_factor
         self.cycle_momentum = cycle_momentum
         self.base_momentum, self.max_momentum = base_momentum, max_momentum
+        self.div_factor, self.final_div_factor = div_factor, final_div_factor
         super().__init__(optimizer)
 
     def _anneal(self, start: float, end: float, share: float) -> float:

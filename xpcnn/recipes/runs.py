@@ -31,7 +31,7 @@ DEFAULT = "lenet5"
 DEFAULT_SEED = 0
 
 
-@dataclass
+@dataclass(repr=False)
 class Run:
     """A recipe that was run, or read back from its folder.
 
@@ -56,6 +56,13 @@ class Run:
     test: Dataset
     evaluation: Evaluation
     folder: Path | None = None
+
+    def __repr__(self) -> str:
+        place = "" if self.folder is None else f", folder {str(self.folder)!r}"
+        return (
+            f"Run({self.recipe.name} on {self.kind}, seed {self.settings.seed}, {self.history!r}, "
+            f"test accuracy {self.metrics.accuracy:.4f}{place})"
+        )
 
     @property
     def metrics(self) -> Metrics:

@@ -17,6 +17,10 @@ EVENTS = ("on_fit_start", "on_step", "on_epoch", "on_fit_end")
 class Callback:
     """Base of callbacks; every method may be left out, and so may the base."""
 
+    def __repr__(self) -> str:
+        options = (f"{name}={value!r:.60}" for name, value in vars(self).items() if not name.startswith("_"))
+        return f"{type(self).__name__}({', '.join(options)})"
+
     def on_fit_start(self, trainer: Trainer) -> None:
         """Run before the first step."""
 

@@ -40,6 +40,14 @@ class History:
     def __len__(self) -> int:
         return len(self.steps["loss"])
 
+    def __repr__(self) -> str:
+        epochs = len(self.epochs["loss"])
+        said = f"{epochs} epoch{'s' * (epochs != 1)}, {len(self)} step{'s' * (len(self) != 1)}"
+        names = ("loss", "accuracy", "validation_loss", "validation_accuracy")
+        last = [(name.replace("_", " "), self.epochs[name][-1]) for name in names if epochs]
+        numbers = ", ".join(f"{name} {value:.4g}" for name, value in last if not math.isnan(value))
+        return f"History({said}{'; last: ' * bool(numbers)}{numbers})"
+
     def add_step(self, loss: float, accuracy: float, lr: float) -> None:
         """Append a step."""
         self.steps["loss"].append(loss)

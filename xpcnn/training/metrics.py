@@ -29,6 +29,9 @@ class RunningAverage:
         self.total = 0.0
         self.weight = 0
 
+    def __repr__(self) -> str:
+        return f"RunningAverage({self.value:.6g} over {self.weight})"
+
     def add(self, total: float, weight: int = 1) -> None:
         """Take in `weight` samples whose values add up to `total`."""
         self.total += total
