@@ -96,7 +96,8 @@ def images(**options):
         (lambda: Dataset(np.zeros((5, 4, 6), "uint8"), np.zeros(5, int)),
          "Dataset(5 images uint8 [4, 6], labels int64)"),
         (trainer, "Trainer(Sequential of 15 parameters, 'SGD', "
-                  "CrossEntropyLoss(label_smoothing=0.0, reduction='mean'), schedule=StepLR(step_size=30, gamma=0.9, last_step=0), schedule_every='epoch', step=0, epoch=0)"),
+                  "CrossEntropyLoss(label_smoothing=0.0, reduction='mean'), "
+                  "schedule=StepLR(step_size=30, gamma=0.9, last_step=0), schedule_every='epoch', step=0, epoch=0)"),
         (lambda: nn.Inference(model()), "Inference(1 steps, numpy)"),
     ],
 )  # fmt: skip

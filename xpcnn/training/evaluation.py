@@ -57,7 +57,11 @@ def evaluate(model: Module, criterion: Any, data: Iterable[tuple[Array, Array]],
         with no_grad(), backend.errstate(), random.fork_rng():
             for batch in data:
                 x, labels = unpack("data", batch)
-                logits = forward(x)
+                try:
+                    logits = forward(x)
+                except (ShapeError, DTypeError):
+                    model(x)  # raises the same, and names the layer, which the inference form cannot
+                    raise
                 ledger.row[0:1] = criterion(logits, labels)
                 if has_accuracy(criterion):
                     write_hits(logits, labels, hits_place)
@@ -85,13 +89,4 @@ def fastest_forward(model: Module) -> Callable[[Array], Array]:
     if not all(is_ours(module) for module in model.modules()):
         return model
     # On a device an evaluation's few batches do not pay for a record.
-    infer = Inference(model) if model.backend.immediate else Inference(model, records=0)
-
-    def forward(x: Array) -> Array:
-        try:
-            return infer(x)
-        except (ShapeError, DTypeError):
-            model(x)  # raises the same, and names the layer
-            raise
-
-    return forward
+    return Inference(model) if model.backend.immediate else Inference(model, records=0)
