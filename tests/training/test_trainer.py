@@ -390,6 +390,38 @@ def test_a_resumed_schedule_counts_what_it_counted(tmp_path):
     assert resumed.history.steps == whole.history.steps
 
 
+def one_cycle(total, unit, **options):
+    xpcnn.manual_seed(0)
+    model = net()
+    optimizer = optim.SGD(model.parameters(), 0.05)
+    schedule = optim.OneCycleLR(optimizer, 0.05, total)
+    return Trainer(model, optimizer, nn.CrossEntropyLoss(), schedule=schedule, schedule_every=unit, **options)
+
+
+@pytest.mark.parametrize(("unit", "needed"), [("batch", 12), ("epoch", 2)])
+def test_a_schedule_that_ends_too_soon_is_refused_before_the_first_step(unit, needed):
+    mine = one_cycle(needed - 1, unit)
+    with pytest.raises(
+        ConfigError, match=f"^total_steps: expected {needed} or more .* for this training, got {needed - 1}$"
+    ):
+        mine.fit(loader(), epochs=2)
+    assert mine.step == 0
+    mine = one_cycle(needed, unit)
+    mine.fit(loader(), epochs=1)
+    mine.fit(loader(), epochs=1)
+    with pytest.raises(ConfigError, match="total_steps: expected"):
+        mine.fit(loader(), epochs=1)
+
+
+def test_a_resumed_training_needs_the_rest_of_its_schedule(tmp_path):
+    folder = Checkpointer(tmp_path, every_steps=2)
+    with pytest.raises(StopAfter.Stopped):
+        one_cycle(12, "batch", checkpoint=folder, callbacks=[StopAfter(9)]).fit(loader(), epochs=2)
+    resumed = one_cycle(12, "batch", checkpoint=folder)
+    resumed.fit(loader(), epochs=2, resume=True)
+    assert resumed.step == 12
+
+
 # --- what is given by mistake ----------------------------------------------------------------------------------------
 
 

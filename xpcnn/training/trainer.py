@@ -189,8 +189,8 @@ class Trainer:
         KeyboardInterrupt
             Ctrl-C: after the step that was running was finished and a checkpoint written.
         ConfigError, DataError, StateError
-            A value is not allowed, `train` is empty, a checkpoint cannot be read or written or belongs to another
-            model, or another process uses the folder.
+            A value is not allowed, the schedule ends before the training, `train` is empty, a checkpoint cannot be read
+            or written or belongs to another model, or another process uses the folder.
         """
         if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 0:
             raise ConfigError(f"epochs: expected an integer of 0 or more, got {epochs!r}")
@@ -218,12 +218,14 @@ class Trainer:
             self.checkpoint.close()
 
     def _fit(self, train: Any, validation: Any, epochs: int) -> History:
-        if not self._resumed:
+        resumed, self._resumed = self._resumed, False
+        if not resumed:
             self.first_epoch, self.batch, self.seconds = self.epoch, 0, 0.0
             self.average.reset()
             self.hits.reset()
         self.epochs = self.first_epoch + epochs
         self.batches_per_epoch = len(train) if hasattr(train, "__len__") else None
+        self._check_schedule()
         backend = backend_of(next(iter(self.model.parameters())).data)
         step = self._step = Step(self, backend)
         on_start, self._on_step, on_epoch, on_end = methods(self.callbacks)
@@ -242,10 +244,24 @@ class Trainer:
                     if self.interrupted:
                         self._interrupt(train)
         finally:
-            self._resumed = False
             for call in on_end:
                 call(self)
         return self.history
+
+    def _check_schedule(self) -> None:
+        """Raise ConfigError before the first step where the schedule ends before the last."""
+        most = getattr(self.schedule, "total_steps", None)
+        if self.schedule is None or most is None:
+            return
+        steps = self.epochs - self.epoch
+        if self.schedule_every == "batch":
+            if self.batches_per_epoch is None:
+                return
+            steps = steps * self.batches_per_epoch - self.batch
+        if self.schedule.last_step + steps > most:
+            plural = "batches" if self.schedule_every == "batch" else "epochs"
+            needed = self.schedule.last_step + steps
+            raise ConfigError(f"total_steps: expected {needed} or more {plural} for this training, got {most}")
 
     def stop(self, reason: str = "") -> None:
         """End the training after the step, or the epoch, that is under way; `fit` then returns its history.
