@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from xpcnn.backend import Array, Backend, backend_of
-from xpcnn.errors import DTypeError, ShapeError
+from xpcnn.errors import ConfigError, DTypeError, ShapeError
 from xpcnn.functional.precision import cast
 
 
@@ -115,7 +115,7 @@ class Parameter:
         if result is self._data and copy:
             return result.copy()
         if result is not self._data and copy is False:
-            raise ValueError(f"copy: expected None or True for values on {backend.name} as {result.dtype}, got False")
+            raise ConfigError(f"copy: expected None or True for values on {backend.name} as {result.dtype}, got False")
         return result
 
     def __repr__(self) -> str:

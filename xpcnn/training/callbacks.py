@@ -15,7 +15,7 @@ EVENTS = ("on_fit_start", "on_step", "on_epoch", "on_fit_end")
 
 
 class Callback:
-    """Base of callbacks; every method may be left out, and so may the base."""
+    """Base of callbacks; every method may be left out, and so may the base. `trainer.stop()` ends the training."""
 
     def __repr__(self) -> str:
         options = (f"{name}={value!r:.60}" for name, value in vars(self).items() if not name.startswith("_"))
