@@ -17,9 +17,9 @@ FUNCTIONAL = """
     conv2d_backward(dy, cache)
     conv_transpose2d(x, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1)
     conv_transpose2d_backward(dy, cache)
-    max_pool2d(x, kernel_size, *, stride=None, padding=0, dilation=1, ceil_mode=False)
+    max_pool2d(x, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False)
     max_pool2d_backward(dy, cache)
-    avg_pool2d(x, kernel_size, *, stride=None, padding=0, ceil_mode=False, count_include_pad=True)
+    avg_pool2d(x, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True)
     avg_pool2d_backward(dy, cache)
     global_avg_pool2d(x)
     global_avg_pool2d_backward(dy, cache)
@@ -124,7 +124,7 @@ API = {
         Pad(padding)
     """,
     "xpcnn.training": """
-        Trainer(model, optimizer, criterion, *, schedule=None, callbacks=())
+        Trainer(model, optimizer, criterion, *, schedule=None, schedule_every=None, callbacks=())
         Metrics(loss, accuracy)
         History()
     """,
@@ -155,7 +155,7 @@ METHODS = {
         summary(self, input_shape)""",
     "xpcnn.optim.Optimizer": "step(self)  zero_grad(self)",
     "xpcnn.optim.Schedule": "step(self)",
-    "xpcnn.training.Trainer": "fit(self, train, validation=None, epochs=1)  evaluate(self, data)",
+    "xpcnn.training.Trainer": "fit(self, train, validation=None, epochs=1)  evaluate(self, data)  stop(self)",
     "xpcnn.training.History": "save(self, path)  plot(self, path)",
 }
 ERRORS = {
@@ -280,3 +280,10 @@ def test_examples_of_the_readme_run(number, tmp_path, monkeypatch, capsys):
     finally:
         xpcnn.set_backend(before)
     assert capsys.readouterr().out.strip()  # every example shows something
+
+
+def test_the_readme_installs_nothing_by_a_name_that_is_on_no_index():
+    """The package is installed from its folder: ".[cuda12]"; its name could one day be anybody's."""
+    text = README.read_text(encoding="utf-8")
+    assert 'pip install ".[cuda12]"' in text
+    assert re.findall(r"pip install (?:-\S+ )*[\"']?xpcnn\b.*", text) == []

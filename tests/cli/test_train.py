@@ -82,7 +82,7 @@ def test_without_matplotlib_it_trains_all_the_same(digits, tmp_path, monkeypatch
     assert main(["train", "--data", digits, "--out", str(tmp_path / "run")]) == 0
     printed = capsys.readouterr()
     assert RESULT.match(printed.out)
-    assert 'pip install "xpcnn[cli]"' in printed.err
+    assert "pip install matplotlib" in printed.err
     assert {path.name for path in (tmp_path / "run").iterdir()} == {name for name in FILES if ".png" not in name}
 
 
@@ -145,3 +145,21 @@ def test_a_loss_that_explodes_is_one_line_and_status_1(digits, tmp_path, monkeyp
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("xpcnn train: step ")
     assert "nan or infinite" in last or "the loss is" in last
+
+
+def test_a_training_that_a_callback_stops_says_so_and_succeeds(digits, tmp_path, monkeypatch, capsys):
+    def stop(self, trainer):
+        if trainer.step == 5:
+            trainer.stop("good enough")
+
+    monkeypatch.setattr("xpcnn.cli.train._Heading.on_step", stop, raising=False)
+    out = tmp_path / "run"
+    assert main(["train", "lenet5", "--data", digits, "--out", str(out), "--epochs", "9"]) == 0
+    printed = capsys.readouterr()
+    assert RESULT.match(printed.out)
+    assert "stopped after step 5, 1 of 9 epochs finished: good enough\n" in printed.err
+    content = json.loads((out / "run.json").read_text())
+    assert content["state"] == "done"
+    capsys.readouterr()
+    assert main(["evaluate", str(out)]) == 0  # of the parameters as they are, not of the last whole epoch's
+    assert printed.out in capsys.readouterr().out

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import xpcnn.random
 from tests.fake_device import counters
 from xpcnn.backend import backend_of, use_backend
-from xpcnn.data import DataLoader, Normalize, Pad
+from xpcnn.data import ChannelsFirst, Compose, DataLoader, Normalize, Pad
 from xpcnn.datasets import load_mnist
 from xpcnn.errors import ConfigError, DataError, DTypeError, ShapeError, XpcnnError
 
@@ -132,9 +132,38 @@ def test_seed_none_follows_manual_seed_and_seeds_do_not_touch_it(backend):
     first = flat(batches(backend, unseeded))
     assert xpcnn.random.get_state() != state
     xpcnn.random.manual_seed(3)
-    assert flat(batches(backend, unseeded)) != first  # another epoch, another order
+    again = [flat(batches(backend, unseeded)) for _ in range(2)]
+    assert again[0] == first  # as PyTorch's: the seed says it all, not how often the loader was used
+    assert again[1] != first
     xpcnn.random.manual_seed(3)
     assert flat(batches(backend, loader(30, 30))) == first
+
+
+def test_a_loader_with_a_seed_has_its_own_stream(backend):
+    every = loader(30, 7, seed=1)
+    epochs = [flat(batches(backend, every)) for _ in range(2)]
+    assert epochs[0] != epochs[1]
+    every.manual_seed(1)
+    xpcnn.random.manual_seed(5)
+    assert flat(batches(backend, every)) == epochs[0]
+    xpcnn.random.manual_seed(5)  # nothing to this loader
+    assert flat(batches(backend, every)) == epochs[1]
+    every.manual_seed(2)
+    assert flat(batches(backend, every)) == flat(batches(backend, loader(30, 7, seed=2)))
+    with pytest.raises(ConfigError, match="seed: expected an integer of 0 or more, got -1"):
+        every.manual_seed(-1)
+
+
+def test_an_older_for_leaves_the_state_of_a_newer_one_alone(backend):
+    every = loader(30, 7, seed=1)
+    old = iter(every)
+    next(old)
+    every.manual_seed(1)
+    next(old)
+    assert every.state_dict()["position"] == 0
+    assert flat(batches(backend, every)) == flat(batches(backend, loader(30, 7, seed=1)))
+    list(old)
+    assert every.state_dict()["epoch"] == 1
 
 
 OPTIONS = st.fixed_dictionaries(
@@ -380,7 +409,8 @@ def test_settings_go_into_a_run_folder():
         "batches_per_epoch": None, "drop_last": False, "seed": 1,
         "transform": {"name": "Normalize", "mean": [0.5], "std": [2.0]},
     }  # fmt: skip
-    assert repr(every) == "DataLoader(6 images, batch_size=4, shuffle, Normalize(mean=(0.5,), std=(2.0,)))"
+    options = "shuffle, seed=1, Normalize(mean=(0.5,), std=(2.0,))"
+    assert repr(every) == f"DataLoader(6 images uint8 [4, 4], 2 batches of 4, {options})"
 
 
 def test_mnist_end_to_end(backend):
@@ -391,3 +421,34 @@ def test_mnist_end_to_end(backend):
         assert tuple(x.shape[1:]) == (1, 28, 28)
         seen += np.bincount(backend.to_numpy(labels), minlength=10)
     assert seen.tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+
+
+@pytest.mark.parametrize("transform", [None, Pad(1), Compose(Normalize(0.5, 1.0), Pad(1))])
+@pytest.mark.parametrize("shape", [(6, 5, 7, 3), (6, 32, 32, 4), (6, 28, 28, 1)])
+def test_floats_that_look_channels_last_are_refused_at_once(shape, transform):
+    images = np.zeros(shape, "float32")
+    message = r"^images: expected floats as \(N, C, H, W\), got .*; give transform=xpcnn.data.ChannelsFirst\(\)"
+    with pytest.raises(ShapeError, match=message):
+        DataLoader(images, np.zeros(6, int), 2, transform=transform)
+
+
+@pytest.mark.parametrize("shape", [(6, 512, 4, 4), (6, 512, 1, 1), (6, 3, 32, 32), (6, 5, 7, 6), (6, 3, 5, 3)])
+def test_floats_that_are_channels_first_are_taken(backend, shape):
+    x, _ = next(iter(DataLoader(np.zeros(shape, "float32"), np.zeros(6, int), 6)))
+    assert x.shape == shape
+
+
+def test_floats_that_are_said_to_be_channels_last_are_taken(backend):
+    images, labels = np.zeros((6, 5, 7, 3), "float32"), np.zeros(6, int)
+    for transform in (ChannelsFirst(), Compose(ChannelsFirst(), Pad(1))):
+        x, _ = next(iter(DataLoader(images, labels, 6, transform=transform)))
+        assert x.shape[:2] == (6, 3)
+    x, _ = next(iter(DataLoader(images, labels, 6, transform=lambda batch: batch)))  # one's own knows best
+    assert x.shape == (6, 5, 7, 3)
+
+
+@pytest.mark.parametrize("labels", [np.array(["cat", "dog"]), ["cat", "dog"], np.array(["cat", "dog"], object)])
+def test_labels_that_are_names_say_how_to_number_them(labels):
+    message = r"^labels: expected integers \(N,\), got .*str.* such as .*'cat'.*; number the classes: .*return_inverse"
+    with pytest.raises(DTypeError, match=message):
+        DataLoader(np.zeros((2, 4, 4)), labels, 1)

@@ -7,7 +7,7 @@ import pytest
 from tests.functional.strategies import values
 from xpcnn import nn
 from xpcnn.backend import use_backend
-from xpcnn.errors import BackendError, DTypeError, ShapeError, StateError
+from xpcnn.errors import BackendError, ConfigError, DTypeError, ShapeError, StateError
 from xpcnn.testing import assert_close, gradcheck
 
 from .layers import kept_by
@@ -319,3 +319,30 @@ def test_a_copy_is_a_model_of_its_own(backend, rng):
     twin.parameters()[0].data += 1
     assert_close(net(x), y, tolerance=0.0)
     assert not np.array_equal(backend.to_numpy(twin(x)), backend.to_numpy(y))
+
+
+def test_what_ported_code_gives_is_taken(backend):
+    x = backend.asarray(np.array([[-1.0, 2.0]], "float32"))
+    for layer in (nn.ReLU(True), nn.ReLU(inplace=True), nn.LeakyReLU(0.0, True)):
+        assert backend.to_numpy(layer(x)).tolist() == [[0, 2]]
+        assert backend.to_numpy(x).tolist() == [[-1, 2]]
+    assert nn.Dropout(0.3, inplace=True).p == 0.3
+    images = backend.zeros((2, 3, 4, 5), "float32")
+    assert nn.Flatten(1)(images).shape == nn.Flatten(start_dim=1, end_dim=-1)(images).shape == (2, 60)
+    assert nn.GELU(approximate="none")(x).shape == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: nn.Sigmoid(3), r"^Sigmoid: expected no arguments, got 3; leave them out$"),
+        (lambda: nn.Tanh(inplace=True), "^Tanh: expected no arguments, got inplace=True"),
+        (lambda: nn.GlobalAvgPool2d(7), "^GlobalAvgPool2d: expected no arguments, got 7"),
+        (lambda: nn.Flatten(2), "^start_dim, end_dim: expected 1 and -1, got 2 and -1"),
+        (lambda: nn.Flatten(0, -1), "^start_dim, end_dim: expected"),
+        (lambda: nn.GELU("tanh"), 'approximate: expected "none"'),
+    ],
+)
+def test_arguments_that_a_layer_has_not_are_its_own_mistake(make, message):
+    with pytest.raises(ConfigError, match=message):
+        make()

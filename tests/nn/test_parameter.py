@@ -48,3 +48,18 @@ def test_is_floating(backend):
         nn.Parameter(backend.zeros((3,), "int64"))
     with pytest.raises(DTypeError, match="got list"):
         nn.Parameter([1.0])
+
+
+def test_numpy_takes_the_values(backend):
+    values = np.arange(6, dtype="float32").reshape(2, 3)
+    parameter = nn.Parameter(backend.asarray(values), "w")
+    for array in (np.asarray(parameter), np.array(parameter), np.asarray(parameter, "float64")):
+        np.testing.assert_array_equal(array, values)
+    assert np.asarray(parameter).dtype == "float32"
+    assert np.asarray(parameter, "float64").dtype == "float64"
+    on_host = isinstance(parameter.data, np.ndarray)
+    assert np.shares_memory(np.asarray(parameter), parameter.data) if on_host else True
+    assert not (on_host and np.shares_memory(np.array(parameter), parameter.data))
+    assert np.asarray(parameter, copy=False) is parameter.data if on_host else True
+    with pytest.raises(ValueError, match="copy"):
+        np.asarray(parameter, None if not on_host else "float64", copy=False)

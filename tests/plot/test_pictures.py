@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from xpcnn import models, plot
+from xpcnn import models, nn, plot
 from xpcnn.errors import ConfigError, DataError, DTypeError, ShapeError
 from xpcnn.plot.figure import mosaic
 from xpcnn.training import History
@@ -57,6 +57,16 @@ def test_history_of_one_step_and_of_a_loss_that_is_not_finite(tmp_path):
     pixels(plot.history(history, tmp_path / "b.png"))
 
 
+def test_history_without_an_accuracy_is_the_loss_alone(tmp_path, monkeypatch):
+    from xpcnn.plot import curves
+
+    history = History()
+    for loss in (3.0, 2.0, 1.0):
+        history.add_step(loss, math.nan, 0.1)
+    monkeypatch.setattr(curves, "_draw_accuracy", None)
+    assert pixels(plot.history(history, tmp_path / "a.png")).shape == (350, 900, 3)
+
+
 def test_history_draws_itself(tmp_path):
     a_history().plot(tmp_path / "a.png")
     assert pixels(tmp_path / "a.png").any()
@@ -87,6 +97,7 @@ def test_the_surest_mistake_comes_first(tmp_path):
     shares[:, 0] = 0.5, 0.9, 0.7
     shares[:, 9] = 1 - shares[:, 0] - 0.01
     shares[1, 9], shares[2, 9] = 0.0, 0.2
+    shares[:, 5] = 1 - shares.sum(axis=1)
     picture = pixels(plot.predictions(images, labels, shares, tmp_path / "a.png"))
     assert [int(picture[130, 60 + 106 * tile, 0]) for tile in range(3)] == [80, 120, 40]
 
@@ -110,6 +121,20 @@ def test_predictions_that_do_not_fit(tmp_path, rng):
     with pytest.raises(ShapeError, match="classes: expected 10 names"):
         plot.predictions(np.zeros((5, 28, 28)), labels, shares, tmp_path / "a.png", classes=["cat", "dog"])
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("row", [np.arange(10.0) - 4, [0.2] * 10, [1.5, -0.5, *[0] * 8], [math.nan] * 10])
+def test_logits_are_no_probabilities(tmp_path, rng, row):
+    labels = rng.integers(0, 10, 5)
+    shares = said(rng, labels)
+    shares[3] = row
+    with pytest.raises(
+        DataError, match=r"^probabilities: expected rows .* in row 3; give functional.softmax\(logits\)$"
+    ):
+        plot.predictions(np.zeros((5, 28, 28)), labels, shares, tmp_path / "a.png")
+    assert not list(tmp_path.iterdir())
+    shares = said(rng, labels).astype("float16")
+    pixels(plot.predictions(np.zeros((5, 28, 28)), labels, shares, tmp_path / "a.png"))
 
 
 def test_confusion_colours_the_mistakes(tmp_path):
@@ -184,6 +209,48 @@ def test_filters_of_weights(tmp_path, rng):
         plot.filters(rng.standard_normal((3, 3)), tmp_path / "b.png")
 
 
+@pytest.mark.parametrize(
+    ("shape", "heading", "drawn"),
+    [
+        ((64, 1, 3, 3), "64 filters of 1x3x3", (64, 3, 3)),
+        ((96, 1, 3, 3), "96 filters of 1x3x3, the first 64", (64, 3, 3)),
+        ((96, 3, 7, 7), "96 filters of 3x7x7, the first 64", (64, 7, 7, 3)),
+        ((16, 6, 5, 5), "16 filters of 6x5x5, the first 10", (60, 5, 5)),
+        ((3, 20, 5, 5), "3 filters of 20x5x5, of each the first 16 channels", (48, 5, 5)),
+        ((120, 20, 5, 5), "120 filters of 20x5x5, the first 4, of each the first 16 channels", (64, 5, 5)),
+        ((1, 1, 5, 5), "1 filter of 1x5x5", (1, 5, 5)),
+    ],
+)
+def test_filters_say_what_they_leave_out(tmp_path, rng, monkeypatch, shape, heading, drawn):
+    from xpcnn.plot import features
+
+    sheets = []
+    monkeypatch.setattr(features, "_sheets", lambda given, path: sheets.extend(given))
+    plot.filters(rng.standard_normal(shape), tmp_path / "a.png")
+    [(text, tiles, columns)] = sheets
+    assert text == heading
+    assert tiles.shape == drawn
+    across = 1 if shape[1] in (1, 3) else min(shape[1], 16)
+    assert columns % across == 0  # a row of tiles holds whole filters
+
+
+def test_filters_of_a_parameter(tmp_path):
+    layer = nn.Conv2d(1, 4, 3)
+    by_layer, by_parameter = (plot.filters(each, tmp_path / f"{i}.png") for i, each in enumerate((layer, layer.weight)))
+    assert np.array_equal(pixels(by_layer), pixels(by_parameter))
+
+
+def test_maps_say_what_they_leave_out(tmp_path, rng, monkeypatch):
+    from xpcnn.plot import features
+
+    sheets = []
+    monkeypatch.setattr(features, "_sheets", lambda given, path: sheets.extend(given))
+    net = nn.Sequential(nn.Conv2d(1, 70, 3))
+    plot.feature_maps(net, rng.random((1, 1, 6, 6)).astype("float32"), tmp_path / "a.png")
+    assert sheets[1][0] == "after layer 0, Conv2d: 70x4x4, the first 64 channels"
+    assert len(sheets[1][1]) == 64
+
+
 def test_mosaic_puts_each_tile_in_its_place(rng):
     tiles = rng.random((5, 2, 3))
     sheet = mosaic(tiles, columns=3, gap=1, fill=9.0)
@@ -203,7 +270,7 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path):
 
 def test_without_matplotlib_one_line_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ConfigError, match=r'pip install "xpcnn\[cli\]"$'):
+    with pytest.raises(ConfigError, match=r"pip install matplotlib$"):
         plot.history(a_history(), tmp_path / "a.png")
     assert not list(tmp_path.iterdir())
 

@@ -40,9 +40,9 @@ def loader(**options):
     return DataLoader(images(), labels(), BATCH, **options)
 
 
-def net():
+def net(bias=True):
     return nn.Sequential(
-        nn.Conv2d(1, 4, 3),
+        nn.Conv2d(1, 4, 3, bias=bias),
         nn.BatchNorm2d(4),
         nn.ReLU(),
         nn.MaxPool2d(2),
@@ -56,6 +56,7 @@ def trainer(optimiser="momentum", schedule="step", seed=0, model=None, **options
     xpcnn.manual_seed(seed)
     model = net() if model is None else model
     optimizer = OPTIMISERS[optimiser](model.parameters())
+    options.setdefault("schedule_every", "batch")
     return Trainer(model, optimizer, nn.CrossEntropyLoss(), schedule=SCHEDULES[schedule](optimizer), **options)
 
 

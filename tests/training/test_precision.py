@@ -19,7 +19,7 @@ from .test_step import device  # noqa: F401
 
 INPUTS = {"lenet5": (1, 32, 32), "deep3": (1, 28, 28), "tiny": (1, 28, 28), "conv8": (1, 28, 28),
           "three-layer": (3, 32, 32), "resnet20": (3, 32, 32), "vgg8": (3, 32, 32)}  # fmt: skip
-DEEP = "vgg8", "resnet20"
+KINKED = "lenet5", "vgg8", "resnet20"  # so many maxima that some lie within a rounding for most seeds
 BOUND = 1e-2  # of a whole network's logits and gradients against float64, relative by norm
 
 
@@ -50,7 +50,7 @@ def test_a_scale_changes_no_bit_of_a_float32_training(backend, optimiser):
 
 @pytest.mark.parametrize("optimiser", OPTIMISERS)
 def test_float16_trains_as_float32_does(backend, optimiser):
-    narrow, plain = half_trainer(optimiser), trainer(optimiser, "none")
+    narrow, plain = (make(optimiser, "none", model=well_conditioned_net()) for make in (half_trainer, trainer))
     for mine in (narrow, plain):
         mine.fit(loader(seed=0), epochs=4)
     assert {str(a.dtype) for a in arrays(narrow.model).values()} == {"float16", "float32", "uint32"}
@@ -87,6 +87,16 @@ def test_training_goes_on_at_the_scale_that_fits(backend):
     other.fit((data * 4)[mine.skipped :])
     assert other.skipped == 0
     assert_same(arrays(mine.model), arrays(other.model))
+
+
+def well_conditioned_net():
+    """Return a net whose training does not depend on roundings.
+
+    One ReLU or maximum that goes the other way changes a loss by 0.03, and the gradient of a bias before batch norm is
+    nothing but rounding noise, which RMSprop and Adam bring to full steps.
+    """
+    xpcnn.manual_seed(0)
+    return smooth(net(bias=False))
 
 
 def net_without_dropout():
@@ -280,8 +290,8 @@ def smooth(model):
     return model
 
 
-@pytest.mark.parametrize(("name", "change"), [*((name, copy.copy) for name in INPUTS if name not in DEEP),
-                                              *((name, smooth) for name in DEEP)])  # fmt: skip
+@pytest.mark.parametrize(("name", "change"), [*((name, copy.copy) for name in INPUTS if name not in KINKED),
+                                              *((name, smooth) for name in KINKED)])  # fmt: skip
 def test_gradients_of_whole_networks_against_float64(backend, rng, name, change):
     x = rng.normal(size=(8, *INPUTS[name])).astype("float32")
     labels = backend.asarray(rng.integers(0, 10, 8))

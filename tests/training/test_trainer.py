@@ -13,10 +13,11 @@ from tests.fake_device import counters
 from tests.nn.layers import kept_by
 from xpcnn import nn, optim
 from xpcnn.backend import use_backend
+from xpcnn.datasets import Dataset
 from xpcnn.errors import ConfigError, DataError
-from xpcnn.training import Callback, Progress, Trainer
+from xpcnn.training import Callback, Checkpointer, Progress, Trainer
 
-from .common import BATCH, SAMPLES, arrays, assert_same, loader, net, trainer
+from .common import BATCH, SAMPLES, StopAfter, arrays, assert_same, loader, net, trainer
 
 
 def test_fit_is_the_loop_written_out(backend):
@@ -279,7 +280,7 @@ class TestProgress:
         mine.fit(loader(), epochs=1)
         text = file.getvalue()
         assert "6/6" in text
-        assert re.search(r"[\d.]+ images/s, loss [\d.]+, accuracy [\d.]+", text)
+        assert re.search(r"[\d.]+ images/s, accuracy [\d.]+, loss [\d.]+", text)
         assert text.splitlines()[-1].startswith("epoch 1/1  loss")
 
 
@@ -346,3 +347,223 @@ def test_without_tqdm_a_terminal_gets_plain_lines(monkeypatch):
     with use_backend("numpy"):
         trainer(callbacks=[Progress(every=1, file=file)]).fit(loader(), epochs=1)
     assert re.search(r"epoch 1/1  batch 1/", file.getvalue())
+
+
+# --- what a schedule counts ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["step", "exponential"])
+def test_a_schedule_that_may_count_either_is_asked(name):
+    with pytest.raises(
+        ConfigError, match=r'schedule_every: expected "batch" or "epoch" with (Step|Exponential)LR, got'
+    ):
+        trainer(schedule=name, schedule_every=None)
+
+
+def test_schedules_count_batches_by_default(backend):
+    mine = trainer(schedule="inverse", schedule_every=None)
+    assert mine.schedule_every == "batch"
+    mine.fit(loader(), epochs=1)
+    assert list(mine.history.steps["lr"]) == pytest.approx([0.05 / (1 + 0.1 * step) for step in range(6)])
+
+
+def test_a_schedule_that_counts_epochs(backend, tmp_path):
+    mine = trainer(schedule="exponential", schedule_every="epoch")
+    mine.fit(loader(), epochs=3)
+    assert list(mine.history.steps["lr"]) == pytest.approx([0.05 * 0.95**epoch for epoch in range(3) for _ in range(6)])
+    assert mine.optimizer.lr == pytest.approx(0.05 * 0.95**3)
+
+
+def test_a_resumed_schedule_counts_what_it_counted(tmp_path):
+    def make(unit="epoch", **options):
+        return trainer(
+            schedule="step", schedule_every=unit, checkpoint=Checkpointer(tmp_path, every_steps=2), **options
+        )
+
+    with pytest.raises(StopAfter.Stopped):
+        make(callbacks=[StopAfter(9)]).fit(loader(), epochs=4)
+    with pytest.raises(DataError, match="schedule_every: expected 'batch' as the trainer has it, got 'epoch'"):
+        make("batch").fit(loader(), epochs=4, resume=True)
+    resumed = make()
+    resumed.fit(loader(), epochs=4, resume=True)
+    whole = trainer(schedule="step", schedule_every="epoch")
+    whole.fit(loader(), epochs=4)
+    assert resumed.history.steps == whole.history.steps
+
+
+def one_cycle(total, unit, **options):
+    xpcnn.manual_seed(0)
+    model = net()
+    optimizer = optim.SGD(model.parameters(), 0.05)
+    schedule = optim.OneCycleLR(optimizer, 0.05, total)
+    return Trainer(model, optimizer, nn.CrossEntropyLoss(), schedule=schedule, schedule_every=unit, **options)
+
+
+@pytest.mark.parametrize(("unit", "needed"), [("batch", 12), ("epoch", 2)])
+def test_a_schedule_that_ends_too_soon_is_refused_before_the_first_step(unit, needed):
+    mine = one_cycle(needed - 1, unit)
+    with pytest.raises(
+        ConfigError, match=f"^total_steps: expected {needed} or more .* for this training, got {needed - 1}$"
+    ):
+        mine.fit(loader(), epochs=2)
+    assert mine.step == 0
+    mine = one_cycle(needed, unit)
+    mine.fit(loader(), epochs=1)
+    mine.fit(loader(), epochs=1)
+    with pytest.raises(ConfigError, match="total_steps: expected"):
+        mine.fit(loader(), epochs=1)
+
+
+def test_a_resumed_training_needs_the_rest_of_its_schedule(tmp_path):
+    folder = Checkpointer(tmp_path, every_steps=2)
+    with pytest.raises(StopAfter.Stopped):
+        one_cycle(12, "batch", checkpoint=folder, callbacks=[StopAfter(9)]).fit(loader(), epochs=2)
+    resumed = one_cycle(12, "batch", checkpoint=folder)
+    resumed.fit(loader(), epochs=2, resume=True)
+    assert resumed.step == 12
+
+
+# --- what is given by mistake ----------------------------------------------------------------------------------------
+
+
+class Misspelt:
+    def on_epoch_end(self, trainer):
+        raise AssertionError
+
+
+class Nothing:
+    def step(self, trainer):
+        raise AssertionError
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (
+            Misspelt(),
+            r"expected methods among on_fit_start, on_step, on_epoch, on_fit_end, got Misspelt\.on_epoch_end, which",
+        ),
+        (
+            Nothing(),
+            "expected objects with any of the methods on_fit_start, on_step, on_epoch, on_fit_end, got Nothing",
+        ),
+        (print, "any of the methods .*, got builtin_function_or_method"),
+        (Progress, r"expected objects, got the class Progress; write Progress\(\.\.\.\)"),
+    ],
+)
+def test_callbacks_that_nothing_would_call(wrong, message):
+    with pytest.raises(ConfigError, match=f"callbacks: .*{message}"):
+        trainer(callbacks=[wrong])
+    mine = trainer()
+    mine.callbacks.append(wrong)
+    with pytest.raises(ConfigError, match="callbacks: expected"):
+        mine.fit(loader())
+
+
+def test_a_single_callback_is_no_sequence():
+    with pytest.raises(ConfigError, match="callbacks: expected a sequence of them, got Progress"):
+        trainer(callbacks=Progress())
+
+
+def test_names_that_are_no_methods_are_left_alone():
+    class Flags:
+        on_gpu = True
+        on_step = staticmethod(lambda trainer: None)
+
+    trainer(callbacks=[Flags()])
+
+
+IMAGES, LABELS = np.zeros((9, 6, 6), np.uint8), np.zeros(9, int)
+
+
+@pytest.mark.parametrize(
+    ("given", "got"),
+    [
+        (IMAGES, r"an array of shape \(9, 6, 6\)"),
+        ((IMAGES, LABELS), r"an array of shape \(9, 6, 6\)"),
+        (Dataset(IMAGES, LABELS), "Dataset"),
+        (3, "int"),
+        ("mnist", "str"),
+    ],
+)
+def test_what_holds_no_batches(given, got):
+    message = rf"expected a DataLoader or another iterable of batches \(x, labels\), got {got}; use DataLoader\(images"
+    with pytest.raises(ConfigError, match=f"^train: {message}"):
+        trainer().fit(given)
+    with pytest.raises(ConfigError, match=f"^validation: {message}"):
+        trainer().fit(loader(), given)
+    with pytest.raises(ConfigError, match=f"^data: {message}"):
+        trainer().evaluate(given)
+
+
+@pytest.mark.parametrize(
+    ("batch", "got"),
+    [
+        (IMAGES[:, None], r"an array of shape \(9, 1, 6, 6\)"),
+        ((IMAGES, LABELS, LABELS), "tuple of 3"),
+        ({"x": IMAGES, "y": LABELS}, "dict"),
+    ],
+)
+def test_batches_that_are_no_pairs(batch, got):
+    with pytest.raises(DataError, match=rf"^train: expected batches \(x, labels\), got {got}; use DataLoader"):
+        trainer().fit(iter([batch]))
+    with pytest.raises(DataError, match=rf"^data: expected batches \(x, labels\), got {got}; use DataLoader"):
+        trainer().evaluate(iter([batch]))
+
+
+# --- targets that are no classes --------------------------------------------------------------------------------------
+
+
+def regression(backend, outputs):
+    """Six batches of 4, and a net, of as many numbers as asked."""
+    rng = np.random.default_rng(0)
+    xpcnn.manual_seed(0)
+    x, y = (rng.normal(size=(24, n)).astype("float32") for n in (5, outputs))
+    batches = [(backend.asarray(x[i : i + 4]), backend.asarray(y[i : i + 4])) for i in range(0, 24, 4)]
+    return batches, nn.Sequential(nn.Linear(5, outputs))
+
+
+@pytest.mark.parametrize("outputs", [1, 3])
+@pytest.mark.parametrize("capture", ["auto", False])
+def test_a_regression_has_no_accuracy(backend, outputs, capture, tmp_path):
+    batches, model = regression(backend, outputs)
+    file = io.StringIO()
+    checkpoint = Checkpointer(tmp_path / "kept", every_steps=1, keep=1)
+    mine = Trainer(
+        model, optim.SGD(model.parameters(), 0.1), nn.MSELoss(), capture=capture, callbacks=[Progress(3, file)],
+        checkpoint=checkpoint,
+    )  # fmt: skip
+    history = mine.fit(batches, batches, epochs=3)
+    assert np.isfinite(history.steps["loss"]).all()
+    assert np.isnan(history.steps["accuracy"]).all()
+    assert np.isnan(history.epochs["accuracy"]).all()
+    assert np.isnan(history.epochs["validation_accuracy"]).all()
+    assert math.isnan(mine.evaluate(batches).accuracy)
+    assert "accuracy" not in file.getvalue()
+    assert "loss" in file.getvalue()
+    lowest = int(np.argmin(history.epochs["validation_loss"]))
+    assert checkpoint.best().numbers["step"] == history.epochs["step"][lowest]
+    again = Trainer(model, optim.SGD(model.parameters(), 0.1), nn.MSELoss(), checkpoint=checkpoint)
+    again.fit(batches, epochs=4, resume=True)
+    assert again.step == 24
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 1), (4, 2, 3)])
+def test_a_loss_of_ones_own_on_values(shape):
+    """The loss does not say that there are no classes; the targets do."""
+
+    class Absolute:
+        def __call__(self, x, target):
+            self.sign = np.sign(x.reshape(target.shape) - target).reshape(x.shape) / x.size
+            return abs(x.reshape(target.shape) - target).mean()
+
+        def backward(self):
+            return self.sign.astype("float32")
+
+    with use_backend("numpy"):
+        model = nn.Sequential(nn.Linear(5, math.prod(shape[1:])))
+        x, y = np.ones((4, 5), "float32"), np.zeros(shape, "float32")
+        mine = Trainer(model, optim.SGD(model.parameters(), 0.1), Absolute())
+        mine.fit([(x, y)])
+    assert np.isnan(mine.history.steps["accuracy"]).all()
+    assert math.isnan(mine.evaluate([(x, y)]).accuracy)

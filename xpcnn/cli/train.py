@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 class _Heading:
-    """Says what is about to be trained."""
+    """Says what is about to be trained, and where a callback stopped it."""
 
     def __init__(self, out: Path) -> None:
         self.out = out
@@ -69,6 +69,16 @@ class _Heading:
             file=sys.stderr,
             flush=True,
         )
+
+    def on_fit_end(self, trainer: Any) -> None:
+        """Print a line where `Trainer.stop` ended the training."""
+        if trainer.stopped:
+            reason = f": {trainer.stop_reason}" if trainer.stop_reason else ""
+            print(
+                f"stopped after step {trainer.step}, {trainer.epoch} of {trainer.epochs} epochs finished{reason}",
+                file=sys.stderr,
+                flush=True,
+            )
 
 
 def _default_folder(recipe: str) -> Path:

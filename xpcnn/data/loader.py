@@ -8,7 +8,7 @@ from typing import Any
 
 from xpcnn import random
 from xpcnn.backend import Array, Backend, backend_of, get_backend
-from xpcnn.data.transforms import ToFloat, describe
+from xpcnn.data.transforms import COLOURS, ChannelsFirst, Compose, ToFloat, Transform, describe
 from xpcnn.datasets.checks import check_images, check_labels
 from xpcnn.datasets.order import epoch_order
 from xpcnn.errors import ConfigError, DataError, DTypeError, ShapeError
@@ -35,7 +35,8 @@ class DataLoader:
     Parameters
     ----------
     images : array
-        (N, H, W), (N, C, H, W) or (N, H, W, C), integers or floats.
+        (N, H, W), (N, C, H, W) or (N, H, W, C), integers or floats; floats (N, H, W, C) want
+        `transform=ChannelsFirst()`, for they may be features too.
     labels : array
         Class indices (N,), integers of 0 or more; or one-hot rows or probabilities (N, K).
     batch_size : int
@@ -47,7 +48,10 @@ class DataLoader:
     batches_per_epoch : int, optional
         With `replacement`: how many batches an epoch has, by default ceil(N / batch_size).
     seed : int, optional
-        Makes the order of epoch e a function of (seed, e) alone. By default each epoch draws a key from `xpcnn.random`.
+        Gives the loader a stream of its own, as a `Generator` does for PyTorch's: the order of its e-th epoch is a
+        function of (seed, e) alone, `xpcnn.manual_seed` does not touch it, and `manual_seed` of the loader begins it
+        again. By default each epoch's order follows from what `xpcnn.random` gives when the epoch begins: after
+        `xpcnn.manual_seed(0)`, an old loader gives the same epochs as a new one.
     drop_last : bool
         Leave out a last batch that is not full.
     transform : callable, optional
@@ -91,6 +95,7 @@ class DataLoader:
         if transform is not None and not callable(transform):
             raise ConfigError(f"transform: expected a callable such as xpcnn.data.ToFloat(), got {transform!r}")
         self.transform = ToFloat() if transform is None else transform
+        _check_channels(self.images, self.transform)
         self.batches_per_epoch = batches_per_epoch
         if batches_per_epoch is not None:
             self.batches_per_epoch = _integer("batches_per_epoch", batches_per_epoch, 1)
@@ -102,6 +107,7 @@ class DataLoader:
         self._position = 0  # batches given out in it
         self._key: int | None = None  # from which its order is drawn; None where none is under way
         self._goes_on = False  # the next `for` continues it
+        self._turn = 0  # of which `for` the state is; an older one leaves it alone
         self._resident: tuple[Backend, Array, Array] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -117,7 +123,10 @@ class DataLoader:
 
     def __repr__(self) -> str:
         order = "replacement" if self.replacement else "shuffle" if self.shuffle else "in order"
-        return f"DataLoader({self.samples} images, batch_size={self.batch_size}, {order}, {self.transform!r})"
+        order += "" if self.seed is None else f", seed={self.seed}"
+        order += ", drop_last" * self.drop_last
+        images = f"{self.samples} images {self.images.dtype} {list(self.images.shape[1:])}"
+        return f"DataLoader({images}, {len(self)} batches of {self.batch_size}, {order}, {self.transform!r})"
 
     @property
     def num_classes(self) -> int:
@@ -138,24 +147,25 @@ class DataLoader:
             self.samples,
             len(self) * self.batch_size,
             self._key or 0,
-            self._epoch,
+            0 if self.seed is None else self._epoch,  # a drawn key is the epoch's own
             shuffle=self.shuffle,
             replacement=self.replacement,
         )
         rest = order[self._position * self.batch_size : len(self) * self.batch_size]
-        return self._batches(get_backend(), rest, self._epoch, self._position)
+        self._turn += 1
+        return self._batches(get_backend(), rest, self._turn, self._position)
 
-    def _batches(self, backend: Backend, order: Any, epoch: int, position: int) -> Iterator[tuple[Array, Array]]:
+    def _batches(self, backend: Backend, order: Any, turn: int, position: int) -> Iterator[tuple[Array, Array]]:
         for given, (images, labels) in enumerate(self._stored(backend, order), position + 1):
             x = self.transform(images)
             if x.ndim != 4 or x.shape[0] != labels.shape[0]:
                 raise ShapeError(f"transform: expected a result ({labels.shape[0]}, C, H, W), got {tuple(x.shape)}")
             if x.dtype.kind != "f":
                 raise DTypeError(f"transform: expected a floating result such as float32, got {x.dtype}")
-            if self._epoch == epoch:  # else a newer `for` over this loader has taken over its state
+            if self._turn == turn:
                 self._position = given
             yield x, labels
-        if self._epoch == epoch:
+        if self._turn == turn:
             self._end_epoch()
 
     def _stored(self, backend: Backend, order: Any) -> Iterator[tuple[Array, ...]]:
@@ -179,7 +189,26 @@ class DataLoader:
         if self.seed is not None:
             return self.seed
         # An evaluation, which goes in order, must not change what is drawn after it.
-        return random.draw_key() if self.shuffle or self.replacement else 0
+        if not (self.shuffle or self.replacement):
+            return 0
+        return int(random.generator().integers(0, 1 << 32, dtype="uint32"))
+
+    def manual_seed(self, seed: int) -> None:
+        """Begin a stream of the loader's own, from its first epoch: the next `for` gives what a new loader would.
+
+        Parameters
+        ----------
+        seed : int
+            Zero or more.
+
+        Raises
+        ------
+        ConfigError
+            `seed` is not an integer of zero or more.
+        """
+        self.seed = _integer("seed", seed, 0)
+        self._epoch, self._position, self._key, self._goes_on = 0, 0, None, False
+        self._turn += 1
 
     def _stays(self, backend: Backend) -> bool:
         """Say whether the whole set is, or may be, where the backend's arrays are."""
@@ -224,7 +253,21 @@ class DataLoader:
                 f"state: expected epoch, position and key of a loader, got {epoch!r:.40}, {position!r:.40}, {key!r:.40}"
             )
         self._epoch, self._position, self._key = epoch, position, key
+        self._turn += 1
         self._goes_on = key is not None
+
+
+def _check_channels(images: Any, transform: Callable[[Array], Array]) -> None:
+    """Raise ShapeError for floats that look like (N, H, W, 3), where nothing says that they are."""
+    first = transform.transforms[0] if isinstance(transform, Compose) and transform.transforms else transform
+    if images.ndim != 4 or images.dtype.kind != "f" or type(first) is ChannelsFirst or not isinstance(first, Transform):
+        return
+    _, channels, height, width = images.shape
+    if width in COLOURS and not {channels, height} & set(COLOURS):
+        raise ShapeError(
+            f"images: expected floats as (N, C, H, W), got {images.shape}, which looks like (N, H, W, C); "
+            "give transform=xpcnn.data.ChannelsFirst(), first in a Compose"
+        )
 
 
 def _on_host(array: Any) -> Any:

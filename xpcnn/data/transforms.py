@@ -20,7 +20,7 @@ from xpcnn.functional.primitive import primitive
 from xpcnn.windows import pair
 
 _LARGEST_PIXEL = 255.0  # of integer pixels; they are brought to [0, 1] first
-_COLOURS = (1, 3, 4)  # numbers of channels by which channels-last images are known: grey, RGB, RGBA
+COLOURS = (1, 3, 4)  # numbers of channels by which channels-last images are known: grey, RGB, RGBA
 
 Values = float | Sequence[float]  # one for all channels, or one for each
 
@@ -242,7 +242,7 @@ def _planned(transform: Transform, image: tuple[int, ...], integers: bool) -> Pl
     if len(image) not in (2, 3):
         sizes = ", ".join(map(str, image))
         raise ShapeError(f"batch: expected (N, H, W), (N, C, H, W) or (N, H, W, C), got (N, {sizes})")
-    last = len(image) == 3 and integers and image[2] in _COLOURS and image[0] not in _COLOURS
+    last = len(image) == 3 and integers and image[2] in COLOURS and image[0] not in COLOURS
     channels = 1 if len(image) == 2 else image[2] if last else image[0]
     plan = Plan(last, channels, channels, (0.0,), (_LARGEST_PIXEL if integers else 1.0,))
     return transform._extend(plan, image)

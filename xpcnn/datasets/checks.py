@@ -66,12 +66,22 @@ def check_labels(labels: Any, count: int, num_classes: int | None = None) -> np.
     if array.ndim == 2:
         return _check_rows(array, num_classes)
     if array.dtype.kind not in "iu":
-        raise DTypeError(f"labels: expected integers (N,), got {array.dtype}; convert with .astype('int64')")
+        raise DTypeError(f"labels: expected integers (N,), got {_describe(array)}; {_advice(array)}")
     wrong = array < 0 if num_classes is None else (array < 0) | (array >= num_classes)
     if wrong.any():
         bound = "of 0 or more" if num_classes is None else f"from 0 to {num_classes - 1}"
         raise DataError(f"labels: expected class indices {bound}, got {array[wrong][0]} at index {wrong.argmax()}")
     return array
+
+
+def _describe(array: np.ndarray) -> str:
+    return f"{array.dtype}" if array.dtype.kind in "biufc" else f"{type(array[0]).__name__}s such as {array[0]!r:.40}"
+
+
+def _advice(array: np.ndarray) -> str:
+    if array.dtype.kind in "biufc":
+        return "convert with .astype('int64')"
+    return "number the classes: classes, labels = numpy.unique(labels, return_inverse=True)"
 
 
 def _check_rows(array: np.ndarray, num_classes: int | None) -> np.ndarray:

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from xpcnn.backend import Array, Backend, backend_of
 from xpcnn.backend.split import split_evenly
-from xpcnn.errors import DTypeError, ShapeError
+from xpcnn.errors import DTypeError, ShapeError, XpcnnError
 from xpcnn.functional.layout import batch_first, batch_last, check_floating, check_like, take, take_gradient
 from xpcnn.functional.precision import cast_batch, is_narrow, wide
 
@@ -203,6 +203,19 @@ def _run(
     key = *((type(op), op.signature) for op in ops), shapes[0], len(slabs), slabs[0].all_bands, len(slabs[0].bands)
     y, caches = backend.planned(("forward", keep, key), forward, x, [a for op in ops for a in op.arrays])
     return batch_first(y), ChainCache(backend, ops, shapes, x.dtype, slabs, caches, key)
+
+
+def first_refusing(ops: Sequence[ChannelOp], x: Array) -> int:
+    """Return which of `ops`, applied in turn, does not take what comes from `x`; 0 where x itself is not taken."""
+    shape: Shape = (*x.shape[1:], *x.shape[:1])
+    for i, op in enumerate(ops):
+        try:
+            if op.arrays:
+                _check_arrays(x, op.arrays)
+            shape = op.out_shape(shape)
+        except XpcnnError:
+            return i
+    return 0
 
 
 def run_backward(dy: Array, cache: ChainCache) -> Array:

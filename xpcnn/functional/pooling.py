@@ -217,7 +217,6 @@ GLOBAL_AVG_POOL = GlobalAvgPoolOp()
 def max_pool2d(
     x: Array,
     kernel_size: Size,
-    *,
     stride: Size | None = None,
     padding: Padding = 0,
     dilation: Size = 1,
@@ -254,7 +253,6 @@ def max_pool2d(
 def avg_pool2d(
     x: Array,
     kernel_size: Size,
-    *,
     stride: Size | None = None,
     padding: Padding = 0,
     ceil_mode: bool = False,

@@ -216,7 +216,6 @@ def taps(
 def max_pool2d(
     x: ArrayLike,
     kernel_size: Size,
-    *,
     stride: Size | None = None,
     padding: Padding = 0,
     dilation: Size = 1,
@@ -250,7 +249,6 @@ def max_pool2d_backward(dy: ArrayLike, cache: Any) -> Array:
 def avg_pool2d(
     x: ArrayLike,
     kernel_size: Size,
-    *,
     stride: Size | None = None,
     padding: Padding = 0,
     ceil_mode: bool = False,

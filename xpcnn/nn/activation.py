@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from xpcnn.backend import Array
+from xpcnn.errors import ConfigError
 from xpcnn.functional.activation import RELU, GELUOp, LeakyReLUOp, SigmoidOp, TanhOp
 from xpcnn.functional.channelwise import ChannelOp
 from xpcnn.functional.softmax import softmax, softmax_backward
@@ -11,7 +12,17 @@ from xpcnn.nn.module import Module
 
 
 class ReLU(ChannelLayer):
-    """y = max(x, 0)."""
+    """y = max(x, 0).
+
+    Parameters
+    ----------
+    inplace : bool
+        Means nothing, here as in the other layers that take it for PyTorch's sake: x is never written to, and memory
+        between layers is used again without being asked.
+    """
+
+    def __init__(self, inplace: bool = False) -> None:
+        super().__init__()
 
     def channel_op(self) -> ChannelOp:
         """Return the operation of one call."""
@@ -19,9 +30,9 @@ class ReLU(ChannelLayer):
 
 
 class LeakyReLU(ChannelLayer):
-    """y = x where x > 0, else negative_slope * x."""
+    """y = x where x > 0, else negative_slope * x; `inplace` as in `ReLU`."""
 
-    def __init__(self, negative_slope: float = 0.01) -> None:
+    def __init__(self, negative_slope: float = 0.01, inplace: bool = False) -> None:
         super().__init__()
         self.negative_slope = LeakyReLUOp(negative_slope).negative_slope
 
@@ -51,7 +62,12 @@ class Tanh(ChannelLayer):
 
 
 class GELU(ChannelLayer):
-    """y = x times the normal distribution function of x."""
+    """y = x times the normal distribution function of x; `approximate`, as in PyTorch, can only be "none"."""
+
+    def __init__(self, approximate: str = "none") -> None:
+        super().__init__()
+        if approximate != "none":
+            raise ConfigError(f'approximate: expected "none", got {approximate!r}; GELU is exact here')
 
     def channel_op(self) -> ChannelOp:
         """Return the operation of one call."""

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from xpcnn.backend import Array
+from xpcnn.errors import XpcnnError
 from xpcnn.functional.activation import ReLUOp
-from xpcnn.functional.channelwise import ChainCache, ChannelOp, run, run_backward
+from xpcnn.functional.channelwise import ChainCache, ChannelOp, first_refusing, run, run_backward
 from xpcnn.functional.layout import take
 from xpcnn.functional.pooling import MaxPoolOp
 from xpcnn.nn.module import Module, keeps_caches
+from xpcnn.nn.naming import name_layer
 
 
 class ChannelLayer(Module):
@@ -28,7 +30,7 @@ class ChannelLayer(Module):
 
     def forward(self, x: Array) -> Array:
         """Return y for x (N, C, H, W) or (N, D)."""
-        y, cache = forward_chain([self.channel_op()], x)
+        y, cache = forward_chain([self.channel_op()], x, (self,))
         self.keep(cache)
         return y
 
@@ -41,9 +43,15 @@ class ChannelLayer(Module):
 Cache = tuple[list[ChannelOp], ChainCache]
 
 
-def forward_chain(ops: list[ChannelOp], x: Array) -> tuple[Array, Cache]:
-    """Run operations on x as one chain."""
-    y, cache = run(pool_first(ops), x, keep=keeps_caches())
+def forward_chain(ops: list[ChannelOp], x: Array, layers: Sequence[Module | None]) -> tuple[Array, Cache]:
+    """Run operations on x as one chain; an error names the layer of `layers` whose operation refuses."""
+    try:
+        y, cache = run(pool_first(ops), x, keep=keeps_caches())
+    except XpcnnError as error:
+        layer = layers[first_refusing(ops, x)]
+        if layer is not None:
+            name_layer(error, layer)
+        raise
     return y, (ops, cache)
 
 

@@ -14,13 +14,15 @@ class Dropout(ChannelLayer):
     ----------
     p : float
         The share dropped, from 0 to 1.
+    inplace : bool
+        As in `ReLU`.
 
     Notes
     -----
     Each call draws the key of its mask from the library's generator (`xpcnn.manual_seed`).
     """
 
-    def __init__(self, p: float = 0.5) -> None:
+    def __init__(self, p: float = 0.5, inplace: bool = False) -> None:
         super().__init__()
         self.p = check_probability(p)
 

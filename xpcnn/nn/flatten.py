@@ -5,13 +5,26 @@ from __future__ import annotations
 import math
 
 from xpcnn.backend import Array
-from xpcnn.errors import ShapeError
+from xpcnn.errors import ConfigError, ShapeError
 from xpcnn.functional.layout import batch_first, batch_last, check_images, check_like, take
 from xpcnn.nn.module import Module
 
 
 class Flatten(Module):
-    """(N, C, H, W) to (N, C*H*W): a view, for batch-last memory is already in that order."""
+    """(N, C, H, W) to (N, C*H*W): a view, for batch-last memory is already in that order.
+
+    Parameters
+    ----------
+    start_dim, end_dim : int
+        1 and -1, as PyTorch has them; others are a ConfigError.
+    """
+
+    def __init__(self, start_dim: int = 1, end_dim: int = -1) -> None:
+        super().__init__()
+        if start_dim != 1 or end_dim != -1:
+            raise ConfigError(
+                f"start_dim, end_dim: expected 1 and -1, got {start_dim!r} and {end_dim!r}; the batch stays an axis"
+            )
 
     def forward(self, x: Array) -> Array:
         """Return y (N, C*H*W)."""

@@ -68,7 +68,7 @@ class Chain(Group):
         self.members = tuple(members)
 
     def forward(self, x: Array) -> tuple[Array, Any]:
-        return forward_chain(_bind(self.members), x)
+        return forward_chain(_bind(self.members), x, self.members)
 
     def backward(self, dy: Array, cache: Any, input_gradient: bool) -> Array:
         dx = backward_chain(self.members, cache, dy)
@@ -99,14 +99,15 @@ class ResidualSum(Group):
         groups = self.block.body._groups_inside()
         if not groups or not isinstance(groups[-1], Chain) or is_narrow(x.dtype):
             # A chain would compute in float32, where the sum is of float16.
-            y, cache = forward_chain(_bind(self.followers), self.block(x))
+            y, cache = forward_chain(_bind(self.followers), self.block(x), self.followers)
             return y, (None, self.followers, cache)
         other = x if self.block.shortcut is None else self.block.shortcut(x)
         *steps, tail = groups
         x, caches = forward_through(steps, x)
         total = AddOp(batch_last(backend_of(other), other))
-        y, cache = forward_chain([*_bind(tail.members), total, *_bind(self.followers)], x)
-        return y, ((steps, caches, total), (*tail.members, None, *self.followers), cache)
+        members = (*tail.members, None, *self.followers)
+        y, cache = forward_chain([*_bind(tail.members), total, *_bind(self.followers)], x, members)
+        return y, ((steps, caches, total), members, cache)
 
     def backward(self, dy: Array, cache: Any, input_gradient: bool) -> Array:
         body, members, cache = cache

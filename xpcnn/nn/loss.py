@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from xpcnn.backend import Array
 from xpcnn.backend.graph import Guarded, see
@@ -14,6 +14,7 @@ class _Loss(Guarded):
     """Keeps the gradient of its last call for `backward`."""
 
     unguarded = frozenset({"_gradient"})
+    classifies: ClassVar[bool] = True  # whether labels are classes, so that a training has an accuracy
 
     def leave_trace(self, before: None, undo: bool) -> None:
         """Drop a gradient that nobody has taken: replays leave none."""
@@ -24,6 +25,10 @@ class _Loss(Guarded):
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"_gradient": None}
+
+    def __repr__(self) -> str:
+        options = (f"{name}={value!r:.60}" for name, value in vars(self).items() if not name.startswith("_"))
+        return f"{type(self).__name__}({', '.join(options)})"
 
     def backward(self) -> Array:
         """Return d loss / d input of the last call; each call allows one.
@@ -65,6 +70,8 @@ class CrossEntropyLoss(_Loss):
 
 class MSELoss(_Loss):
     """Mean (or sum) over all elements of (x - target)^2."""
+
+    classifies = False
 
     def __init__(self, *, reduction: str = "mean") -> None:
         super().__init__()

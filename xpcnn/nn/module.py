@@ -10,10 +10,11 @@ from typing import Any, ClassVar, TypeVar
 from xpcnn import backend as switch
 from xpcnn.backend import Array, Backend, backend_of, get_backend, graph
 from xpcnn.backend.graph import Guarded, compiled, tracing
-from xpcnn.errors import DTypeError, ShapeError, StateError
+from xpcnn.errors import ConfigError, DTypeError, ShapeError, StateError
 from xpcnn.functional.precision import cast, check_precision
 from xpcnn.nn import caches
 from xpcnn.nn.caches import GONE, Forward, forward_now
+from xpcnn.nn.naming import name_layer
 from xpcnn.nn.parameter import Parameter, clock
 
 Self = TypeVar("Self", bound="Module")
@@ -115,7 +116,10 @@ class Module(Guarded):
 
     unguarded = frozenset({"_kept", "_forwards", "_buffers", "_groups"})
 
-    def __init__(self) -> None:
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        if arguments or options:  # of a layer without a constructor of its own
+            given = ", ".join([*map(repr, arguments), *(f"{name}={value!r}" for name, value in options.items())])
+            raise ConfigError(f"{type(self).__name__}: expected no arguments, got {given:.80}; leave them out")
         self.training = True
         self._buffers: dict[str, bool] = {}  # name -> whether it is part of state_dict
         self._start_empty()
@@ -155,8 +159,9 @@ class Module(Guarded):
                 if self._buffers and self.training:
                     forward.remember(self._own_buffers())
                 y = self.forward(x)
-            except BaseException:
+            except BaseException as error:
                 forward.undo(kept, remembered)
+                name_layer(error, self)
                 raise
         record = _trace.get()
         if record is not None:
@@ -172,8 +177,9 @@ class Module(Guarded):
             if self._buffers and self.training:
                 forward.remember(self._own_buffers())
             y = self.forward(x)
-        except BaseException:
+        except BaseException as error:
             forward.undo()
+            name_layer(error, self)
             raise
         finally:
             forward_now.reset(token)

@@ -222,6 +222,21 @@ class Parameter(Guarded):
         if grad is not None:
             self.grad = grad
 
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        """Return the values on the host, for `numpy.asarray(parameter)`: `.data` itself where it lies there already.
+
+        From a device it is a copy, which waits for the device; `copy=False` is an error there, as where a dtype asks
+        for one.
+        """
+        backend = backend_of(self._data)
+        host = backend_of(self._data).to_numpy(self.data)
+        result = host if dtype is None else host.astype(dtype, copy=False)
+        if result is self._data and copy:
+            return result.copy()
+        if result is not self._data and copy is False:
+            raise ConfigError(f"copy: expected None or True for values on {backend.name} as {result.dtype}, got False")
+        return result
+
     def __repr__(self) -> str:
         return f"Parameter({self.name!r}, shape={self.shape}, dtype={self._data.dtype})"
 

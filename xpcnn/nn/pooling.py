@@ -31,7 +31,10 @@ class MaxPool2d(ChannelLayer):
 
     def extra_repr(self) -> str:
         """Return the arguments that its repr shows."""
-        return f"{self.kernel_size}, stride={self.stride}"
+        return (
+            f"{self.kernel_size}, stride={self.stride}, padding={self.padding}, dilation={self.dilation}, "
+            f"ceil_mode={self.ceil_mode}"
+        )
 
 
 class AvgPool2d(ChannelLayer):
@@ -56,7 +59,10 @@ class AvgPool2d(ChannelLayer):
 
     def extra_repr(self) -> str:
         """Return the arguments that its repr shows."""
-        return f"{self.kernel_size}, stride={self.stride}"
+        return (
+            f"{self.kernel_size}, stride={self.stride}, padding={self.padding}, ceil_mode={self.ceil_mode}, "
+            f"count_include_pad={self.count_include_pad}"
+        )
 
 
 class GlobalAvgPool2d(ChannelLayer):

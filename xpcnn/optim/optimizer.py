@@ -71,6 +71,15 @@ class Optimizer(Guarded):
         self._resting: dict[int, _Resting] = {}
         self._follow()
 
+    def __repr__(self) -> str:
+        groups = []
+        for group in self.param_groups:
+            options = [f"{name}={value!r}" for name, value in group.items() if name != "params"]
+            count = len(group["params"])
+            groups.append(", ".join([f"{count} parameter{'s' * (count != 1)}", *options]))
+        inside = groups[0] if len(groups) == 1 else ", ".join(f"[{group}]" for group in groups)
+        return f"{type(self).__name__}({inside})"
+
     # --- what a subclass gives ------------------------------------------------------------------------------------
 
     optional_state: tuple[str, ...] = ()  # names of state arrays that some options do without

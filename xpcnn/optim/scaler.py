@@ -63,6 +63,12 @@ class GradScaler:
         self._good: Array = None
         self._constants: tuple[Array, ...] = ()
 
+    def __repr__(self) -> str:
+        return (
+            f"GradScaler(scale={self.get_scale()}, growth_factor={self.growth_factor}, "
+            f"backoff_factor={self.backoff_factor}, growth_interval={self.growth_interval})"
+        )
+
     # --- on the backend ---------------------------------------------------------------------------------------------
 
     def place(self, backend: Backend) -> Array:

@@ -1,4 +1,6 @@
-"""Learning rates that change from step to step: a schedule writes the optimiser's options before each batch's update.
+"""Learning rates that change from step to step: a schedule writes the optimiser's options before the next update.
+
+A step is a batch or an epoch, as whoever calls `step()` has it; a `Trainer` is told by `schedule_every`.
 
 Each is a formula of the number of steps so far, so a schedule is restored by that number alone (and by the rates it
 started from).
@@ -6,9 +8,10 @@ started from).
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from xpcnn.errors import ConfigError, DataError
 from xpcnn.optim.groups import check_flag, check_range
@@ -16,7 +19,7 @@ from xpcnn.optim.optimizer import Optimizer
 
 
 class Schedule:
-    """Base of the schedules: `step()` once per batch, after the optimiser's.
+    """Base of the schedules: `step()` once per batch, or once per epoch, after the optimiser's.
 
     A subclass gives `factor(step)`, by which each group's initial rate is multiplied.
 
@@ -24,7 +27,15 @@ class Schedule:
     ----------
     optimizer : Optimizer
         Its groups' rates now are the initial ones.
+
+    Attributes
+    ----------
+    asks_unit : bool
+        Whether a `Trainer` must be told what it counts, by `schedule_every`: the same numbers are usual per epoch,
+        where per batch they bring the rate to nothing.
     """
+
+    asks_unit: ClassVar[bool] = False
 
     def __init__(self, optimizer: Optimizer) -> None:
         if not isinstance(optimizer, Optimizer):
@@ -33,6 +44,11 @@ class Schedule:
         self.last_step = 0
         self.initial = [float(group["lr"]) for group in optimizer.param_groups]
         self._write()
+
+    def __repr__(self) -> str:
+        names = inspect.signature(type(self)).parameters
+        options = [f"{name}={vars(self)[name]!r}" for name in names if name != "optimizer" and name in vars(self)]
+        return f"{type(self).__name__}({', '.join([*options, f'last_step={self.last_step}'])})"
 
     def factor(self, step: int) -> float:
         """Return what the initial rate is multiplied by after `step` steps."""
@@ -75,7 +91,9 @@ class Schedule:
 
 
 class StepLR(Schedule):
-    """lr = initial * gamma ** (step // step_size)."""
+    """lr = initial * gamma ** (step // step_size); a `Trainer` wants to know whether it counts batches or epochs."""
+
+    asks_unit = True
 
     def __init__(self, optimizer: Optimizer, step_size: int, gamma: float = 0.1) -> None:
         self.step_size = _count("step_size", step_size)
@@ -89,7 +107,9 @@ class StepLR(Schedule):
 
 
 class ExponentialLR(Schedule):
-    """lr = initial * gamma ** step."""
+    """lr = initial * gamma ** step; a `Trainer` wants to know whether it counts batches or epochs."""
+
+    asks_unit = True
 
     def __init__(self, optimizer: Optimizer, gamma: float) -> None:
         check_range("gamma", gamma, 0.0)
@@ -136,7 +156,8 @@ class CosineAnnealingLR(Schedule):
 class OneCycleLR(Schedule):
     """Up from max_lr / div_factor to max_lr, then down to a tiny rate; momentum goes the other way.
 
-    Smith and Topin (arXiv:1708.07120), with torch's arguments and formula.
+    Smith and Topin (arXiv:1708.07120), with torch's arguments, of which those after `total_steps` are given by name,
+    and formula.
 
     Parameters
     ----------
@@ -168,6 +189,7 @@ class OneCycleLR(Schedule):
         optimizer: Optimizer,
         max_lr: float,
         total_steps: int,
+        *,
         pct_start: float = 0.3,
         anneal_strategy: str = "cos",
         cycle_momentum: bool = True,
@@ -193,6 +215,7 @@ class OneCycleLR(Schedule):
         self.start = max_lr / div_factor
         self.cycle_momentum = cycle_momentum
         self.base_momentum, self.max_momentum = base_momentum, max_momentum
+        self.div_factor, self.final_div_factor = div_factor, final_div_factor
         super().__init__(optimizer)
 
     def _anneal(self, start: float, end: float, share: float) -> float:

@@ -19,7 +19,7 @@ _SMOOTH = 50  # windows of the running mean that fit into the whole training
 
 
 def history(history: History, path: PathLike, *, title: str = "") -> Path:
-    """Draw the loss of every step, and the accuracy of training and validation.
+    """Draw the loss of every step, and the accuracy of training and validation, where there is one.
 
     Parameters
     ----------
@@ -43,8 +43,10 @@ def history(history: History, path: PathLike, *, title: str = "") -> Path:
     height = 3.85 if title else 3.5
     figure = new_figure(9.0, height)
     figure.text(0.7 / 9.0, 1 - 0.25 / height, title, color=INK, fontsize=11)
-    _draw_loss(add_axes(figure, 0.7, 0.55, 3.6, 2.75), loss)
-    _draw_accuracy(add_axes(figure, 5.15, 0.55, 3.6, 2.75), history)
+    has_accuracy = bool(np.isfinite(history.steps["accuracy"]).any())
+    _draw_loss(add_axes(figure, 0.7, 0.55, 3.6 if has_accuracy else 8.05, 2.75), loss)
+    if has_accuracy:
+        _draw_accuracy(add_axes(figure, 5.15, 0.55, 3.6, 2.75), history)
     return write_png(figure, path)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from xpcnn.errors import ShapeError
+from xpcnn.errors import DataError, ShapeError
 from xpcnn.plot.figure import (
     INK,
     WRONG,
@@ -24,6 +24,7 @@ _COLUMNS, _TILE = 8, 1.05  # tiles in a row, and their width in inches
 _RIGHT_ROWS, _WRONG_ROWS = 2, 2
 _LINE = 0.17  # inches of a line of text above a tile
 _HEAD = 0.42  # inches above each of the two halves
+_ROUNDING = 1e-2  # of a sum of probabilities in float16
 
 
 def predictions(images: Any, labels: Any, probabilities: Any, path: PathLike, *, classes: Any = None) -> Path:
@@ -36,7 +37,7 @@ def predictions(images: Any, labels: Any, probabilities: Any, path: PathLike, *,
     labels : (N,) integers, or (N, K) one-hot
         What they show.
     probabilities : (N, K) array
-        What the network says (softmax of its logits).
+        What the network says: softmax of its logits, each row 0 or more and 1 in sum.
     path : path
         Of the PNG.
     classes : sequence of str, optional
@@ -47,7 +48,7 @@ def predictions(images: Any, labels: Any, probabilities: Any, path: PathLike, *,
     ShapeError, DTypeError
         The arrays do not fit each other.
     DataError, ConfigError
-        The file cannot be written; matplotlib is not installed.
+        A row is none of probabilities; the file cannot be written; matplotlib is not installed.
     """
     shares = host("probabilities", probabilities)
     truth = host("labels", labels)
@@ -57,6 +58,14 @@ def predictions(images: Any, labels: Any, probabilities: Any, path: PathLike, *,
         raise ShapeError(
             f"probabilities: expected (N, K), with one row for each of the {len(pictures)} images and {len(truth)} "
             f"labels, got {shares.shape}"
+        )
+    sums = shares.sum(axis=1, dtype=np.float64)
+    wrong_rows = ~((shares >= 0).all(axis=1) & (abs(sums - 1) <= _ROUNDING))  # nan is wrong too
+    if wrong_rows.any():
+        row = int(wrong_rows.argmax())
+        raise DataError(
+            f"probabilities: expected rows of 0 or more that sum to 1, got values from {shares[row].min():.4g} to "
+            f"{shares[row].max():.4g} with the sum {sums[row]:.4g} in row {row}; give functional.softmax(logits)"
         )
     names = class_names(classes, max(shares.shape[1], int(truth.max()) + 1))
     said = shares.argmax(axis=1)

@@ -9,13 +9,14 @@ import numpy as np
 
 from xpcnn.backend import backend_of
 from xpcnn.errors import ConfigError, ShapeError
-from xpcnn.nn import Conv2d, Module, no_grad
+from xpcnn.nn import Conv2d, Module, Parameter, no_grad
 from xpcnn.nn.module import trace
 from xpcnn.nn.precision import call
 from xpcnn.plot.figure import INK, PathLike, add_image, host, mosaic, new_figure, write_png
 
 _WIDTH = 8.4  # inches
 _MOST = 64  # tiles of one layer; more would be too small to see
+_CHANNELS = 16  # of a filter, side by side
 
 
 def filters(weight: Any, path: PathLike) -> Path:
@@ -23,9 +24,10 @@ def filters(weight: Any, path: PathLike) -> Path:
 
     Parameters
     ----------
-    weight : Module or array
+    weight : Module, Parameter or array
         A network (its first convolution is drawn), a Conv2d, or weights (F, C, KH, KW). With 3 channels a filter is
-        drawn in colour, with another number its channels stand side by side.
+        drawn in colour, with another number its channels, 16 at most, stand side by side. As many whole filters are
+        drawn as there is room for; the heading says where some are left out.
     path : path
         Of the PNG.
 
@@ -40,20 +42,28 @@ def filters(weight: Any, path: PathLike) -> Path:
         layers = [layer for layer in weight.modules() if isinstance(layer, Conv2d)]
         if not layers:
             raise ConfigError(f"weight: expected a module with a Conv2d in it, got {type(weight).__name__}")
-        weight = layers[0].weight.data
+        weight = layers[0].weight
+    if isinstance(weight, Parameter):
+        weight = weight.data
     values = host("weight", weight).astype(np.float32)
     if values.ndim != 4 or not values.size:
         raise ShapeError(f"weight: expected (F, C, KH, KW), got {values.shape}")
     count, channels = values.shape[:2]
     largest = np.abs(values).max(axis=(1, 2, 3), keepdims=True)
     tiles = 0.5 + 0.5 * values / np.maximum(largest, 1e-12)
-    if channels == 3:
-        tiles = tiles[:_MOST].transpose(0, 2, 3, 1)  # (F, KH, KW, 3)
-        columns = 8
-    else:
-        columns = 8 if channels == 1 else min(channels, 16)
-        tiles = tiles[:, :columns].reshape(-1, *values.shape[2:])[:_MOST] if channels > 1 else tiles[:_MOST, 0]
     heading = f"{count} filter{'s' * (count > 1)} of {channels}x{values.shape[2]}x{values.shape[3]}"
+    across = 1 if channels == 3 else min(channels, _CHANNELS)  # tiles of one filter
+    columns = 8 if across == 1 else across
+    shown = min(count, _MOST // across)
+    if shown < count:
+        heading += f", the first {shown}"
+    if channels != 3 and across < channels:
+        heading += f", of each the first {across} channels"
+    tiles = tiles[:shown]
+    if channels == 3:
+        tiles = tiles.transpose(0, 2, 3, 1)  # (F, KH, KW, 3)
+    else:
+        tiles = tiles[:, :across].reshape(-1, *values.shape[2:])  # (F * C, KH, KW)
     return _sheets([(heading, tiles, columns)], path)
 
 
@@ -99,6 +109,8 @@ def feature_maps(model: Module, image: Any, path: PathLike) -> Path:
     for module, _, y in chosen:
         shape = "x".join(map(str, y.shape[1:]))
         name = f"after layer {paths.get(id(module), '?')}, {type(module).__name__}: {shape}"
+        if y.shape[1] > _MOST:
+            name += f", the first {_MOST} channels"
         sheets.append((name, _tiles(y), 8 if y.shape[1] <= 24 else 16))
     return _sheets(sheets, path)
 

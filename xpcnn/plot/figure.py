@@ -31,7 +31,7 @@ def new_figure(width: float, height: float) -> Any:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
-        raise ConfigError('pictures need matplotlib, which is not installed: pip install "xpcnn[cli]"') from None
+        raise ConfigError("pictures need matplotlib, which is not installed: pip install matplotlib") from None
     except Exception as error:  # such as a setting of the user's that it refuses
         raise ConfigError(
             f"pictures need matplotlib, which does not start: {str(error).splitlines()[0]:.120}"

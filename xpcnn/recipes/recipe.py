@@ -42,7 +42,7 @@ class Recipe:
     optimizer : callable
         optimizer(model) -> Optimizer.
     schedule : callable or None
-        schedule(optimizer, total number of steps) -> Schedule.
+        schedule(optimizer, total number of steps) -> Schedule, which counts batches.
     batch_size, epochs : int
     steps_per_epoch : int or None
         Batches are drawn with replacement, so many an epoch; otherwise an epoch is the shuffled set.

@@ -31,7 +31,7 @@ DEFAULT = "lenet5"
 DEFAULT_SEED = 0
 
 
-@dataclass
+@dataclass(repr=False)
 class Run:
     """A recipe that was run, or read back from its folder.
 
@@ -56,6 +56,13 @@ class Run:
     test: Dataset
     evaluation: Evaluation
     folder: Path | None = None
+
+    def __repr__(self) -> str:
+        place = "" if self.folder is None else f", folder {str(self.folder)!r}"
+        return (
+            f"Run({self.recipe.name} on {self.kind}, seed {self.settings.seed}, {self.history!r}, "
+            f"test accuracy {self.metrics.accuracy:.4f}{place})"
+        )
 
     @property
     def metrics(self) -> Metrics:
@@ -249,6 +256,7 @@ def _run(recipe: Recipe, settings: Settings, folder: Path | None, resume: bool, 
         optimizer,
         recipe.create_criterion(),
         schedule=schedule,
+        schedule_every="batch",
         callbacks=callbacks,
         scaler=scaler,
         checkpoint=Checkpointer(folder / folders.CHECKPOINTS) if folder is not None else None,
@@ -258,7 +266,7 @@ def _run(recipe: Recipe, settings: Settings, folder: Path | None, resume: bool, 
         folders.write(folder, settings, {"state": "training", **about})
     trainer.fit(train, validation, epochs=settings.epochs, resume=resume)
     last = trainer.last
-    if last is None or trainer.last_loader is not test:
+    if last is None or trainer.last_loader is not test or trainer.batch:  # of before an epoch that `stop` cut short
         last = evaluate(model, test)
     done = Run(recipe, settings, kind, model, trainer.history, test_set, last, folder)
     if folder is not None:

@@ -125,7 +125,7 @@ def gradcheck(
         random.set_state(state)
         return subject.forward()
 
-    try:
+    with random.fork_rng():
         y = forward()
         dy = subject.upstream(y, rng)
         gradients, remarks = subject.backward(dy)
@@ -138,8 +138,6 @@ def gradcheck(
                 continue
             places = _choose(value.shape, max_entries, rng)
             rows.append(_compare(subject, name, gradient, forward, y, dy, places, eps, tolerance))
-    finally:
-        random.set_state(state)
     return GradcheckReport(rows, tolerance, [name for name in subject.values if name not in {r.name for r in rows}])
 
 

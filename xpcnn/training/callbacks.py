@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from inspect import getattr_static
 from typing import TYPE_CHECKING, Any
+
+from xpcnn.errors import ConfigError
 
 if TYPE_CHECKING:
     from xpcnn.training.trainer import Trainer
@@ -12,7 +15,11 @@ EVENTS = ("on_fit_start", "on_step", "on_epoch", "on_fit_end")
 
 
 class Callback:
-    """Base of callbacks; every method may be left out, and so may the base."""
+    """Base of callbacks; every method may be left out, and so may the base. `trainer.stop()` ends the training."""
+
+    def __repr__(self) -> str:
+        options = (f"{name}={value!r:.60}" for name, value in vars(self).items() if not name.startswith("_"))
+        return f"{type(self).__name__}({', '.join(options)})"
 
     def on_fit_start(self, trainer: Trainer) -> None:
         """Run before the first step."""
@@ -28,11 +35,32 @@ class Callback:
 
 
 def methods(callbacks: Sequence[Any]) -> tuple[list[Callable[[Any], None]], ...]:
-    """Return for each event the methods to call, without those that do nothing."""
+    """Return for each event the methods to call, without those that do nothing.
+
+    Raises
+    ------
+    ConfigError
+        One is a class or has none of the methods; or has another one whose name begins with `on_`, which would never
+        be called.
+    """
     lists: tuple[list[Callable[[Any], None]], ...] = tuple([] for _ in EVENTS)
     for callback in callbacks:
+        _check(callback)
         for event, found in zip(EVENTS, lists, strict=True):
             method = getattr(callback, event, None)
             if method is not None and getattr(method, "__func__", None) is not getattr(Callback, event):
                 found.append(method)
     return lists
+
+
+def _check(callback: Any) -> None:
+    names, kind = ", ".join(EVENTS), type(callback).__name__
+    if isinstance(callback, type):
+        raise ConfigError(
+            f"callbacks: expected objects, got the class {callback.__name__}; write {callback.__name__}(...)"
+        )
+    for name in dir(callback):
+        if name.startswith("on_") and name not in EVENTS and callable(getattr_static(callback, name, None)):
+            raise ConfigError(f"callbacks: expected methods among {names}, got {kind}.{name}, which nothing calls")
+    if not any(hasattr(callback, event) for event in EVENTS):
+        raise ConfigError(f"callbacks: expected objects with any of the methods {names}, got {kind}")

@@ -80,6 +80,12 @@ class Checkpointer:
         self._written_at = self.clock()
         self._scores: dict[int, float] = {}
 
+    def __repr__(self) -> str:
+        return (
+            f"Checkpointer({str(self.folder)!r}, every_steps={self.every_steps}, every_seconds={self.every_seconds}, "
+            f"every_epochs={self.every_epochs}, keep={self.keep})"
+        )
+
     # --- the length of a training ---------------------------------------------------------------------------------
 
     def open(self) -> None:

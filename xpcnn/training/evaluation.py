@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from xpcnn import random
 from xpcnn.backend import Array, backend_of
-from xpcnn.errors import DataError
+from xpcnn.errors import DataError, DTypeError, ShapeError
 from xpcnn.nn import Inference, Module, no_grad
 from xpcnn.nn.module import is_ours
 from xpcnn.nn.precision import call, computes_in_float16
-from xpcnn.training.metrics import Ledger, Metrics, write_hits
+from xpcnn.training.batches import check_batches, unpack
+from xpcnn.training.metrics import Ledger, Metrics, has_accuracy, write_hits
 
 
 def evaluate(model: Module, criterion: Any, data: Iterable[tuple[Array, Array]], read_every: int = 50) -> Metrics:
@@ -29,13 +31,13 @@ def evaluate(model: Module, criterion: Any, data: Iterable[tuple[Array, Array]],
 
     Raises
     ------
-    DataError
-        `data` has no batch.
+    ConfigError, DataError
+        `data` is no iterable of batches, or has none.
     """
+    check_batches("data", data)
     sums = getattr(criterion, "reduction", "mean") == "sum"
     backend = backend_of(next(iter(model.parameters())).data)
     modes = [(module, module.training) for module in model.modules()]
-    draws = random.get_state()  # a loader draws its order; what training draws must not depend on that
     forward = fastest_forward(model)
     ledger = Ledger(backend, 2, read_every)
     hits_place = ledger.row[1:2].reshape(())
@@ -51,11 +53,18 @@ def evaluate(model: Module, criterion: Any, data: Iterable[tuple[Array, Array]],
 
     try:
         model.eval()
-        with no_grad(), backend.errstate():
-            for x, labels in data:
-                logits = forward(x)
+        # A loader draws its order; what training draws must not depend on that.
+        with no_grad(), backend.errstate(), random.fork_rng():
+            for batch in data:
+                x, labels = unpack("data", batch)
+                try:
+                    logits = forward(x)
+                except (ShapeError, DTypeError):
+                    model(x)  # raises the same, and names the layer, which the inference form cannot
+                    raise
                 ledger.row[0:1] = criterion(logits, labels)
-                write_hits(logits, labels, hits_place)
+                if has_accuracy(criterion):
+                    write_hits(logits, labels, hits_place)
                 ledger.keep()
                 sizes.append(x.shape[0])
                 count += x.shape[0]
@@ -65,10 +74,9 @@ def evaluate(model: Module, criterion: Any, data: Iterable[tuple[Array, Array]],
     finally:
         for module, training in modes:
             module.training = training
-        random.set_state(draws)
     if not count:
         raise DataError("data: expected at least one batch, got none")
-    return Metrics(loss / count, hits / count, count)
+    return Metrics(loss / count, hits / count if has_accuracy(criterion) else math.nan, count)
 
 
 def fastest_forward(model: Module) -> Callable[[Array], Array]:

@@ -26,7 +26,7 @@ class History:
     Attributes
     ----------
     steps : dict of str to sequence of float
-        "loss", "accuracy" (of the batch) and "lr" of every step.
+        "loss", "accuracy" (of the batch; nan where the targets are no classes) and "lr" of every step.
     epochs : dict of str to list
         "step" (steps so far), "loss", "accuracy" (over the epoch's batches, as they were trained on),
         "validation_loss", "validation_accuracy" (nan without validation data), "seconds", "images_per_second".
@@ -39,6 +39,14 @@ class History:
 
     def __len__(self) -> int:
         return len(self.steps["loss"])
+
+    def __repr__(self) -> str:
+        epochs = len(self.epochs["loss"])
+        said = f"{epochs} epoch{'s' * (epochs != 1)}, {len(self)} step{'s' * (len(self) != 1)}"
+        names = ("loss", "accuracy", "validation_loss", "validation_accuracy")
+        last = [(name.replace("_", " "), self.epochs[name][-1]) for name in names if epochs]
+        numbers = ", ".join(f"{name} {value:.4g}" for name, value in last if not math.isnan(value))
+        return f"History({said}{'; last: ' * bool(numbers)}{numbers})"
 
     def add_step(self, loss: float, accuracy: float, lr: float) -> None:
         """Append a step."""

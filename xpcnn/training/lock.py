@@ -31,6 +31,9 @@ class FolderLock:
         self.folder = Path(folder)
         self._file: IO[str] | None = None
 
+    def __repr__(self) -> str:
+        return f"FolderLock({str(self.folder)!r}, {'held' if self._file is not None else 'free'})"
+
     def acquire(self) -> None:
         """Take the lock at once or raise."""
         if self._file is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from xpcnn.backend import Array, Backend, backend_of
 from xpcnn.errors import ShapeError
@@ -11,7 +12,10 @@ from xpcnn.errors import ShapeError
 
 @dataclass(frozen=True)
 class Metrics:
-    """Mean loss, and the share of samples whose highest logit is the label's, over `count` samples."""
+    """Mean loss, and the share of samples whose highest logit is the label's, over `count` samples.
+
+    The share is nan where the targets are no classes.
+    """
 
     loss: float
     accuracy: float
@@ -24,6 +28,9 @@ class RunningAverage:
     def __init__(self) -> None:
         self.total = 0.0
         self.weight = 0
+
+    def __repr__(self) -> str:
+        return f"RunningAverage({self.value:.6g} over {self.weight})"
 
     def add(self, total: float, weight: int = 1) -> None:
         """Take in `weight` samples whose values add up to `total`."""
@@ -40,6 +47,11 @@ class RunningAverage:
         self.total, self.weight = 0.0, 0
 
 
+def has_accuracy(criterion: Any) -> bool:
+    """Whether a loss, which may be the user's own, is one of classes."""
+    return bool(getattr(criterion, "classifies", True))
+
+
 def write_hits(logits: Array, labels: Array, out: Array) -> None:
     """Count the samples whose highest logit (the first, where several are) is the label's; nothing waits for it.
 
@@ -48,14 +60,18 @@ def write_hits(logits: Array, labels: Array, out: Array) -> None:
     logits : (N, K) array
         Scores.
     labels : (N,) integers, or (N, K) one-hot or probabilities
+        Floats of any other shape, such as (N, 1), are values and no classes.
     out : 0-d array, float64
-        Where the count goes.
+        Where the count goes, or nan where there is none.
 
     Raises
     ------
     ShapeError
         There is not one label for each row of logits.
     """
+    if labels.dtype.kind == "f" and (labels.ndim != 2 or labels.shape[1] == 1):
+        backend_of(logits, labels).xp.copyto(out, math.nan)
+        return
     if logits.ndim != 2 or labels.ndim not in (1, 2) or labels.shape[0] != logits.shape[0]:
         raise ShapeError(
             f"labels: expected (N,) or (N, K) for logits (N, K), got {tuple(labels.shape)} for {tuple(logits.shape)}"

@@ -38,7 +38,7 @@ class Progress(Callback):
     def __init__(self, every: int = 50, file: TextIO | None = None, bar: bool | None = None) -> None:
         has_tqdm = find_spec("tqdm") is not None
         if bar and not has_tqdm:
-            raise ConfigError('bar: expected False or None without tqdm, got True; pip install "xpcnn[cli]" brings it')
+            raise ConfigError("bar: expected False or None without tqdm, got True; pip install tqdm")
         self.every = every
         self._file, self._bar_wanted = file, bar if has_tqdm else False
         self._bar: Any = None
@@ -107,7 +107,7 @@ class Progress(Callback):
         total = "" if trainer.batches_per_epoch is None else f"/{trainer.batches_per_epoch}"
         print(
             f"{time.monotonic() - self._started:8.1f} s  epoch {trainer.epoch + 1}/{trainer.epochs}  "
-            f"batch {trainer.batch}{total}  accuracy {accuracy:.4f}  loss {loss:.4f}  "
+            f"batch {trainer.batch}{total}  {_accuracy(accuracy, '  ')}loss {loss:.4f}  "
             f"lr {trainer.history.steps['lr'][-1]:.3g}",
             file=self.file,
             flush=True,
@@ -136,7 +136,12 @@ class Progress(Callback):
         if recent is not None and seconds > 0:
             rate = (trainer.average.weight - self._bar_from) / seconds
             self._bar.set_postfix_str(
-                f"{rate:.0f} images/s, loss {recent[0]:.4f}, accuracy {recent[1]:.4f}", refresh=False
+                f"{rate:.0f} images/s, {_accuracy(recent[1], ', ')}loss {recent[0]:.4f}", refresh=False
             )
         if trainer.batch:
             self._bar.update(trainer.batch - self._bar.n)
+
+
+def _accuracy(value: float, end: str) -> str:
+    """Return the accuracy as text; nothing where the targets are no classes."""
+    return "" if math.isnan(value) else f"accuracy {value:.4f}{end}"

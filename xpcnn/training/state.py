@@ -39,6 +39,7 @@ def capture_state(trainer: Trainer, train: Any = None) -> State:
             "totals": totals,
             "optimizer": {name: value for name, value in optimizer.items() if not hasattr(value, "shape")},
             "schedule": trainer.schedule.state_dict() if trainer.schedule is not None else None,
+            "schedule_every": trainer.schedule_every,
             "scaler": trainer.scaler.state_dict() if trainer.scaler is not None else None,
             "random": random.get_state(),
             "loader": train.state_dict() if hasattr(train, "state_dict") else None,
@@ -76,6 +77,9 @@ def _restore(trainer: Trainer, state: State, train: Any) -> None:
         raise DataError(f"history: expected {counters['step']} steps, got {len(history)}")
     if (numbers.get("schedule") is None) != (trainer.schedule is None):
         raise DataError("schedule: expected one in both the checkpoint and the trainer, or in neither")
+    unit = numbers.get("schedule_every", "batch")
+    if unit != trainer.schedule_every:
+        raise DataError(f"schedule_every: expected {trainer.schedule_every!r} as the trainer has it, got {unit!r:.40}")
     if (numbers.get("scaler") is None) != (trainer.scaler is None):
         raise DataError("scaler: expected one in both the checkpoint and the trainer, or in neither")
     if not isinstance(numbers.get("optimizer"), Mapping) or parts["optimizer"].keys() & numbers["optimizer"].keys():

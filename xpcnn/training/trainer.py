@@ -15,13 +15,14 @@ from xpcnn.backend.numpy.memory import trim
 from xpcnn.errors import ConfigError, DataError, NonFiniteError, OutOfMemoryError
 from xpcnn.nn import Module
 from xpcnn.optim import GradScaler, Optimizer, Schedule
+from xpcnn.training.batches import check_batches, unpack
 from xpcnn.training.callbacks import Callback, methods
 from xpcnn.training.checkpoint import Checkpointer
 from xpcnn.training.diagnosis import largest_batch, layer_of_traceback
 from xpcnn.training.evaluation import evaluate
 from xpcnn.training.history import History
 from xpcnn.training.interrupt import interruptible
-from xpcnn.training.metrics import Metrics, RunningAverage
+from xpcnn.training.metrics import Metrics, RunningAverage, has_accuracy
 from xpcnn.training.state import capture_state, restore_state
 from xpcnn.training.step import Step
 
@@ -41,7 +42,10 @@ class Trainer:
     criterion : loss object
         `loss = criterion(logits, labels)`, `dlogits = criterion.backward()`.
     schedule : Schedule or None
-        Its `step()` is called after each batch.
+        Changes the rates.
+    schedule_every : "batch" or "epoch", optional
+        What the schedule counts: its `step()` is called after each batch (the default) or each epoch. Must be said
+        with a schedule whose numbers mean either in practice, such as `StepLR`.
     callbacks : sequence
         Objects with any of `on_fit_start`, `on_step`, `on_epoch`, `on_fit_end`, each called with the trainer.
     compile : "auto", True or False
@@ -66,6 +70,8 @@ class Trainer:
         Of all steps that have been read from the device.
     interrupted : bool
         Set it to end the training after the present step, as Ctrl-C does.
+    stopped, stop_reason : bool, str
+        Whether `stop` ended the last `fit`, and what it was told.
     skipped : int
         Updates left out because of nan or inf, those that overflowed included.
 
@@ -82,6 +88,7 @@ class Trainer:
         criterion: Any,
         *,
         schedule: Schedule | None = None,
+        schedule_every: str | None = None,
         callbacks: Sequence[Callback | Any] = (),
         compile: str | bool = "auto",
         checkpoint: Checkpointer | None = None,
@@ -100,6 +107,13 @@ class Trainer:
             raise ConfigError(f"optimizer: expected an optim.Optimizer, got {type(optimizer).__name__}")
         if schedule is not None and getattr(schedule, "optimizer", None) is not optimizer:
             raise ConfigError("schedule: expected one made with this trainer's optimizer")
+        if schedule_every not in (None, "batch", "epoch"):
+            raise ConfigError(f'schedule_every: expected "batch" or "epoch", got {schedule_every!r}')
+        if schedule_every is None and getattr(schedule, "asks_unit", False):
+            raise ConfigError(
+                f'schedule_every: expected "batch" or "epoch" with {type(schedule).__name__}, got none; say what its '
+                "numbers count"
+            )
         if compile not in ("auto", True, False):
             raise ConfigError(f'compile: expected "auto", True or False, got {compile!r}')
         if nonfinite not in ("stop", "skip"):
@@ -113,7 +127,11 @@ class Trainer:
         if scaler is not None and not isinstance(scaler, GradScaler):
             raise ConfigError(f"scaler: expected an optim.GradScaler, got {type(scaler).__name__}")
         self.model, self.optimizer, self.criterion, self.schedule = model, optimizer, criterion, schedule
+        self.schedule_every = schedule_every or "batch"
+        if not isinstance(callbacks, Iterable):
+            raise ConfigError(f"callbacks: expected a sequence of them, got {type(callbacks).__name__}")
         self.callbacks = list(callbacks)
+        methods(self.callbacks)
         self.compile, self.checkpoint, self.nonfinite = compile, checkpoint, nonfinite
         self.clip_norm, self.scaler, self.read_every = clip_norm, scaler, read_every
         self.step = self.epoch = self.batch = self.first_epoch = self.skipped = 0
@@ -129,7 +147,19 @@ class Trainer:
         self._on_step: list[Callable[[Any], None]] = []
         self._sums = getattr(criterion, "reduction", "mean") == "sum"
         self._resumed = False
-        self.interrupted = False
+        self.interrupted = self.stopped = False
+        self.stop_reason = ""
+
+    def __repr__(self) -> str:
+        parameters = sum(parameter.size for parameter in self.model.parameters())
+        parts = [
+            f"{type(self.model).__name__} of {parameters:,} parameters",
+            repr(self.optimizer),
+            repr(self.criterion),
+        ]
+        if self.schedule is not None:
+            parts.append(f"schedule={self.schedule!r}, schedule_every={self.schedule_every!r}")
+        return f"{type(self).__name__}({', '.join(parts)}, step={self.step}, epoch={self.epoch})"
 
     def __getstate__(self) -> dict[str, Any]:
         self.read()
@@ -159,7 +189,8 @@ class Trainer:
         Returns
         -------
         History
-            Of all steps and epochs, those before a resume included.
+            Of all steps and epochs, those before a resume included. After `stop` it ends with the step that was
+            running; an epoch that was not finished has no row, and is written to `checkpoint`.
 
         Raises
         ------
@@ -168,13 +199,16 @@ class Trainer:
         KeyboardInterrupt
             Ctrl-C: after the step that was running was finished and a checkpoint written.
         ConfigError, DataError, StateError
-            A value is not allowed, `train` is empty, a checkpoint cannot be read or written or belongs to another
-            model, or another process uses the folder.
+            A value is not allowed, the schedule ends before the training, `train` is empty, a checkpoint cannot be read
+            or written or belongs to another model, or another process uses the folder.
         """
         if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 0:
             raise ConfigError(f"epochs: expected an integer of 0 or more, got {epochs!r}")
         if resume and self.checkpoint is None:
             raise ConfigError("resume: expected a trainer with checkpoint=Checkpointer(folder), got none")
+        check_batches("train", train)
+        if validation is not None:
+            check_batches("validation", validation)
         if self.checkpoint is None:
             return self._fit(train, validation, epochs)
         self.checkpoint.open()
@@ -194,40 +228,75 @@ class Trainer:
             self.checkpoint.close()
 
     def _fit(self, train: Any, validation: Any, epochs: int) -> History:
-        if not self._resumed:
+        resumed, self._resumed = self._resumed, False
+        if not resumed:
             self.first_epoch, self.batch, self.seconds = self.epoch, 0, 0.0
             self.average.reset()
             self.hits.reset()
         self.epochs = self.first_epoch + epochs
         self.batches_per_epoch = len(train) if hasattr(train, "__len__") else None
+        self._check_schedule()
         backend = backend_of(next(iter(self.model.parameters())).data)
         self._renew(backend)
         on_start, self._on_step, on_epoch, on_end = methods(self.callbacks)
+        self.stopped, self.stop_reason = False, ""
         for call in on_start:
             call(self)
         try:
             with backend.errstate(), interruptible(self):
-                while self.epoch < self.epochs:
-                    self._run_epoch(train)
+                while self.epoch < self.epochs and not self.stopped:
+                    if not self._run_epoch(train):
+                        break
                     metrics = self.evaluate(validation) if validation is not None else None
                     self._end_epoch(train, metrics)
                     for call in on_epoch:
                         call(self)
                     if self.interrupted:
-                        self._stop(train)
+                        self._interrupt(train)
         finally:
-            self._resumed = False
             for call in on_end:
                 call(self)
         return self.history
 
-    def _run_epoch(self, train: Any) -> None:
+    def _check_schedule(self) -> None:
+        """Raise ConfigError before the first step where the schedule ends before the last."""
+        most = getattr(self.schedule, "total_steps", None)
+        if self.schedule is None or most is None:
+            return
+        steps = self.epochs - self.epoch
+        if self.schedule_every == "batch":
+            if self.batches_per_epoch is None:
+                return
+            steps = steps * self.batches_per_epoch - self.batch
+        if self.schedule.last_step + steps > most:
+            plural = "batches" if self.schedule_every == "batch" else "epochs"
+            needed = self.schedule.last_step + steps
+            raise ConfigError(f"total_steps: expected {needed} or more {plural} for this training, got {most}")
+
+    def stop(self, reason: str = "") -> None:
+        """End the training after the step, or the epoch, that is under way; `fit` then returns its history.
+
+        For callbacks, and for other threads. Called in `on_step`, it ends the epoch there, and nothing is validated;
+        called in `on_epoch`, no further one begins.
+
+        Parameters
+        ----------
+        reason : str
+            Kept as `stop_reason`, and shown by the command line.
+        """
+        self.stopped, self.stop_reason = True, str(reason)
+
+    def _run_epoch(self, train: Any) -> bool:
+        """Run the rest of an epoch; return False where `stop` left some of it."""
         schedule, on_step, checkpoint = self.schedule, self._on_step, self.checkpoint
+        if self.schedule_every != "batch":
+            schedule = None
         if not self.model.training:
             self.model.train()
         started = time.perf_counter() - self.seconds
-        for x, labels in self._batches(train):
-            self._do(x, labels)
+        whole = True
+        for batch in self._batches(train):
+            self._do(*unpack("train", batch))
             if schedule is not None:
                 schedule.step()
             for call in on_step:
@@ -237,11 +306,17 @@ class Trainer:
                 self.save(train)
             if self.interrupted:
                 self.seconds = time.perf_counter() - started
-                self._stop(train)
+                self._interrupt(train)
+            if self.stopped and self.batch != self.batches_per_epoch:
+                whole = False
+                break
         self.read()
         self.seconds = time.perf_counter() - started
         if self.batch == 0:
             raise DataError("train: expected at least one batch, got none")
+        if not whole and checkpoint is not None:
+            self.save(train)
+        return whole
 
     def _renew(self, backend: Backend | None = None) -> Step:
         """Return the step that does what the trainer's attributes say now."""
@@ -305,6 +380,8 @@ class Trainer:
 
     def _end_epoch(self, train: Any, metrics: Metrics | None) -> None:
         self.epoch += 1
+        if self.schedule is not None and self.schedule_every == "epoch":
+            self.schedule.step()
         self.history.add_epoch(
             step=self.step,
             loss=self.average.value,
@@ -314,7 +391,9 @@ class Trainer:
             seconds=self.seconds,
             images_per_second=self.average.weight / self.seconds if self.seconds else math.nan,
         )
-        score = metrics.accuracy if metrics else -self.average.value
+        score = -self.average.value
+        if metrics is not None:
+            score = -metrics.loss if math.isnan(metrics.accuracy) else metrics.accuracy
         self.batch, self.seconds = 0, 0.0
         self.average.reset()
         self.hits.reset()
@@ -341,10 +420,12 @@ class Trainer:
                     self.batch -= len(rows) - i
                     raise NonFiniteError(self._step.explanation(first + i, loss, lr))
                 self.skipped += 1
-            self.history.add_step(loss, hits / size, lr)
+            accuracy = hits / size if has_accuracy(self.criterion) else math.nan
+            self.history.add_step(loss, accuracy, lr)
             if not bad:
                 self.average.add(loss if self._sums else loss * size, size)
-                self.hits.add(hits, size)
+                if not math.isnan(accuracy):
+                    self.hits.add(hits, size)
         self._pending.clear()
 
     # --- evaluation -------------------------------------------------------------------------------------------------
@@ -356,8 +437,8 @@ class Trainer:
 
         Raises
         ------
-        DataError
-            `data` has no batch.
+        ConfigError, DataError
+            `data` is no iterable of batches, or has none.
         """
         return evaluate(self.model, self.criterion, data, self.read_every)
 
@@ -382,7 +463,7 @@ class Trainer:
 
     # --- what may go wrong --------------------------------------------------------------------------------------------
 
-    def _stop(self, train: Any) -> None:
+    def _interrupt(self, train: Any) -> None:
         where = f"stopped after step {self.step} (epoch {self.epoch + 1}, batch {self.batch})"
         if self.checkpoint is None:
             raise KeyboardInterrupt(f"{where}; nothing was saved, for there is no checkpoint folder")

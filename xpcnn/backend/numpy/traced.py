@@ -274,8 +274,8 @@ class TracedArray:
         return self._array.__dlpack_device__()
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # such as protocols that it does not have
-            raise AttributeError(name)
+        if name.startswith("__") or not hasattr(np.ndarray, name):  # such as protocols that it does not have
+            raise AttributeError(f"'numpy.ndarray' object has no attribute {name!r}")
         return getattr(self._host(f"`.{name}`"), name)
 
 

@@ -1,0 +1,40 @@
+"""What `fit` and `evaluate` take: an iterable of batches (x, labels), told apart from what is often given instead."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from xpcnn.backend import Array
+from xpcnn.errors import ConfigError, DataError
+
+_WANTED = "expected a DataLoader or another iterable of batches (x, labels)"
+_ADVICE = "use DataLoader(images, labels, batch_size)"
+
+
+def check_batches(name: str, data: Any) -> None:
+    """Raise ConfigError where `data` is an array, a data set, or something else that holds no batches."""
+    if _is_array(data) or (isinstance(data, (tuple, list)) and data and _is_array(data[0])):
+        what = data if _is_array(data) else data[0]
+        raise ConfigError(f"{name}: {_WANTED}, got an array of shape {tuple(what.shape)}; {_ADVICE}")
+    if isinstance(data, (str, bytes)) or not (hasattr(data, "__iter__") or hasattr(data, "__getitem__")):
+        raise ConfigError(f"{name}: {_WANTED}, got {type(data).__name__}; {_ADVICE}")
+
+
+def unpack(name: str, batch: Any) -> tuple[Array, Array]:
+    """Return x and labels of a batch.
+
+    Raises
+    ------
+    DataError
+        It is not a pair.
+    """
+    if isinstance(batch, (tuple, list)) and len(batch) == 2:
+        return batch[0], batch[1]
+    got = f"an array of shape {tuple(batch.shape)}" if _is_array(batch) else type(batch).__name__
+    if isinstance(batch, (tuple, list)):
+        got += f" of {len(batch)}"
+    raise DataError(f"{name}: expected batches (x, labels), got {got}; {_ADVICE}")
+
+
+def _is_array(value: Any) -> bool:
+    return hasattr(value, "shape") and hasattr(value, "dtype")
