@@ -1,0 +1,60 @@
+"""`xpcnn.compile` against the same program as written, bit by bit, whatever happens between the steps."""
+
+import os
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+import xpcnn
+from tests.fake_device.recording import RecordingBackend
+
+from .programs import programs, run, same
+
+EXAMPLES = 3000 if os.environ.get("XPCNN_TRUST") == "1" else 120
+
+
+@pytest.fixture
+def settings_back():
+    threads = xpcnn.get_num_threads()
+    yield
+    xpcnn.set_num_threads(threads)
+    xpcnn.set_winograd(True)
+
+
+def both(drawn, backend):
+    results = []
+    for compiled in (True, False):
+        xpcnn.set_num_threads(2)
+        xpcnn.set_winograd(True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # of what runs as written, and of many forwards
+            results.append(run(drawn, backend, np.random.default_rng(0), compiled))
+    same(*results)
+
+
+@given(drawn=programs)
+@settings(max_examples=EXAMPLES)
+def test_compiled_is_as_written_on_numpy(drawn, settings_back):
+    with xpcnn.use_backend("numpy") as backend:
+        both(drawn, backend)
+
+
+@given(drawn=programs)
+@settings(max_examples=max(25, EXAMPLES // 5))
+def test_compiled_is_as_written_on_a_device(drawn, settings_back, device):
+    with xpcnn.use_backend("recording"):
+        both(drawn, device)
+
+
+@pytest.fixture
+def device(monkeypatch):
+    from tests.fake_device import FakeBackend
+
+    backend = RecordingBackend()
+    backend.name = "recording"
+    backend.owns = lambda array: False  # its arrays are the fake device's; `for_array` finds this one
+    monkeypatch.setattr(FakeBackend, "for_array", lambda self, array: backend)
+    xpcnn.register_backend(backend)
+    return backend
