@@ -68,7 +68,20 @@ def layer(name, channels):
     return makers[name]()
 
 
-LAYERS = "conv pointwise norm relu leaky tanh dropout pool average swish scale residual".split()
+LAYERS = [
+    "conv",
+    "pointwise",
+    "norm",
+    "relu",
+    "leaky",
+    "tanh",
+    "dropout",
+    "pool",
+    "average",
+    "swish",
+    "scale",
+    "residual",
+]
 OPTIMISERS = {
     "sgd": lambda p: optim.SGD(p, 0.05),
     "momentum": lambda p: optim.SGD(p, 0.05, momentum=0.9, weight_decay=1e-3),
@@ -81,19 +94,39 @@ SCHEDULES = {
     "step": lambda o: optim.StepLR(o, 2, 0.5),
     "cosine": lambda o: optim.CosineAnnealingLR(o, 50),
 }
-EVENTS = (
-    "step step step step small large option eval train bn_eval freeze thaw append replace seed error threads copy "
-    "momentum lr smoothing data accumulate winograd"
-).split()
+EVENTS = [
+    "step",
+    "step",
+    "step",
+    "step",
+    "small",
+    "large",
+    "option",
+    "eval",
+    "train",
+    "bn_eval",
+    "freeze",
+    "thaw",
+    "append",
+    "replace",
+    "seed",
+    "error",
+    "threads",
+    "copy",
+    "momentum",
+    "lr",
+    "smoothing",
+    "data",
+    "accumulate",
+    "winograd",
+]
 
 programs = st.fixed_dictionaries(
     {
         "layers": st.lists(st.sampled_from(LAYERS), min_size=1, max_size=4),
         "optimiser": st.sampled_from(sorted(OPTIMISERS)),
         "schedule": st.sampled_from(sorted(SCHEDULES)),
-        "events": st.lists(
-            st.tuples(st.sampled_from(EVENTS), st.integers(0, 7)), min_size=4, max_size=14
-        ),
+        "events": st.lists(st.tuples(st.sampled_from(EVENTS), st.integers(0, 7)), min_size=4, max_size=14),
     }
 )
 

@@ -5,13 +5,14 @@ import warnings
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 
 import xpcnn
 from tests.fake_device.recording import RecordingBackend
 
 from .programs import programs, run, same
 
+PHASES = [Phase.explicit, Phase.reuse, Phase.generate]  # a failing program is short enough to be read
 EXAMPLES = 3000 if os.environ.get("XPCNN_TRUST") == "1" else 120
 
 
@@ -35,14 +36,14 @@ def both(drawn, backend):
 
 
 @given(drawn=programs)
-@settings(max_examples=EXAMPLES)
+@settings(max_examples=EXAMPLES, phases=PHASES)
 def test_compiled_is_as_written_on_numpy(drawn, settings_back):
     with xpcnn.use_backend("numpy") as backend:
         both(drawn, backend)
 
 
 @given(drawn=programs)
-@settings(max_examples=max(25, EXAMPLES // 5))
+@settings(max_examples=max(25, EXAMPLES // 5), phases=PHASES)
 def test_compiled_is_as_written_on_a_device(drawn, settings_back, device):
     with xpcnn.use_backend("recording"):
         both(drawn, device)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 from xpcnn.errors import ConfigError, DataError
@@ -59,9 +59,16 @@ class Schedule:
         self.last_step += 1
         self._write()
 
+    def _groups(self) -> Iterator[tuple[dict[str, Any], float]]:
+        """Yield each group with its initial rate; a group that was added since begins with the rate that it has."""
+        groups = self.optimizer.param_groups
+        del self.initial[len(groups) :]
+        self.initial += [float(group["lr"]) for group in groups[len(self.initial) :]]
+        return zip(groups, self.initial, strict=True)
+
     def _write(self) -> None:
         factor = self.factor(self.last_step)
-        for group, initial in zip(self.optimizer.param_groups, self.initial, strict=True):
+        for group, initial in self._groups():
             group["lr"] = initial * factor
 
     def state_dict(self) -> dict[str, float | int]:
@@ -149,7 +156,7 @@ class CosineAnnealingLR(Schedule):
 
     def _write(self) -> None:
         factor = self.factor(self.last_step)
-        for group, initial in zip(self.optimizer.param_groups, self.initial, strict=True):
+        for group, initial in self._groups():
             group["lr"] = self.eta_min + (initial - self.eta_min) * factor
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
 from xpcnn.backend.graph import guards
 from xpcnn.backend.graph.guards import Guarded, Tokens, TooMuch
-from xpcnn.backend.graph.tracing import MISSING, Tracing, is_tracing, look_up, put
+from xpcnn.backend.graph.tracing import MISSING, TOO_MUCH, Tracing, is_tracing, look_up, put
 from xpcnn.errors import BackendError, ConfigError
 
 if TYPE_CHECKING:
@@ -259,6 +259,9 @@ class Compiled(Generic[P, R]):
         return f"compile({self._function!r})"
 
 
+guards.by_identity(Compiled)
+
+
 class _Case:
     """Calls of one kind: how many came, and their graphs that are not in use."""
 
@@ -313,7 +316,14 @@ class _Record:
         self._held = tracing.tokens.held, tracing.roots, tracing.objects
         self._things = tracing.guarded()
         self._loose = [(thing, token, without) for thing, token, without, loose in self._things if loose]
-        self._names = [(place, name, value) for place, name, value in tracing.values.values()]
+        names = tracing.read_values()
+        if any(each.token is TOO_MUCH for each in names):
+            (name, *_) = [each.name for each in names if each.token is TOO_MUCH]
+            raise NotReplayable(f"{name!r} holds more than is worth comparing at every call")
+        assigned = {(id(place), name) for place, name, _ in effects}
+        names = [each for each in names if (id(each.place), each.name) not in assigned]
+        self._names = [(each.place, each.name, each.value) for each in names if not each.loose]
+        self._containers = [(each.place, each.name, each.token) for each in names if each.loose]
         self._settings = backend.settings()
         if not self._same():
             raise NotReplayable(f"it changes what it depends on ({self.changed})")
@@ -353,11 +363,18 @@ class _Record:
             if not _equal(look_up(place, name), value):
                 self.changed = name
                 return False
-        if self._loose:
+        if self._loose or self._containers:
             tokens = Tokens(self._is_array, self._backend.untraced)
             for thing, token, without in self._loose:
                 if _token(tokens, thing, without) != token:
                     self.changed = type(thing).__name__
+                    return False
+            for place, name, token in self._containers:
+                try:
+                    if tokens.begin().of(look_up(place, name)) != token:
+                        self.changed = name
+                        return False
+                except TooMuch:
                     return False
         for part, before in self._expected:
             if part.grad_is_zero is not before:
@@ -549,7 +566,7 @@ def _token(tokens: Tokens, thing: Any, without: frozenset[str]) -> Any:
     try:
         if isinstance(thing, Guarded):
             return thing.guard_token(tokens.begin(), without)
-        return tokens.begin().of_attributes(thing, without)
+        return tokens.begin().of(thing)
     except TooMuch:
         return object()
 

@@ -149,8 +149,7 @@ class Tokens:
             if hasattr(value, "dtype") and not getattr(value, "shape", None):
                 return kind, repr(value)
             return self._identity(value)
-        self.loose = True
-        return self._identity(value), self.of_attributes(value, frozenset(), depth + 1)
+        return self._identity(value)  # whoever traces looks at the attributes that are read
 
     def of_attributes(self, value: Any, without: Iterable[str], depth: int = 0) -> Any:
         """Return the token of an object's attributes."""

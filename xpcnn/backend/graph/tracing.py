@@ -11,12 +11,12 @@ import sysconfig
 import threading
 import types
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy
 
 from xpcnn.backend.graph import guards
-from xpcnn.backend.graph.guards import Guarded, Tokens, TooMuch
+from xpcnn.backend.graph.guards import PLAIN, Guarded, Tokens, TooMuch
 
 PACKAGE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))) + os.sep
 _STANDARD = os.path.abspath(sysconfig.get_path("stdlib")) + os.sep
@@ -94,7 +94,9 @@ class Tracing:
         self.hosted: list[Callable[[], None]] = []
         self.reason: str | None = None
         self.wrap: Callable[[Any], Any] | None = None
-        self.values: dict[tuple[int, str], tuple[Any, str, Any]] = {}  # namespaces, cells and classes, name, value
+        self.values: dict[tuple[int, str], Named] = {}
+        self.names_read: set[str] = set()  # attributes that the user's code looks up
+        self.reads_all = False
         self.before: dict[int, tuple[Any, dict[str, Any]]] = {}  # objects and their attributes at the beginning
         self.tokens_before: dict[int, tuple[Any, bool]] = {}
         self.states: dict[int, Any] = {}
@@ -103,7 +105,7 @@ class Tracing:
         self.changes_host = False
         self.afterwards: list[Callable[[], None]] = []  # what is done on the host after each call
         self.swapped: list[tuple[Any, str, Any, Any]] = []
-        self.objects: dict[int, Any] = {}  # of the user's own, compared whole
+        self.objects: dict[int, Any] = {}  # of the user's own
         self.roots: dict[int, Any] = {}  # arrays that were there before
         self.used: set[int] = set()  # of roots, those that a call has read
         self._codes: set[Any] = set()
@@ -176,6 +178,7 @@ class Tracing:
 
     def read(self, code: types.CodeType, namespace: dict[str, Any], variables: dict[str, Any]) -> None:
         """Guard what a function of the user's own reads: globals, what its closure holds, its arguments' attributes."""
+        self._note_names(code)
         for name in _globals_of(code):
             if name in namespace:
                 self._meet(namespace, name)
@@ -199,6 +202,7 @@ class Tracing:
             self._codes.add(function.__code__)
             if not self._is_users(function.__code__.co_filename):
                 return
+            self._note_names(function.__code__)
             for name in _globals_of(function.__code__):
                 if name in function.__globals__:
                     self._meet(function.__globals__, name)
@@ -207,6 +211,11 @@ class Tracing:
         else:
             self.consider(function)
 
+    def _note_names(self, code: types.CodeType) -> None:
+        names = _attributes_of(code)
+        self.names_read |= names
+        self.reads_all = self.reads_all or not names.isdisjoint(LOOKS_AT_ALL)
+
     def _meet(self, place: Any, name: str) -> None:
         key = id(place), name
         if key in self.values:
@@ -214,7 +223,9 @@ class Tracing:
         value = look_up(place, name)
         if value is MISSING:
             return
-        self.values[key] = place, name, value
+        self.values[key] = self._named(place, name, value)
+        if self.values[key].token is TOO_MUCH:
+            self.fail(f"{name!r} holds more than is worth comparing at every call")
         if self.tokens.is_array(value):
             self._swap(place, name, value)
         self.consider(value)
@@ -224,7 +235,28 @@ class Tracing:
     def _meet_plain(self, namespace: Any) -> None:
         for name, value in list(namespace.items()):
             if not name.startswith("__") and isinstance(value, PLAIN_VALUES):
-                self.values.setdefault((id(namespace), name), (namespace, name, value))
+                self._note_attribute(namespace, name, value)
+
+    def _named(self, place: Any, name: str, value: Any, is_attribute: bool = False) -> Named:
+        tokens = self.tokens.begin()
+        try:
+            token = tokens.of(value)
+        except TooMuch:
+            token = TOO_MUCH
+        return Named(place, name, value, token, tokens.loose, is_attribute)
+
+    def _note_attribute(self, place: Any, name: str, value: Any) -> None:
+        key = id(place), name
+        if key not in self.values:
+            self.values[key] = self._named(place, name, value, True)
+
+    def read_values(self) -> list[Named]:
+        """Return the names that were looked up, with what they stood for."""
+        return [
+            each
+            for each in self.values.values()
+            if not each.is_attribute or self.reads_all or each.name in self.names_read
+        ]
 
     def consider(self, value: Any, depth: int = 0) -> None:
         """Guard an object that was met; remember the arrays that it holds as ones that were there before."""
@@ -246,18 +278,22 @@ class Tracing:
             return
         elif hasattr(value, "__dict__") and self._is_users_class(type(value)) and id(value) not in self.objects:
             self.objects[id(value)] = value
+            attributes = dict(vars(value))
+            for name, each in attributes.items():
+                self._note_attribute(vars(value), name, each)
             self._enter(value)
-            self.consider(dict(self.before.get(id(value), (value, {}))[1]), depth + 1)
+            if depth < 4:
+                self.consider(attributes, depth + 1)
 
     def _enter(self, thing: Any) -> None:
         """Put what stands for an array in a trace in the place of each that an object holds."""
-        try:
+        if isinstance(thing, Guarded):
             tokens = self.tokens.begin()
-            token = thing.guard_token(tokens) if isinstance(thing, Guarded) else tokens.of_attributes(thing, ())
-            self.tokens_before[id(thing)] = token, tokens.loose
-        except TooMuch:
-            self.fail(f"a {type(thing).__name__} holds more than is worth comparing at every call")
-            self.tokens_before[id(thing)] = None, False
+            try:
+                self.tokens_before[id(thing)] = thing.guard_token(tokens), tokens.loose
+            except TooMuch:
+                self.fail(f"a {type(thing).__name__} holds more than is worth comparing at every call")
+                self.tokens_before[id(thing)] = None, False
         attributes = getattr(thing, "__dict__", None)
         if attributes is None:
             return
@@ -269,7 +305,7 @@ class Tracing:
             if self._is_users_class(kind):
                 for name, value in list(vars(kind).items()):
                     if not name.startswith("__") and isinstance(value, PLAIN_VALUES):
-                        self.values.setdefault((id(kind), name), (kind, name, value))
+                        self._note_attribute(kind, name, value)
 
     def _swap(self, place: Any, name: str, value: Any) -> None:
         self.roots[id(value)] = value
@@ -316,13 +352,22 @@ class Tracing:
                     self.array_effects.append((now, name, new))
                     self.assigned.setdefault(id(thing), set()).add(name)
                     now[name] = _deep(new, self.tokens.untraced)
+                elif not isinstance(thing, Guarded) and not self._is_read(name) and isinstance(new, PLAIN):
+                    self.array_effects.append((now, name, new))
                 elif not self._is_same(old, new):
                     self.changes_host = True
                     self.fail(f"it sets the attribute {name!r} of {_named(thing)} to another value")
             if any(name not in now for name in attributes):
                 self.changes_host = True
                 self.fail(f"it deletes an attribute of {_named(thing)}")
-        for place, name, value in self.values.values():
+        for each in self.read_values():
+            place, name, value = each.place, each.name, each.value
+            if (
+                each.is_attribute
+                and not isinstance(place, type)
+                and any(place is vars(o) for o in self.objects.values())
+            ):
+                continue  # seen above
             now_there = look_up(place, name)
             if now_there is not value and not self._is_same(value, now_there):
                 self.changes_host = True
@@ -341,7 +386,7 @@ class Tracing:
     def guarded(self) -> list[tuple[Any, Any, frozenset[str], bool]]:
         """Return everything that is compared: the object, its token, attributes left out, and whether at every call."""
         things: list[tuple[Any, Any, frozenset[str], bool]] = []
-        for thing in (*self.seen.values(), *self.objects.values()):
+        for thing in self.seen.values():
             token, loose = self.tokens_before[id(thing)]
             without = frozenset(self.assigned.get(id(thing), ()))
             if without:
@@ -358,8 +403,11 @@ class Tracing:
                 finally:
                     there.clear()
                     there.update(names)
-            things.append((thing, token, without, loose or not isinstance(thing, Guarded)))
+            things.append((thing, token, without, loose))
         return things
+
+    def _is_read(self, name: str) -> bool:
+        return self.reads_all or name in self.names_read
 
     def _has_arrays(self, value: Any, depth: int = 0) -> bool:
         if self.tokens.is_array(self.tokens.untraced(value)):
@@ -378,7 +426,20 @@ class Tracing:
 
 
 PLAIN_VALUES = (int, float, str, tuple, bool, type(None), types.FunctionType)
-MISSING = object()
+MISSING, TOO_MUCH = object(), object()
+READS_ATTRIBUTES = frozenset({"LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR", "DELETE_ATTR"})
+LOOKS_AT_ALL = frozenset({"__dict__", "vars", "getattr", "setattr", "hasattr", "deepcopy", "copy"})
+
+
+class Named(NamedTuple):
+    """A name in a namespace, a cell or a class, and what it stood for before the function was traced."""
+
+    place: Any
+    name: str
+    value: Any
+    token: Any
+    loose: bool  # whether the value can change while it stays the same object
+    is_attribute: bool  # looked up only where the user's code has such a name
 
 
 def _named(thing: Any) -> str:
@@ -408,6 +469,14 @@ def _globals_of(code: types.CodeType) -> tuple[str, ...]:
     """Return the names that a function looks up among its globals."""
     found = (each.argval for each in dis.get_instructions(code) if each.opname in ("LOAD_GLOBAL", "LOAD_NAME"))
     return tuple(dict.fromkeys(found))
+
+
+@functools.lru_cache(maxsize=1024)
+def _attributes_of(code: types.CodeType) -> frozenset[str]:
+    """Return the names of attributes that a function may look up: those in its code, and its texts, for `getattr`."""
+    found = (each.argval for each in dis.get_instructions(code) if each.opname in READS_ATTRIBUTES)
+    texts = (each for each in code.co_consts if isinstance(each, str) and each.isidentifier())
+    return frozenset((*found, *texts, *(name for name in _globals_of(code) if name in LOOKS_AT_ALL)))
 
 
 def look_up(place: Any, name: str) -> Any:
