@@ -138,7 +138,6 @@ def run(ops: Sequence[ChannelOp], x: Array, *, keep: bool = True, reuse: bool = 
     backend = backend_of(x)
     check_floating("x", x)
     for op in ops:
-        op.begin(backend)
         if op.arrays:
             _check_arrays(x, op.arrays)
     if x.ndim not in (2, 4):
@@ -150,6 +149,8 @@ def run(ops: Sequence[ChannelOp], x: Array, *, keep: bool = True, reuse: bool = 
     shapes = [tuple(x.shape)]
     for op in ops:
         shapes.append(op.out_shape(shapes[-1]))
+    for op in ops:  # once, and for no batch that is refused: what is drawn moves the random state on
+        op.begin(backend)
     slabs = _slabs(backend, ops, shapes, x.dtype.itemsize)
     # From here on operations work in place, where nothing is kept.
     in_place = len(ops)
