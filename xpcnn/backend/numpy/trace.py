@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xpcnn.backend.graph.tracing import callers_are_users, tracing
+from xpcnn.backend.graph.tracing import callers_are_users, note_host, tracing
 from xpcnn.backend.numpy import traced
 from xpcnn.backend.numpy.arena import Arena, empty_like
 from xpcnn.backend.numpy.calls import Call, bind, reads_and_writes, refill, refill_all
@@ -554,11 +554,14 @@ def recording(backend: NumpyBackend, recorder: Any) -> Iterator[None]:
     found = tracing()
     if found is not None:
         found.note, found.wrap = recorder.note_host, recorder.wrap
+    else:
+        note_host(recorder.note_host)
     try:
         yield
     finally:
         if found is not None:
             found.note = found.wrap = None
+        note_host(None)
         backend.blas.release()
         backend._recorders.remove(recorder)
         backend._local.recorder = None
