@@ -61,3 +61,9 @@ def regions_of(replay):
 
 def a_region(replay):
     return next(args[0] for function, args in replay._link._shared if getattr(function, "__name__", "") == "run")
+
+
+def record_of(trainer):
+    """Return the graph of a trainer's forward and backward; None before there is one."""
+    cases = trainer._step.compiled[0]._cases.values()
+    return next((record._replay for case in cases for record in case.free), None)

@@ -38,6 +38,7 @@ class Training:
         self.labels[...] = rng.integers(0, 10, self.labels.shape)
         self.optimizer.gather()
         self.optimizer.upload()
+        xpcnn.manual_seed(seed)  # the same masks for all who take this batch
 
     def step(self):
         loss = self.criterion(self.model(self.x), self.labels)
@@ -103,6 +104,46 @@ def test_a_replay_shares_work_out_to_threads_without_changing_it():
         assert_replays_exactly(make, (8, 24, 24))
     finally:
         xpcnn.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("arena", [True, False])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda owner, x: owner.zeros(x.shape, "float32"),
+        lambda owner, x: owner.xp.zeros(x.shape, "float32"),
+        lambda owner, x: owner.xp.ones(x.shape, "float32"),
+        lambda owner, x: owner.xp.full(x.shape, 3, "float32"),
+        lambda owner, x: owner.xp.arange(3, dtype="float32"),
+        lambda owner, x: owner.xp.zeros_like(x * 2),
+    ],
+)
+def test_a_constant_that_the_step_writes_to_is_new_in_each_replay(monkeypatch, make, arena):
+    backend = xpcnn.get_backend()
+    if not arena:
+        monkeypatch.setattr(type(backend.workers), "arena", None)
+    x, y = backend.place(np.ones(3, "float32")), backend.place(np.empty((2, 3), "float32"))
+
+    def step():
+        owner = xpcnn.backend.backend_of(x)
+        total, unwritten = make(owner, x), make(owner, x)
+        total += owner.wrap(x) if hasattr(owner, "wrap") else x
+        total[1:] *= 2
+        owner.xp.copyto(y[0], total)
+        owner.xp.copyto(y[1], unwritten)
+
+    step()
+    expected = [y.copy()]
+    x += 4
+    step()
+    expected.append(y.copy())
+    x -= 4
+    replay = backend.capture(step)
+    np.testing.assert_array_equal(y, expected[0])
+    for change, wanted in ((0, 0), (4, 1), (-4, 0)):
+        x += change
+        replay()
+        np.testing.assert_array_equal(y, expected[wanted])
 
 
 def test_a_replay_checks_labels_as_the_step_does():

@@ -12,7 +12,7 @@ from xpcnn.backend.numpy import regions, workers
 from xpcnn.backend.numpy.arena import new_arena
 from xpcnn.errors import BackendError, ConfigError
 
-from .helped_steps import Placed, a_region, make, recorded, regions_of, replay_until_helped, until
+from .helped_steps import Placed, a_region, make, record_of, recorded, regions_of, replay_until_helped, until
 from .test_trace import SHAPES
 
 pytestmark = pytest.mark.skipif(new_arena(4096) is None, reason="the system has no shared memory of this kind")
@@ -70,10 +70,11 @@ def test_a_trainer_s_steps_go_to_the_helper(helped):
 
     def helped_now():
         trainer.train_batch(x, labels)
-        return trainer._step._replay and trainer._step._replay[0]._replay._link._ready
+        graph = record_of(trainer)
+        return graph is not None and graph._link._ready
 
     until(helped_now, "the helper is not ready")
-    assert regions_of(trainer._step._replay[0]._replay)[1] == 0, "every region's arrays lie in shared memory"
+    assert regions_of(record_of(trainer))[1] == 0, "every region's arrays lie in shared memory"
 
 
 @pytest.mark.parametrize("allowed", ["0", "1"])

@@ -50,9 +50,10 @@ class Scale(nn.Module):
 class TestParametersAndBuffers:
     def test_names_are_paths_in_the_order_of_the_layers(self, backend):
         net = network()
+        net[5].register_buffer("drawn", backend.zeros((1,), "uint32"), persistent=False)
         assert [name for name, _ in net.named_parameters()] == NAMES
         assert [parameter.name for parameter in net.parameters()] == NAMES
-        assert [name for name, _ in net.named_buffers()] == ["1.running_mean", "1.running_var", "5.key"]
+        assert [name for name, _ in net.named_buffers()] == ["1.running_mean", "1.running_var", "5.drawn"]
         assert list(net.state_dict()) == [*NAMES, "1.running_mean", "1.running_var"]
 
     def test_modules(self, backend):

@@ -52,6 +52,12 @@ def net(bias=True):
     )
 
 
+def net_without_dropout():
+    """For trainings that draw masks in different places."""
+    xpcnn.manual_seed(0)
+    return nn.Sequential(*(layer for layer in net() if not isinstance(layer, nn.Dropout)))
+
+
 def trainer(optimiser="momentum", schedule="step", seed=0, model=None, **options):
     xpcnn.manual_seed(seed)
     model = net() if model is None else model

@@ -14,7 +14,7 @@ from xpcnn.errors import ConfigError, DataError, NonFiniteError
 from xpcnn.nn.precision import call
 from xpcnn.training import Checkpointer, Trainer, load_parameters, save_parameters
 
-from .common import OPTIMISERS, StopAfter, arrays, assert_same, loader, net, trainer
+from .common import OPTIMISERS, StopAfter, arrays, assert_same, loader, net, net_without_dropout, trainer
 from .test_step import device  # noqa: F401
 
 INPUTS = {"lenet5": (1, 32, 32), "deep3": (1, 28, 28), "tiny": (1, 28, 28), "conv8": (1, 28, 28),
@@ -42,6 +42,7 @@ def test_a_scale_changes_no_bit_of_a_float32_training(backend, optimiser):
     plain = trainer(optimiser, "none", clip_norm=0.5)
     scaled = trainer(optimiser, "none", clip_norm=0.5, scaler=optim.GradScaler(2.0**10, growth_interval=4))
     for mine in (plain, scaled):
+        xpcnn.manual_seed(1)  # the same masks
         mine.fit(loader(seed=0), epochs=2)
     assert scaled.scaler.get_scale() == 2.0**13
     assert_same(arrays(scaled.model), arrays(plain.model))
@@ -52,8 +53,9 @@ def test_a_scale_changes_no_bit_of_a_float32_training(backend, optimiser):
 def test_float16_trains_as_float32_does(backend, optimiser):
     narrow, plain = (make(optimiser, "none", model=well_conditioned_net()) for make in (half_trainer, trainer))
     for mine in (narrow, plain):
+        xpcnn.manual_seed(1)  # the same masks
         mine.fit(loader(seed=0), epochs=4)
-    assert {str(a.dtype) for a in arrays(narrow.model).values()} == {"float16", "float32", "uint32"}
+    assert {str(a.dtype) for a in arrays(narrow.model).values()} == {"float16", "float32"}
     assert narrow.skipped == 0
     assert narrow.history.steps["loss"] == pytest.approx(plain.history.steps["loss"], abs=0.02)
     metrics, expected = narrow.evaluate(loader()), plain.evaluate(loader())
@@ -97,11 +99,6 @@ def well_conditioned_net():
     """
     xpcnn.manual_seed(0)
     return smooth(net(bias=False))
-
-
-def net_without_dropout():
-    xpcnn.manual_seed(0)
-    return nn.Sequential(*(layer for layer in net() if not isinstance(layer, nn.Dropout)))
 
 
 @pytest.mark.parametrize("nonfinite", ["stop", "skip"])
@@ -178,8 +175,8 @@ def test_recorded_steps_are_the_steps_on_a_device(device, optimiser, options):  
 def check_recorded(optimiser, options):
     """Overflows and growth happen inside of the record."""
     both = []
-    for capture in (True, False):
-        mine = half_trainer(optimiser, scaler=optim.GradScaler(2.0**22, growth_interval=4), compile=capture, **options)
+    for steps in (True, False):
+        mine = half_trainer(optimiser, scaler=optim.GradScaler(2.0**22, growth_interval=4), compile=steps, **options)
         mine.fit(loader(), epochs=3)
         both.append(mine)
     recorded, plain = both
@@ -224,8 +221,7 @@ def test_parameters_are_saved_in_float16(backend, tmp_path):
     save_parameters(mine.model, tmp_path / "model.safetensors")
     other = net().half()
     load_parameters(other, tmp_path / "model.safetensors")
-    assert_same({k: v for k, v in arrays(mine.model).items() if "key" not in k},
-                {k: v for k, v in arrays(other).items() if "key" not in k})  # fmt: skip
+    assert_same(arrays(mine.model), arrays(other))
 
 
 def test_a_step_never_waits_for_the_device():
@@ -300,6 +296,7 @@ def test_gradients_of_whole_networks_against_float64(backend, rng, name, change)
         xpcnn.manual_seed(0)
         model = change(models.create(name)).half().to(dtype=dtype)  # both from the same rounded weights
         criterion = nn.CrossEntropyLoss()
+        xpcnn.manual_seed(1)  # the same masks
         logits = call(model, backend.asarray(x.astype("float16").astype(dtype)))
         criterion(logits, labels)
         scale = 1024.0 if dtype == "float16" else 1.0

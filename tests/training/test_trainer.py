@@ -37,7 +37,7 @@ def test_fit_is_the_loop_written_out(backend):
 
 
 def test_history_counts_every_sample_once(backend):
-    mine = trainer()
+    mine = trainer(compile=False)  # the loss below looks at numbers
     train = loader(shuffle=False)
     seen = []
 
@@ -307,7 +307,7 @@ def test_wrong_arguments(make, message):
 
 
 def test_steps_cannot_be_recorded_everywhere():
-    with use_backend("fake"), pytest.raises(ConfigError, match=r'capture: expected "auto" or False on fake'):
+    with use_backend("fake"), pytest.raises(ConfigError, match=r'compile: expected "auto" or False on fake'):
         trainer(compile=True).fit(loader())
 
 
@@ -327,7 +327,9 @@ def test_no_data():
 
 def test_train_batch_does_the_steps_of_fit(backend):
     by_fit, by_hand = trainer(), trainer()
+    xpcnn.manual_seed(1)  # the same masks
     by_fit.fit(loader(seed=5), epochs=2)
+    xpcnn.manual_seed(1)
     batches = loader(seed=5)
     for _ in range(2):
         for x, target in batches:

@@ -153,8 +153,8 @@ class ModuleSubject(Subject):
             parameter.data = self._device(self.values[name])
 
     def forward(self) -> Host:
-        """Return y, from the same running statistics and masks each time."""
-        for array, start in self._buffers.values():  # running statistics and the counter of dropout's masks
+        """Return y, from the same running statistics each time."""
+        for array, start in self._buffers.values():
             array[...] = self.backend.asarray(start)
         self.module.forget()
         return self._numpy(self.module(*self._inputs()))

@@ -56,8 +56,14 @@ def see(thing: Guarded) -> None:
 def host(function: Callable[[], None]) -> None:
     """Do something on the host that belongs to a step, now and before, or in, each replay: count it, draw a key."""
     found = tracing()
-    if found is None or not found.host(function):
+    note = getattr(_local, "note", None) if found is None else found.host
+    if note is None or not note(function):
         function()
+
+
+def note_host(note: Callable[[Callable[[], None]], bool] | None) -> None:
+    """Let `note` do in this thread what `host` is asked for, while a backend captures what no `Tracing` watches."""
+    _local.note = note
 
 
 def is_users(filename: str | None) -> bool:

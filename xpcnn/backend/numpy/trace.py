@@ -9,13 +9,14 @@ own, in which the graph uses a block again as soon as the function has dropped i
 from __future__ import annotations
 
 import contextlib
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xpcnn.backend.graph.tracing import callers_are_users, tracing
+from xpcnn.backend.graph.tracing import callers_are_users, note_host, tracing
 from xpcnn.backend.numpy import traced
 from xpcnn.backend.numpy.arena import Arena, empty_like
 from xpcnn.backend.numpy.calls import Call, bind, reads_and_writes, refill, refill_all
@@ -42,7 +43,6 @@ _MAKERS = frozenset(
         "linspace",
         "tri",
         "empty_like",
-        "zeros_like",
     ]
 )
 _PASSED = frozenset({"asarray", "dtype", "result_type", "errstate", "finfo", "iinfo"})
@@ -62,6 +62,7 @@ class Graph:
                 step()
         finally:
             recorder.close()
+        recorder.note_refills()
         self.calls: list[Call] = recorder.calls
         self._arena = recorder.arena
         self.blocks = recorder.blocks
@@ -171,6 +172,7 @@ def tracing_backend(
             self.buffers_used: dict[Any, None] = {}
             self.outgrown = False  # whether calls refer to a buffer that was replaced by a larger one
             self.small: list[Any] = []  # arrays of its own that lie in no block
+            self.made: list[tuple[list[Call], int, Any, Any]] = []  # where in which calls, the array and what it holds
 
         # --- arrays -----------------------------------------------------------------------------------------------
 
@@ -204,11 +206,31 @@ def tracing_backend(
             return array
 
         def zeros(self, shape: Sequence[int], dtype: Any) -> Any:
+            return self.constant_made(self._zeros(shape, dtype))
+
+        def _zeros(self, shape: Sequence[int], dtype: Any) -> Any:
             array = None if self.arena is None else self.arena.array(shape, dtype)
             if array is None:
                 array = plain(super().zeros(shape, dtype))
             array.fill(0)
+            return array
+
+        def constant_made(self, array: Any) -> TracedArray:
+            """Return what stands for a new array that holds the same at this place of each replay."""
+            self.small.append(array)
+            self.made.append((self.calls, len(self.calls), array, array.copy()))
             return self.wrap(array)
+
+        def note_refills(self) -> None:
+            """Let replays fill the constants again to which a later call writes."""
+            written = sorted(a.__array_interface__["data"][0] for a in written_by(self.calls))
+            for calls, place, array, content in reversed(self.made):
+                start = array.__array_interface__["data"][0]
+                first = bisect_left(written, start)
+                if first < len(written) and written[first] < start + array.nbytes:
+                    content = content if self.arena is None else self.arena.copy(content)
+                    calls.insert(place, Call(np.copyto, (array, content)))
+            self.made.clear()
 
         def scratch(self, slot: str, shape: Sequence[int], dtype: Any) -> Any:
             # A buffer per thread of the replay; it grows, so calls hold views of whichever was large enough.
@@ -225,7 +247,7 @@ def tracing_backend(
         def bordered(self, key: Any, shape: Sequence[int], dtype: Any) -> Any:
             key = key, np.dtype(dtype), self.worker
             if key not in self.buffers:
-                self.buffers[key] = plain(self.zeros(shape, dtype))
+                self.buffers[key] = self._zeros(shape, dtype)
             return self.wrap(self.buffers[key])
 
         def constant(self, a: Any) -> Any:
@@ -458,13 +480,15 @@ class _TracingNamespace:
     def _made(self, function: Any, *args: Any, **options: Any) -> Any:
         backend = self._backend
         if any(type(a) is TracedArray for a in (*args, *options.values())):
-            if function in (np.empty_like, np.zeros_like):
+            if function is np.empty_like:
                 return backend.wrap(backend.kept(function(*map(plain, args), **options), ()))
             return backend.compute(function, args, options)
         result = function(*args, **options)
         result = result if backend.arena is None else backend.arena.copy(result)
-        backend.small.append(result)
-        return backend.wrap(result)
+        if function in (np.empty, np.empty_like):
+            backend.small.append(result)
+            return backend.wrap(result)
+        return backend.constant_made(result)
 
     def _contiguous(self, a: Any, dtype: Any = None) -> Any:
         array = plain(a)
@@ -535,11 +559,14 @@ def recording(backend: NumpyBackend, recorder: Any) -> Iterator[None]:
     found = tracing()
     if found is not None:
         found.note, found.wrap = recorder.note_host, recorder.wrap
+    else:
+        note_host(recorder.note_host)
     try:
         yield
     finally:
         if found is not None:
             found.note = found.wrap = None
+        note_host(None)
         backend.blas.release()
         backend._recorders.remove(recorder)
         backend._local.recorder = None
