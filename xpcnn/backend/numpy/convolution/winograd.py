@@ -68,8 +68,9 @@ _A_T: list[list[float]] = [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4
 def suits(backend: Any, weight: Array, windows: Windows, groups: int, n: int) -> bool:
     """Say whether a convolution of `n` images goes this way: 3x3, stride 1, and enough channels and images."""
     return (
-        backend.winograd
-        and min(weight.shape[:2]) >= FEWEST_CHANNELS
+        weight.shape[0] >= FEWEST_CHANNELS
+        and weight.shape[1] >= FEWEST_CHANNELS
+        and backend.winograd
         and groups == 1
         and n >= FEWEST_IMAGES
         and windows.kernel == (3, 3)
@@ -317,17 +318,12 @@ def _quietly(task: Callable[[int], None], index: int) -> None:
         task(index)
 
 
-def gradient_windows(backend: Any, weight: Array, windows: Windows, groups: int, n: int) -> Windows | None:
-    """Return the windows of dY that both gradients of a convolution are made of; None where they go another way."""
-    return windows.transposed if suits(backend, weight, windows, groups, n) and windows.gather_pays else None
-
-
 def gradient_tasks(
     backend: Any, dy: Array, x: Array, weight: Array, windows: Windows, turned: Windows, dx: Array | None
 ) -> tuple[list[Task], Callable[[], Array]]:
     """Return the tasks that fill dx (C, H, W, N), where it is given, and share the work on dW out.
 
-    `turned` is from `gradient_windows`. The second result adds the shares of dW (F, C, 3, 3) up in their order.
+    `turned` are the transposed windows. The second result adds the shares of dW (F, C, 3, 3) up in their order.
     """
     f, c = weight.shape[:2]
     plan = _Plan(backend, turned, f, c, x.shape[3], x.dtype)
