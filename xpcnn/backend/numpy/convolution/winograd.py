@@ -89,7 +89,7 @@ def _matrices(backend: Any, dtype: Any) -> tuple[Array, Array, Array, Array]:
     return matrix(_B_T), matrix(a), matrix(_A_T), matrix(g)
 
 
-class _Plan:
+class _Tiling:
     """The tiles of one convolution, cut into blocks of R rows of S tiles that stay in a core's cache.
 
     What is multiplied lies as (36, C, R*S*N), one matrix a position.
@@ -278,23 +278,23 @@ def forward_tasks(
     """
     taps = weight.swapaxes(0, 1)[..., ::-1, ::-1] if turned else weight
     f, c = taps.shape[:2]
-    plan = _Plan(backend, windows, c, f, x.shape[3], x.dtype)
+    tiling = _Tiling(backend, windows, c, f, x.shape[3], x.dtype)
     b, _, a, _ = _matrices(backend.home, x.dtype)
     u = filters(backend, taps) if factor is None else factor
-    probe = plan.probe(CORNERS, c)
-    blocks = plan.blocks()
+    probe = tiling.probe(CORNERS, c)
+    blocks = tiling.blocks()
 
     def task(index: int) -> None:
         block = blocks[index]
-        strips = plan.strips(b, x, plan.inputs, block, "strips")
-        shape = f, len(block[0]), WINDOW, TILE * len(block[1]), plan.n
+        strips = tiling.strips(b, x, tiling.inputs, block, "strips")
+        shape = f, len(block[0]), WINDOW, TILE * len(block[1]), tiling.n
         results = backend.scratch("results", shape, x.dtype)
-        for part, rows in plan.parts(block):
-            v = plan.positions(b, strips, WINDOW, block, part, "v")
-            probe.look(v, part, plan.first(blocks, index))
-            m = backend.matmul(u[rows], v, out=plan.scratch("m", v.shape[0], f, block))
-            plan.collect(a, m, results, block, part)
-        plan.write(a, results, y, block)
+        for part, rows in tiling.parts(block):
+            v = tiling.positions(b, strips, WINDOW, block, part, "v")
+            probe.look(v, part, tiling.first(blocks, index))
+            m = backend.matmul(u[rows], v, out=tiling.scratch("m", v.shape[0], f, block))
+            tiling.collect(a, m, results, block, part)
+        tiling.write(a, results, y, block)
         if bias is not None:
             rows, columns = (slice(TILE * part.start, TILE * part.stop) for part in block)
             place = y[:, rows, columns]
@@ -324,31 +324,31 @@ def gradient_tasks(
     `turned` are the transposed windows. The second result adds the shares of dW (F, C, 3, 3) up in their order.
     """
     f, c = weight.shape[:2]
-    plan = _Plan(backend, turned, f, c, x.shape[3], x.dtype)
+    tiling = _Tiling(backend, turned, f, c, x.shape[3], x.dtype)
     b, a, a_t, _ = _matrices(backend.home, x.dtype)
     u = filters(backend, weight.swapaxes(0, 1)[..., ::-1, ::-1]) if dx is not None else None  # (36, C, F)
-    blocks = plan.blocks()
+    blocks = tiling.blocks()
     shares: list[Array] = [None] * len(blocks)
-    probe, x_probe = plan.probe(CORNERS, f), plan.probe(CENTRE, c)
+    probe, x_probe = tiling.probe(CORNERS, f), tiling.probe(CENTRE, c)
 
     def task(index: int) -> None:
-        block, first = blocks[index], plan.first(blocks, index)
-        strips = plan.strips(b, dy, plan.inputs, block, "strips")  # (F, R, 6, 4*S+2, N)
-        shape = c, len(block[0]), WINDOW, TILE * len(block[1]), plan.n
+        block, first = blocks[index], tiling.first(blocks, index)
+        strips = tiling.strips(b, dy, tiling.inputs, block, "strips")  # (F, R, 6, 4*S+2, N)
+        shape = c, len(block[0]), WINDOW, TILE * len(block[1]), tiling.n
         results = backend.scratch("results", shape, x.dtype) if u is not None else None
         share = backend.empty((WINDOW * WINDOW, c, f), x.dtype)
-        for part, rows in plan.parts(block):
-            v = plan.positions(b, strips, WINDOW, block, part, "v")  # (6*P, F, R*S*N)
+        for part, rows in tiling.parts(block):
+            v = tiling.positions(b, strips, WINDOW, block, part, "v")  # (6*P, F, R*S*N)
             probe.look(v, part, first)
             if u is not None:
-                m = backend.matmul(u[rows], v, out=plan.scratch("m", v.shape[0], c, block))
-                plan.collect(a_t, m, results, block, part)
-            tiles = plan.strips(a[part], x, plan.outputs, block, "tiles")  # (C, R, P, 4*S, N)
-            m = plan.positions(a, tiles, TILE, block, slice(None), "m")  # (6*P, C, R*S*N)
+                m = backend.matmul(u[rows], v, out=tiling.scratch("m", v.shape[0], c, block))
+                tiling.collect(a_t, m, results, block, part)
+            tiles = tiling.strips(a[part], x, tiling.outputs, block, "tiles")  # (C, R, P, 4*S, N)
+            m = tiling.positions(a, tiles, TILE, block, slice(None), "m")  # (6*P, C, R*S*N)
             x_probe.look(m, part, first)
             products.outer_sum(backend, m[:, None], v[:, None], out=share[rows])
         if u is not None:
-            plan.write(a_t, results, dx, block)
+            tiling.write(a_t, results, dx, block)
         shares[index] = share
 
     def collect() -> Array:
