@@ -10,6 +10,7 @@ import xpcnn
 from xpcnn import nn
 from xpcnn.backend.numpy import regions, workers
 from xpcnn.backend.numpy.arena import new_arena
+from xpcnn.backend.numpy.convolution import mending
 from xpcnn.errors import BackendError, ConfigError
 
 from .helped_steps import Placed, a_region, make, record_of, recorded, regions_of, replay_until_helped, until
@@ -54,6 +55,46 @@ def test_every_kind_of_layer(helped, layer):
 
     replay = assert_same_bits(make, (4, 14, 14))
     assert regions_of(replay)[0] > 0
+
+
+class WithALargePixel(Placed):
+    """Images for Winograd's transforms, one of them with a pixel that must not spread, in every other batch."""
+
+    def __init__(self, model, shape, batch=12):
+        super().__init__(model, shape, batch)
+
+    def feed(self, seed):
+        super().feed(seed)
+        if seed % 2:
+            self.x[5, 3, 4, 4] = 2e3
+
+
+def test_what_is_mended_is_mended_in_steps_with_a_helper(helped, monkeypatch):
+    def make():
+        xpcnn.manual_seed(0)
+        return nn.Sequential(
+            nn.Conv2d(16, 20, 3, padding=1), nn.ReLU(), nn.Conv2d(20, 16, 3), nn.GlobalAvgPool2d(), nn.Flatten(),
+            nn.Linear(16, 10),
+        )  # fmt: skip
+
+    found, usual = [], mending.suspects
+    monkeypatch.setattr(mending, "suspects", lambda *arguments: found.append(usual(*arguments)) or found[-1])
+    shape = (16, 11, 10)
+    training, replay = recorded(make, shape, WithALargePixel)
+    written = WithALargePixel(make(), shape)
+    first = replay_until_helped(training, replay)
+    assert regions_of(replay)[0] > 0
+    assert regions_of(replay)[1] == 0
+    found.clear()
+    for seed in range(first, first + 4):
+        training.feed(seed)
+        replay()
+    assert {image for images in found for image in images} == {5}
+    for seed in range(first + 4):
+        written.feed(seed)
+        written.step()
+    for name, value in written.state().items():
+        np.testing.assert_array_equal(value, training.state()[name], err_msg=name)
 
 
 def test_several_helpers(helped):

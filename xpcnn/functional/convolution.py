@@ -4,7 +4,7 @@
     Y = W X + b                         W is the weights as (F, C*KH*KW)
     dW = dY X^T    db = sum of dY over columns    dx = col2im(W^T dY)
 
-That is the next page of code, in pieces of output rows whose columns take `Backend.column_bytes` at most, and for each
+That is the next page of code, in tiles of output rows whose columns take `Backend.column_bytes` at most, and for each
 group of channels alike. Arrays are batch-last: x (C, H, W, N), y (F, OH, OW, N). A backend may do each step, or the
 whole of it, in its own way (`primitive.py`); with XPCNN_PORTABLE=1 this runs everywhere and a debugger stops here.
 """
@@ -38,7 +38,7 @@ def conv2d_forward(
     """
     y = backend.empty((weight.shape[0], *windows.out, x.shape[3]), x.dtype)
     w = _weight_matrix(backend, weight, groups)  # (G, F/G, K), K = C/G*KH*KW
-    for rows in _row_pieces(backend, x, windows):
+    for rows in _row_tiles(backend, x, windows):
         cols = _im2col(backend, x, windows, groups, rows)  # (G, K, R*OW*N)
         _multiply(backend, w, cols, out=_rows_of(y, groups, rows))  # Y = W X
     if bias is not None:
@@ -60,7 +60,7 @@ def conv2d_gradients(
     """Return dx (C, H, W, N) or None, dweight and dbias or None for dy (F, OH, OW, N)."""
     dx = conv2d_input_gradient(backend, dy, weight, windows, groups) if input_gradient else None
     dw = None
-    for rows in _row_pieces(backend, x, windows):
+    for rows in _row_tiles(backend, x, windows):
         cols = _im2col(backend, x, windows, groups, rows)  # (G, K, R*OW*N)
         share = _multiply(backend, _rows_of(dy, groups, rows), cols.swapaxes(-1, -2))  # dW = dY X^T: (G, F/G, K)
         dw = _add_up(backend, dw, share)
@@ -77,7 +77,7 @@ def conv2d_input_gradient(backend: Backend, dy: Array, weight: Array, windows: W
     channels, n = groups * weight.shape[1], dy.shape[3]
     dx = backend.zeros((channels, windows.h.size, windows.w.size, n), dy.dtype)
     w = _weight_matrix(backend, weight, groups)  # (G, F/G, K)
-    for rows in _row_pieces(backend, dx, windows):
+    for rows in _row_tiles(backend, dx, windows):
         cols = _columns(backend, dx, windows, rows)  # (C, KH, KW, R, OW, N)
         product = cols.reshape(groups, w.shape[2], -1)  # (G, K, R*OW*N)
         _multiply(backend, w.swapaxes(-1, -2), _rows_of(dy, groups, rows), out=product)  # W^T dY
@@ -115,8 +115,8 @@ def add_bias(backend: Backend, y: Array, bias: Array) -> None:
 # --- what these are made of -------------------------------------------------------------------------------------------
 
 
-def _row_pieces(backend: Backend, x: Array, windows: Windows) -> list[range]:
-    """Cut the output rows so that the columns of a piece take at most `column_bytes`, or are those of one row."""
+def _row_tiles(backend: Backend, x: Array, windows: Windows) -> list[range]:
+    """Cut the output rows so that the columns of a tile take at most `column_bytes`, or are those of one row."""
     taps = windows.h.kernel * windows.w.kernel
     row_bytes = x.shape[0] * taps * windows.w.out * x.shape[3] * x.dtype.itemsize
     step, out = max(1, backend.column_bytes // max(1, row_bytes)), windows.h.out

@@ -8,7 +8,6 @@ whose keys hold what else than the arguments the choice depends on.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -32,10 +31,11 @@ def conv2d_forward(
     """Return y (F, OH, OW, N) for x (C, H, W, N)."""
     if not _takes(x):
         return NotImplemented
+    suits = winograd.suits(backend, weight, windows, groups, x.shape[3])
 
     def forward(backend: Any, x: Array, weight: Array, bias: Array | None, factor: Array | None) -> Array:
         y: Array = backend.empty((weight.shape[0], *windows.out, x.shape[3]), x.dtype)
-        if winograd.suits(backend, weight, windows, groups, x.shape[3]):
+        if suits:
             tasks, finish = winograd.forward_tasks(backend, x, weight, bias, windows, y, factor)
         else:
             tasks, finish = tiles.forward_tasks(backend, x, weight, bias, windows, groups, y, factor), _nothing
@@ -45,8 +45,7 @@ def conv2d_forward(
 
     factor = None if packed is None else _packed(backend.home, weight, windows, groups, x.shape[3], packed)
     key = "conv2d", windows, groups, *_choices(backend)
-    with _context(backend, weight, windows, groups, x.shape[3]):
-        return backend.planned(key, forward, x, weight, bias, factor)
+    return _planned(backend, suits, key, forward, x, weight, bias, factor)
 
 
 def conv2d_gradients(
@@ -62,11 +61,12 @@ def conv2d_gradients(
     """Return dx (C, H, W, N) or None, dweight and dbias or None for dy (F, OH, OW, N)."""
     if not _takes(x):
         return NotImplemented
+    suits = winograd.suits(backend, weight, windows, groups, x.shape[3])
 
     def gradients(backend: Any, dy: Array, x: Array, weight: Array) -> tuple[Array | None, Array, Array | None]:
         n = x.shape[3]
         dx = backend.empty(x.shape, x.dtype) if input_gradient else None
-        transposed = winograd.gradient_windows(backend, weight, windows, groups, n)
+        transposed = windows.transposed if suits and windows.gather_pays else None
         if transposed is not None:
             tasks, collect = winograd.gradient_tasks(backend, dy, x, weight, windows, transposed, dx)
         else:
@@ -80,19 +80,19 @@ def conv2d_gradients(
         return dx, collect(), sums[1]()
 
     key = "conv2d_gradients", windows, groups, has_bias, input_gradient, *_choices(backend)
-    with _context(backend, weight, windows, groups, x.shape[3]):
-        return backend.planned(key, gradients, dy, x, weight)
+    return _planned(backend, suits, key, gradients, dy, x, weight)
 
 
 def conv2d_input_gradient(backend: Any, dy: Array, weight: Array, windows: Windows, groups: int) -> Any:
     """Return dx (C, H, W, N) for dy (F, OH, OW, N): also a transposed convolution."""
     if not _takes(dy):
         return NotImplemented
+    suits = winograd.suits(backend, weight, windows, groups, dy.shape[3])
 
     def gradient(backend: Any, dy: Array, weight: Array) -> Array:
         n = dy.shape[3]
         dx: Array = backend.empty((groups * weight.shape[1], windows.h.size, windows.w.size, n), dy.dtype)
-        transposed = winograd.gradient_windows(backend, weight, windows, groups, n)
+        transposed = windows.transposed if suits and windows.gather_pays else None
         if transposed is not None:
             tasks, finish = winograd.forward_tasks(backend, dy, weight, None, transposed, dx, turned=True)
         else:
@@ -102,8 +102,7 @@ def conv2d_input_gradient(backend: Any, dy: Array, weight: Array, windows: Windo
         return dx
 
     key = "conv2d_input_gradient", windows, groups, *_choices(backend)
-    with _context(backend, weight, windows, groups, dy.shape[3]):
-        return backend.planned(key, gradient, dy, weight)
+    return _planned(backend, suits, key, gradient, dy, weight)
 
 
 FUSED: dict[str, Callable[..., Any]] = {
@@ -121,11 +120,11 @@ def _choices(backend: Any) -> tuple[Any, ...]:
     return backend.column_bytes, backend.slab_bytes, backend.winograd
 
 
-def _context(
-    backend: Any, weight: Array, windows: Windows, groups: int, n: int
-) -> contextlib.AbstractContextManager[Any]:
-    suits = winograd.suits(backend, weight, windows, groups, n)
-    return winograd.quiet() if suits else contextlib.nullcontext()
+def _planned(backend: Any, quietly: bool, key: Any, function: Callable[..., Any], *arguments: Any) -> Any:
+    if not quietly:
+        return backend.planned(key, function, *arguments)
+    with winograd.quiet():
+        return backend.planned(key, function, *arguments)
 
 
 def _packed(backend: Any, weight: Array, windows: Windows, groups: int, n: int, packed: dict[str, Array]) -> Array:

@@ -110,14 +110,14 @@ def _add_taps(backend: Any, spread: Array, w: Axis, place: Array) -> None:
 
 
 def _scatter_tasks(backend: Any, dy: Array, weight: Array, windows: Windows, groups: int, dx: Array) -> list[Task]:
-    """Return one task per block of channels: W^T dY tile by tile, each added to its pixels."""
+    """Return one task per channel block: W^T dY tile by tile, each added to its pixels."""
     f, c, kh, kw = weight.shape
     n, out = dy.shape[3], windows.h.out
     per_group = min(c, -(-backend.get_num_threads() // groups))
     row_bytes = -(-c // per_group) * kh * kw * windows.w.out * n * dy.dtype.itemsize
     step = max(1, min(out, backend.column_bytes // max(1, row_bytes)))
 
-    def block(group: int, channels: range) -> None:
+    def channel_block(group: int, channels: range) -> None:
         first, last = channels.start, channels.stop
         filters = slice(group * (f // groups), (group + 1) * (f // groups))
         matrix = backend.contiguous(weight[filters, first:last]).reshape(f // groups, -1).T  # (C_block*KH*KW, F/G)
@@ -131,7 +131,7 @@ def _scatter_tasks(backend: Any, dy: Array, weight: Array, windows: Windows, gro
             backend.matmul(matrix, grad, out=cols.reshape(matrix.shape[0], -1))
             _add_columns(backend, cols, windows, rows, target)
 
-    return [lambda g=g, part=part: block(g, part) for g in range(groups) for part in split_evenly(c, per_group)]  # type: ignore[misc]
+    return [lambda g=g, part=part: channel_block(g, part) for g in range(groups) for part in split_evenly(c, per_group)]  # type: ignore[misc]
 
 
 def _add_columns(backend: Any, cols: Array, windows: Windows, rows: range, dx: Array) -> None:

@@ -8,11 +8,9 @@ A tile d of 6x6 pixels and a filter w give 4x4 outputs. With B, G and A of Lavin
 The gradient by the image is such a convolution of dY with turned filters. Its V, of windows of dY, gives that by the
 filters too: F(3x3, 4x4), the correlation of those windows with tiles x of the image: X = A x A^T, dU_i = X_i V_i^T.
 
-B^T d is a product for whole strips of six image rows, which neighbouring tiles share; what is left of a tile is one
-product for each row of a strip. Tiles are views of the image and of the strips.
-
-The price is a rounding error of some 2e-6 relative in float32, ten times that of the direct product;
-`xpcnn.functional.winograd.enabled` set to False keeps every convolution direct.
+B^T d is a product for whole strips of six image rows, which neighbouring tiles share. The price is a rounding error ten
+times that of the direct product: in float32 up to 3e-5 of a usual output, and at most 5e-4 of one from a pixel that it
+does not see, however large that is (`mending.py`). `xpcnn.set_winograd(False)` keeps every convolution direct.
 """
 
 from __future__ import annotations
@@ -68,8 +66,9 @@ _A_T: list[list[float]] = [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4
 def suits(backend: Any, weight: Array, windows: Windows, groups: int, n: int) -> bool:
     """Say whether a convolution of `n` images goes this way: 3x3, stride 1, and enough channels and images."""
     return (
-        backend.winograd
-        and min(weight.shape[:2]) >= FEWEST_CHANNELS
+        weight.shape[0] >= FEWEST_CHANNELS
+        and weight.shape[1] >= FEWEST_CHANNELS
+        and backend.winograd
         and groups == 1
         and n >= FEWEST_IMAGES
         and windows.kernel == (3, 3)
@@ -90,7 +89,7 @@ def _matrices(backend: Any, dtype: Any) -> tuple[Array, Array, Array, Array]:
     return matrix(_B_T), matrix(a), matrix(_A_T), matrix(g)
 
 
-class _Plan:
+class _Tiling:
     """The tiles of one convolution, cut into blocks of R rows of S tiles that stay in a core's cache.
 
     What is multiplied lies as (36, C, R*S*N), one matrix a position.
@@ -279,23 +278,23 @@ def forward_tasks(
     """
     taps = weight.swapaxes(0, 1)[..., ::-1, ::-1] if turned else weight
     f, c = taps.shape[:2]
-    plan = _Plan(backend, windows, c, f, x.shape[3], x.dtype)
+    tiling = _Tiling(backend, windows, c, f, x.shape[3], x.dtype)
     b, _, a, _ = _matrices(backend.home, x.dtype)
     u = filters(backend, taps) if factor is None else factor
-    probe = plan.probe(CORNERS, c)
-    blocks = plan.blocks()
+    probe = tiling.probe(CORNERS, c)
+    blocks = tiling.blocks()
 
     def task(index: int) -> None:
         block = blocks[index]
-        strips = plan.strips(b, x, plan.inputs, block, "strips")
-        shape = f, len(block[0]), WINDOW, TILE * len(block[1]), plan.n
+        strips = tiling.strips(b, x, tiling.inputs, block, "strips")
+        shape = f, len(block[0]), WINDOW, TILE * len(block[1]), tiling.n
         results = backend.scratch("results", shape, x.dtype)
-        for part, rows in plan.parts(block):
-            v = plan.positions(b, strips, WINDOW, block, part, "v")
-            probe.look(v, part, plan.first(blocks, index))
-            m = backend.matmul(u[rows], v, out=plan.scratch("m", v.shape[0], f, block))
-            plan.collect(a, m, results, block, part)
-        plan.write(a, results, y, block)
+        for part, rows in tiling.parts(block):
+            v = tiling.positions(b, strips, WINDOW, block, part, "v")
+            probe.look(v, part, tiling.first(blocks, index))
+            m = backend.matmul(u[rows], v, out=tiling.scratch("m", v.shape[0], f, block))
+            tiling.collect(a, m, results, block, part)
+        tiling.write(a, results, y, block)
         if bias is not None:
             rows, columns = (slice(TILE * part.start, TILE * part.stop) for part in block)
             place = y[:, rows, columns]
@@ -317,44 +316,39 @@ def _quietly(task: Callable[[int], None], index: int) -> None:
         task(index)
 
 
-def gradient_windows(backend: Any, weight: Array, windows: Windows, groups: int, n: int) -> Windows | None:
-    """Return the windows of dY that both gradients of a convolution are made of; None where they go another way."""
-    return windows.transposed if suits(backend, weight, windows, groups, n) and windows.gather_pays else None
-
-
 def gradient_tasks(
     backend: Any, dy: Array, x: Array, weight: Array, windows: Windows, turned: Windows, dx: Array | None
 ) -> tuple[list[Task], Callable[[], Array]]:
     """Return the tasks that fill dx (C, H, W, N), where it is given, and share the work on dW out.
 
-    `turned` is from `gradient_windows`. The second result adds the shares of dW (F, C, 3, 3) up in their order.
+    `turned` are the transposed windows. The second result adds the shares of dW (F, C, 3, 3) up in their order.
     """
     f, c = weight.shape[:2]
-    plan = _Plan(backend, turned, f, c, x.shape[3], x.dtype)
+    tiling = _Tiling(backend, turned, f, c, x.shape[3], x.dtype)
     b, a, a_t, _ = _matrices(backend.home, x.dtype)
     u = filters(backend, weight.swapaxes(0, 1)[..., ::-1, ::-1]) if dx is not None else None  # (36, C, F)
-    blocks = plan.blocks()
+    blocks = tiling.blocks()
     shares: list[Array] = [None] * len(blocks)
-    probe, x_probe = plan.probe(CORNERS, f), plan.probe(CENTRE, c)
+    probe, x_probe = tiling.probe(CORNERS, f), tiling.probe(CENTRE, c)
 
     def task(index: int) -> None:
-        block, first = blocks[index], plan.first(blocks, index)
-        strips = plan.strips(b, dy, plan.inputs, block, "strips")  # (F, R, 6, 4*S+2, N)
-        shape = c, len(block[0]), WINDOW, TILE * len(block[1]), plan.n
+        block, first = blocks[index], tiling.first(blocks, index)
+        strips = tiling.strips(b, dy, tiling.inputs, block, "strips")  # (F, R, 6, 4*S+2, N)
+        shape = c, len(block[0]), WINDOW, TILE * len(block[1]), tiling.n
         results = backend.scratch("results", shape, x.dtype) if u is not None else None
         share = backend.empty((WINDOW * WINDOW, c, f), x.dtype)
-        for part, rows in plan.parts(block):
-            v = plan.positions(b, strips, WINDOW, block, part, "v")  # (6*P, F, R*S*N)
+        for part, rows in tiling.parts(block):
+            v = tiling.positions(b, strips, WINDOW, block, part, "v")  # (6*P, F, R*S*N)
             probe.look(v, part, first)
             if u is not None:
-                m = backend.matmul(u[rows], v, out=plan.scratch("m", v.shape[0], c, block))
-                plan.collect(a_t, m, results, block, part)
-            tiles = plan.strips(a[part], x, plan.outputs, block, "tiles")  # (C, R, P, 4*S, N)
-            m = plan.positions(a, tiles, TILE, block, slice(None), "m")  # (6*P, C, R*S*N)
+                m = backend.matmul(u[rows], v, out=tiling.scratch("m", v.shape[0], c, block))
+                tiling.collect(a_t, m, results, block, part)
+            tiles = tiling.strips(a[part], x, tiling.outputs, block, "tiles")  # (C, R, P, 4*S, N)
+            m = tiling.positions(a, tiles, TILE, block, slice(None), "m")  # (6*P, C, R*S*N)
             x_probe.look(m, part, first)
             products.outer_sum(backend, m[:, None], v[:, None], out=share[rows])
         if u is not None:
-            plan.write(a_t, results, dx, block)
+            tiling.write(a_t, results, dx, block)
         shares[index] = share
 
     def collect() -> Array:
