@@ -68,8 +68,14 @@ class Forward:
         return entry
 
     def remember(self, buffers: Iterable[Array]) -> None:
-        """Copy buffers that are about to change, such as running statistics."""
-        self.buffers += [(array, backend_of(array).copy(array)) for array in buffers]
+        """Copy buffers that are about to change, such as running statistics.
+
+        Not while a backend records: what is recorded has run before, and a copy would be made in every replay.
+        """
+        for array in buffers:
+            backend = backend_of(array)
+            if backend.home is backend:
+                self.buffers.append((array, backend.copy(array)))
 
     def undo(self, kept: int = 0, remembered: int = 0) -> None:
         """Drop what has been kept beyond `kept` caches, and set buffers beyond `remembered` back."""
@@ -238,7 +244,8 @@ def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
             now.used += 1
         return dx if wanted else None
 
-    del backward.__wrapped__
+    if not spares:
+        del backward.__wrapped__  # whose signature is another
     backward.is_guarded = True  # type: ignore[attr-defined]
     return backward
 

@@ -105,6 +105,10 @@ class Module:
     backward follows, evaluation mode keeps the last one's caches, and training mode those of 64: the 17th warns, the
     65th is a `StateError`. What counts are calls that are not made inside another module's forward.
 
+    Caches refer to parameters, inputs and outputs as they are, without copying them. Parameters that the library
+    changes between forward and backward are a `StateError`; so are arrays that anybody writes to, with XPCNN_CHECK=1
+    in the environment when the package is imported, which costs a checksum of all that is kept.
+
     Copies and pickles hold parameters and buffers, and nothing that forwards have kept.
     """
 
