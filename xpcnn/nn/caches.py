@@ -180,8 +180,8 @@ class Backward:
         del self.taken[start:]
 
     def finish(self, forwards: list[Forward]) -> None:
-        """Drop what the forward of the module has kept and its backward has not taken."""
-        forward = None if self.forward is None else self.forward()
+        """Drop what the forward of the module has kept and its backward has not taken, unless that has raised."""
+        forward = None if self.forward is None or not self.used else self.forward()
         if forward is not None and forward in forwards:
             forward.discard()
             forwards.remove(forward)
@@ -224,24 +224,25 @@ def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def backward(self: Any, *gradients: Any, **options: Any) -> Any:
-        outer = _backward_now.get()
-        now = Backward() if outer is None else outer
-        token = _backward_now.set(now) if outer is None else None
-        start, used = len(now.taken), now.used
+        now = _backward_now.get()
+        if now is None:
+            token = _backward_now.set(Backward())
+            try:
+                return backward(self, *gradients, **options)
+            finally:
+                _backward_now.get().finish(self._forwards)  # type: ignore[union-attr]
+                _backward_now.reset(token)
+        taken = now.taken
+        start, used = len(taken), now.used
         wanted = True if spares else options.pop("input_gradient", True)
         try:
             dx = function(self, *gradients, **options)
         except BaseException:
             now.give_back(start, used)
             raise
-        finally:
-            if token is not None:
-                _backward_now.reset(token)
-        if outer is None:
-            now.finish(self._forwards)
-        elif len(now.taken) > start:
-            del now.taken[start:]
-            now.used += 1
+        if len(taken) > start:
+            del taken[start:]
+            now.used = used + 1
         return dx if wanted else None
 
     if not spares:
@@ -294,7 +295,7 @@ def _arrays(name: str, value: Any, seen: set[int]) -> Iterator[tuple[str, Array]
             backend_of(value)
             yield name, value
         return
-    elif hasattr(value, "arrays"):  # nested results of a backend's plan
-        parts = enumerate(value.arrays)
+    elif hasattr(value, "arrays") or hasattr(value, "caches"):  # results of a backend's plan; groups of layers
+        parts = enumerate(getattr(value, "arrays", None) or value.caches)
     for part, each in parts:
         yield from _arrays(f"{name}.{part}", each, seen)

@@ -60,14 +60,13 @@ def is_ours(part: object) -> bool:
 
 def needs_gradient(module: Module) -> bool:
     """Whether a backward has to reach a module for the sake of a parameter inside, or of what only its user knows."""
-    found = False
-    for each in module.modules():
-        for value in vars(each).values():
-            if isinstance(value, Parameter):
-                if value.requires_grad:
-                    return True
-                found = True
-    return not found and not all(is_ours(each) for each in module.modules())
+    for value in vars(module).values():  # most often it is one of its own
+        if isinstance(value, Parameter) and value.requires_grad:
+            return True
+    parameters = module.parameters()
+    if parameters:
+        return any(parameter.requires_grad for parameter in parameters)
+    return not all(is_ours(each) for each in module.modules())
 
 
 def call_backward(module: Module, dy: Array, input_gradient: bool) -> Array:
