@@ -67,7 +67,7 @@ def cases() -> Iterator[tuple[str, Callable[[], list[Any]]]]:
     yield "relu, dropout, cross_entropy, linear", rest
     for make in (
         lambda p: optim.SGD(p, 0.1),
-        lambda p: optim.SGD(p, 0.1, 0.9, 0.01, nesterov=True, shrink=0.01),
+        lambda p: optim.SGD(p, 0.1, 0.9, weight_decay=0.01, nesterov=True, shrink=0.01),
         lambda p: optim.Adam(p, 0.1, weight_decay=0.1, amsgrad=True),
         lambda p: optim.AdamW(p, 0.1),
         lambda p: optim.RMSprop(p, 0.1, momentum=0.5, centered=True),

@@ -67,7 +67,7 @@ API = {
     "xpcnn.functional.reference": FUNCTIONAL,
     "xpcnn.nn": """
         Module()
-        Parameter(data, name='')
+        Parameter(data, name='', requires_grad=True)
         Sequential(*layers)
         Residual(body, shortcut=None)
         Inference(model, records=8)
@@ -98,7 +98,7 @@ API = {
         zeros(shape)
     """,
     "xpcnn.optim": """
-        SGD(parameters, lr, momentum=0.0, weight_decay=0.0, nesterov=False, *, shrink=0.0)
+        SGD(parameters, lr, momentum=0.0, *, weight_decay=0.0, nesterov=False, shrink=0.0)
         Adam(parameters, lr=0.001, betas=(0.9, 0.999), eps=1e-08, weight_decay=0.0, amsgrad=False)
         AdamW(parameters, lr=0.001, betas=(0.9, 0.999), eps=1e-08, weight_decay=0.01, amsgrad=False)
         RMSprop(parameters, lr=0.01, alpha=0.99, eps=1e-08, weight_decay=0.0, momentum=0.0, centered=False)
@@ -150,10 +150,16 @@ API = {
 }
 METHODS = {
     "xpcnn.Backend": "owns(self, array)  asarray(self, a, dtype=None)  to_numpy(self, a)  synchronize(self)",
-    "xpcnn.nn.Module": """forward(self, x)  backward(self, dy)  parameters(self)  named_parameters(self)
+    "xpcnn.nn.Module": """forward(self, x)  backward(self, dy, *, input_gradient=True)  parameters(self)
+        named_parameters(self)
         zero_grad(self)  train(self)  eval(self)  to(self, backend)  state_dict(self)  load_state_dict(self, state)
-        summary(self, input_shape)""",
-    "xpcnn.optim.Optimizer": "step(self)  zero_grad(self)",
+        summary(self, input_shape)  requires_grad_(self, flag=True)  keep(self, cache)  take(self)  forget(self)
+        register_buffer(self, name, array)  half(self)""",
+    "xpcnn.nn.Sequential": """backward(self, dy, *, input_gradient=True)  append(self, layer)
+        insert(self, index, layer)  extend(self, layers)""",
+    "xpcnn.nn.Conv2d": "backward(self, dy, *, input_gradient=True)",
+    "xpcnn.nn.ReLU": "backward(self, dy, *, input_gradient=True)",
+    "xpcnn.optim.Optimizer": "step(self)  zero_grad(self)  add_param_group(self, group)  parameters(self)",
     "xpcnn.optim.Schedule": "step(self)",
     "xpcnn.training.Trainer": "fit(self, train, validation=None, epochs=1)  evaluate(self, data)  stop(self)",
     "xpcnn.training.History": "save(self, path)  plot(self, path)",

@@ -295,7 +295,7 @@ def avg_pool_op(
     return AvgPoolOp(geometry(kernel_size, stride, padding, 1, ceil_mode), count_include_pad)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # told apart by identity: `max_pool_op` gives the same one for the same sizes
 class Geometry:
     """What gives the windows over a batch-last shape (C, H, W, N); a plain value, which can be copied and pickled."""
 

@@ -18,7 +18,7 @@ from contextvars import ContextVar
 from typing import Any
 
 from xpcnn.backend import Array, backend_of
-from xpcnn.backend.graph import is_captured
+from xpcnn.backend.graph import is_captured, is_tracing
 from xpcnn.errors import DTypeError, StateError
 from xpcnn.functional.channelwise import ChannelOp
 from xpcnn.nn.parameter import Parameter, clock
@@ -69,10 +69,16 @@ class Forward:
         return entry
 
     def remember(self, buffers: Iterable[Array]) -> None:
-        """Copy buffers that are about to change, such as running statistics."""
-        if is_captured():  # nothing runs: there is nothing to undo
+        """Copy buffers that are about to change, such as running statistics.
+
+        Not while a device captures, which runs nothing: there is nothing to undo.
+        """
+        if is_captured():
             return
-        self.buffers += [(array, backend_of(array).copy(array)) for array in buffers]
+        for array in buffers:
+            backend = backend_of(array)
+            if backend.home is backend or is_tracing():
+                self.buffers.append((array, backend.copy(array)))
 
     def undo(self, kept: int = 0, remembered: int = 0) -> None:
         """Drop what has been kept beyond `kept` caches, and set buffers beyond `remembered` back."""
@@ -177,8 +183,8 @@ class Backward:
         del self.taken[start:]
 
     def finish(self, forwards: list[Forward]) -> None:
-        """Drop what the forward of the module has kept and its backward has not taken."""
-        forward = None if self.forward is None else self.forward()
+        """Drop what the forward of the module has kept and its backward has not taken, unless that has raised."""
+        forward = None if self.forward is None or not self.used else self.forward()
         if forward is not None and forward in forwards:
             forward.discard()
             forwards.remove(forward)
@@ -221,27 +227,29 @@ def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def backward(self: Any, *gradients: Any, **options: Any) -> Any:
-        outer = _backward_now.get()
-        now = Backward() if outer is None else outer
-        token = _backward_now.set(now) if outer is None else None
-        start, used = len(now.taken), now.used
+        now = _backward_now.get()
+        if now is None:
+            token = _backward_now.set(Backward())
+            try:
+                return backward(self, *gradients, **options)
+            finally:
+                _backward_now.get().finish(self._forwards)  # type: ignore[union-attr]
+                _backward_now.reset(token)
+        taken = now.taken
+        start, used = len(taken), now.used
         wanted = True if spares else options.pop("input_gradient", True)
         try:
             dx = function(self, *gradients, **options)
         except BaseException:
             now.give_back(start, used)
             raise
-        finally:
-            if token is not None:
-                _backward_now.reset(token)
-        if outer is None:
-            now.finish(self._forwards)
-        elif len(now.taken) > start:
-            del now.taken[start:]
-            now.used += 1
+        if len(taken) > start:
+            del taken[start:]
+            now.used = used + 1
         return dx if wanted else None
 
-    del backward.__wrapped__
+    if not spares:
+        del backward.__wrapped__  # whose signature is another
     backward.is_guarded = True  # type: ignore[attr-defined]
     return backward
 
@@ -290,7 +298,7 @@ def _arrays(name: str, value: Any, seen: set[int]) -> Iterator[tuple[str, Array]
             backend_of(value)
             yield name, value
         return
-    elif hasattr(value, "arrays"):  # nested results of a backend's plan
-        parts = enumerate(value.arrays)
+    elif hasattr(value, "arrays") or hasattr(value, "caches"):  # results of a backend's plan; groups of layers
+        parts = enumerate(getattr(value, "arrays", None) or value.caches)
     for part, each in parts:
         yield from _arrays(f"{name}.{part}", each, seen)

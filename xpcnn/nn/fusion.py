@@ -13,7 +13,7 @@ from xpcnn.backend import Array, backend_of
 from xpcnn.functional.addition import AddOp
 from xpcnn.functional.layout import batch_first, batch_last
 from xpcnn.functional.precision import is_narrow
-from xpcnn.nn.caches import use_up
+from xpcnn.nn.caches import Span, use_up
 from xpcnn.nn.channelwise import ChannelLayer, backward_chain, forward_chain
 from xpcnn.nn.module import Module, call_backward, needs_gradient, remember_buffers
 from xpcnn.nn.residual import Residual, add
@@ -103,11 +103,11 @@ class ResidualSum(Group):
             return y, (None, self.followers, cache)
         other = x if self.block.shortcut is None else self.block.shortcut(x)
         *steps, tail = groups
-        x, caches = forward_through(steps, x)
+        x, passed = forward_through(steps, x)
         total = AddOp(batch_last(backend_of(other), other))
         members = (*tail.members, None, *self.followers)
         y, cache = forward_chain([*_bind(tail.members), total, *_bind(self.followers)], x, members)
-        return y, ((steps, caches, total), members, cache)
+        return y, ((passed, total), members, cache)
 
     def backward(self, dy: Array, cache: Any, input_gradient: bool) -> Array:
         body, members, cache = cache
@@ -115,12 +115,12 @@ class ResidualSum(Group):
             dy = backward_chain(members, cache, dy)
             use_up()
             return call_backward(self.block, dy, input_gradient)
-        steps, caches, total = body
+        passed, total = body
         total.make_gradient(backend_of(total.other))
         dy = backward_chain(members, cache, dy)
         use_up()
         gradient, total.gradient = batch_first(total.gradient), None
-        dx = backward_through(steps, caches, dy, input_gradient)
+        dx = backward_through(passed, dy, input_gradient)
         shortcut = self.block.shortcut
         if shortcut is not None:
             gradient = call_backward(shortcut, gradient, input_gradient)
@@ -137,9 +137,7 @@ class ResidualSum(Group):
         body, members, _ = cache
         yield from (layer for layer in members if layer is not None)
         if body is not None:
-            steps, caches, _ = body
-            for step, kept in zip(steps, caches, strict=True):
-                yield from step.chained(kept)
+            yield from body[0].chained()
 
 
 def group(layers: Iterable[Module], fuses: Callable[[Module], bool] | None = None) -> list[Group]:
@@ -175,24 +173,44 @@ def runs_in_chain(layer: Module) -> TypeGuard[ChannelLayer]:
     )
 
 
-def forward_through(groups: Sequence[Group], x: Array) -> tuple[Array, list[Any]]:
-    """Return y of groups one after the other, and their caches."""
-    caches = []
+class Passed:
+    """What groups that were gone through one after the other have kept."""
+
+    __slots__ = ("caches", "groups", "span")
+
+    def __init__(self, groups: Sequence[Group]) -> None:
+        self.groups, self.span = groups, Span()
+        self.caches: list[Any] = []
+
+    def chained(self) -> Iterator[Module]:
+        """Yield the layers that keep nothing themselves."""
+        for step, cache in zip(self.groups, self.caches, strict=True):
+            yield from step.chained(cache)
+
+
+def forward_through(groups: Sequence[Group], x: Array) -> tuple[Array, Passed]:
+    """Return y of groups one after the other, and what they have kept."""
+    passed = Passed(groups)
+    caches = passed.caches
     for step in groups:
         x, cache = step.forward(x)
         caches.append(cache)
-    return x, caches
+    passed.span.close()
+    return x, passed
 
 
-def backward_through(groups: Sequence[Group], caches: list[Any], dy: Array, input_gradient: bool) -> Array:
+def backward_through(passed: Passed, dy: Array, input_gradient: bool) -> Array:
     """Return dx of groups one after the other; without `input_gradient`, stop where nothing before needs a gradient.
 
     Caches go as they are used.
     """
+    groups, caches = passed.groups, passed.caches
     first = 0 if input_gradient else _first_needed(groups)
     for i in range(len(groups) - 1, first - 1, -1):
         dy = groups[i].backward(dy, caches[i], input_gradient or i > first)
         caches[i] = None
+    if first:
+        passed.span.discard()
     return dy if input_gradient else None
 
 

@@ -66,14 +66,13 @@ def is_ours(part: object) -> bool:
 
 def needs_gradient(module: Module) -> bool:
     """Whether a backward has to reach a module for the sake of a parameter inside, or of what only its user knows."""
-    found = False
-    for each in module.modules():
-        for value in vars(each).values():
-            if isinstance(value, Parameter):
-                if value.requires_grad:
-                    return True
-                found = True
-    return not found and not all(is_ours(each) for each in module.modules())
+    for value in vars(module).values():  # most often it is one of its own
+        if isinstance(value, Parameter) and value.requires_grad:
+            return True
+    parameters = module.parameters()
+    if parameters:
+        return any(parameter.requires_grad for parameter in parameters)
+    return not all(is_ours(each) for each in module.modules())
 
 
 def call_backward(module: Module, dy: Array, input_gradient: bool) -> Array:
@@ -110,6 +109,10 @@ class Module(Guarded):
     A forward that raises keeps nothing and sets the buffers of modules in training mode back. Of forwards that no
     backward follows, evaluation mode keeps the last one's caches, and training mode those of 64: the 17th warns, the
     65th is a `StateError`. What counts are calls that are not made inside another module's forward.
+
+    Caches refer to parameters, inputs and outputs as they are, without copying them. Parameters that the library
+    changes between forward and backward are a `StateError`; so are arrays that anybody writes to, with XPCNN_CHECK=1
+    in the environment when the package is imported, which costs a checksum of all that is kept.
 
     Copies and pickles hold parameters and buffers, and nothing that forwards have kept.
     """

@@ -7,7 +7,6 @@ from typing import Any, overload
 
 from xpcnn.backend import Array
 from xpcnn.errors import ConfigError
-from xpcnn.nn.caches import Span
 from xpcnn.nn.fusion import Call, Group, backward_through, forward_through, group
 from xpcnn.nn.module import Module, is_traced
 from xpcnn.nn.parameter import Parameter
@@ -107,22 +106,14 @@ class Sequential(Module):
         """Return the last layer's y."""
         # One by one where calls are recorded; backward then finds the groups that forward took.
         groups = [Call(layer) for layer in self._layers] if is_traced() else self.groups
-        span = Span()
-        x, caches = forward_through(groups, x)
-        span.close()
-        self.keep((groups, caches, span))
+        x, passed = forward_through(groups, x)
+        self.keep(passed)
         return x
 
     def backward(self, dy: Array, *, input_gradient: bool = True) -> Array:
         """Return the first layer's dx."""
-        groups, caches, span = self.take()
-        dx = backward_through(groups, caches, dy, input_gradient)
-        if not input_gradient:
-            span.discard()  # of layers that it need not reach
-        return dx
+        return backward_through(self.take(), dy, input_gradient)
 
     def _parameters_read(self, cache: Any) -> Iterable[Parameter]:
-        groups, caches, _ = cache
-        for step, kept in zip(groups, caches, strict=True):
-            for layer in step.chained(kept):
-                yield from layer._parameters_read(kept)
+        for layer in cache.chained():
+            yield from layer._parameters_read(cache)
