@@ -17,6 +17,7 @@ NAMES = ["relu", "leaky_relu", "sigmoid", "tanh", "gelu"]
 shapes = st.one_of(
     st.tuples(st.integers(1, 4), st.integers(1, 5)),
     st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(1, 3), st.integers(1, 3)),
+    st.lists(st.integers(1, 4), min_size=1, max_size=5).map(tuple),
 )
 
 

@@ -27,7 +27,7 @@ class ChannelLayer(Module):
         """Take the gradients that the backward of an operation has left."""
 
     def forward(self, x: Array) -> Array:
-        """Return y for x (N, C, H, W) or (N, D)."""
+        """Return y for x (N, C, H, W) or (N, D), or of any shape where the operation takes one."""
         return forward_chain(self, (self,), x)
 
     def backward(self, dy: Array) -> Array:
