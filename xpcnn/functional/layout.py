@@ -152,8 +152,8 @@ def empty_batch_last(backend: Backend, shape: tuple[int, ...], dtype: Any) -> Ar
 
 
 def check_backend(name: str, x: Array, backend: Backend) -> None:
-    """Raise MixedBackendsError unless `x` belongs to `backend`."""
-    here = backend_of(x)
+    """Raise MixedBackendsError unless `x` belongs to `backend`, DTypeError where it is no array."""
+    here, _ = take(name, x)
     if here is not backend:
         raise _mixed(name, here, backend)
 
