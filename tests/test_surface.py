@@ -314,7 +314,7 @@ def is_elementwise(case):
     return all(np.shape(each.call(each.arrays())[0]) == KINDS[each.kind]["x"] for each in both)
 
 
-@cases("images", only=lambda case: is_elementwise(case) and case.name != "Flatten")
+@cases("images", only=lambda case: is_elementwise(case))
 def test_elementwise_operations_take_any_shape(case):
     for kind in ("sequence", "vector", "number"):
         if kind == "number" and {"axis", "dim"} & set(case.options):

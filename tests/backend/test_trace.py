@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import xpcnn
-from xpcnn import models, nn, optim
+from xpcnn import functional, models, nn, optim
 from xpcnn.backend.numpy.convolution.lowering import windows_view
 from xpcnn.backend.numpy.memory import BlockPool
 from xpcnn.backend.numpy.traced import plain
@@ -215,3 +215,17 @@ def test_every_layer_is_recorded_whole():
         return every_elementwise_layer()
 
     assert_replays_exactly(make, (1, 4, 4))
+
+
+def test_a_foreign_byte_order_is_read_anew_by_each_replay():
+    x = np.ones((3, 4), ">f4")
+    y = np.empty((3, 4), "float32")
+
+    def step():
+        result, _ = functional.relu(x)
+        xpcnn.backend.backend_of(result).xp.copyto(y, result)
+
+    replay = xpcnn.get_backend().capture(step)
+    x[...] = 5
+    replay()
+    assert np.all(y == 5)

@@ -105,3 +105,13 @@ def test_dropout_refuses_arrays_that_do_not_fit(backend):
     _, cache = F.dropout(backend.zeros((2, 3), "float32"), training=True)
     with pytest.raises(ShapeError, match=r"dy: expected shape \(2, 3\), got \(3, 2\)"):
         F.dropout_backward(backend.zeros((3, 2), "float32"), cache)
+
+
+@pytest.mark.parametrize("shape", [(), (7,), (3, 4, 5), (2, 3, 2, 2, 3)])
+def test_dropout_of_any_shape(backend, shape):
+    x = backend.xp.ones(shape, dtype="float32")
+    y, cache = F.dropout(x, 0.5, training=True)
+    assert y.shape == shape
+    host = backend.to_numpy(y)
+    assert np.all((host == 0) | (host == 2))
+    assert np.array_equal(backend.to_numpy(F.dropout_backward(x, cache)), host)

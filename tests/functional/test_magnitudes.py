@@ -341,6 +341,20 @@ def test_batch_norm_far_from_zero(training):
     np.testing.assert_allclose(y.reshape(1, -1), expected[0].astype(float), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("value", [0.1, 1e6 / 3, -1e30])
+@pytest.mark.parametrize("n", [7, 4096])
+def test_batch_norm_of_a_constant_channel(value, n):
+    x = np.full((n, 1), value, "float32")
+    gamma, beta, mean, var = (np.full(1, v, "float32") for v in (2.0, 0.25, 0.0, 0.0))
+    y, cache = F.batch_norm(x, gamma, beta, mean, var, training=True, momentum=1.0)
+    assert np.all(y == 0.25)
+    assert var[0] == 0
+    assert mean[0] == np.float32(value)
+    dy = np.random.default_rng(0).normal(size=x.shape).astype("float32")
+    _, dgamma, _ = F.batch_norm_backward(dy, cache)
+    assert dgamma[0] == 0
+
+
 def test_batch_norm_beyond_its_range_is_nan():
     """Not beta, which nobody would notice."""
     x = np.array([[-1e30], [1e30]], "float32")

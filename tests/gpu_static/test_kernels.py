@@ -237,6 +237,14 @@ def test_softmax_cross_entropy(samples, classes, dtype, seed, spread):
         np.testing.assert_allclose(mine._host, theirs._host, **bound)
 
 
+def test_softmax_cross_entropy_of_a_class_that_cannot_be():
+    logits = np.array([[0.0], [1.0], [-math.inf]], "float32")
+    for place, expected in ((0, 1.3132616), (2, math.inf)):
+        target = np.eye(3, dtype="float32")[:, place : place + 1].copy()
+        loss_of_it, _ = FUSED["softmax_cross_entropy"](shim, device(logits), device(target), 1.0)
+        assert float(loss_of_it._host) == pytest.approx(expected)
+
+
 UPDATES = [
     (
         sgd.sgd_update,

@@ -40,7 +40,7 @@ def take(names: str, *arrays: Any) -> tuple[Any, ...]:
         raise
     for each in arrays:
         if each is not None and not each.dtype.isnative:
-            return backend, *(each if each is None else native(each) for each in arrays)
+            return backend, *(each if each is None else native(backend, each) for each in arrays)
     return backend, *arrays
 
 
@@ -62,9 +62,13 @@ def _check_is_array(name: str, value: Any) -> None:
         raise DTypeError(f"{name}: expected an array, got {kind}; {advice}") from error
 
 
-def native(a: Array) -> Array:
+def native(backend: Backend, a: Array) -> Array:
     """Return `a` in the processor's own byte order, a copy where it has another."""
-    return a if a.dtype.isnative else a.astype(a.dtype.newbyteorder("="))
+    if a.dtype.isnative:
+        return a
+    out = backend.empty(a.shape, a.dtype.newbyteorder("="))
+    backend.xp.copyto(out, a)
+    return out
 
 
 def take_labels(logits: Any, labels: Any) -> tuple[Any, ...]:
@@ -148,8 +152,8 @@ def empty_batch_last(backend: Backend, shape: tuple[int, ...], dtype: Any) -> Ar
 
 
 def check_backend(name: str, x: Array, backend: Backend) -> None:
-    """Raise MixedBackendsError unless `x` belongs to `backend`."""
-    here = backend_of(x)
+    """Raise MixedBackendsError unless `x` belongs to `backend`, DTypeError where it is no array."""
+    here, _ = take(name, x)
     if here is not backend:
         raise _mixed(name, here, backend)
 

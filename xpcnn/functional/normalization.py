@@ -47,7 +47,7 @@ def batch_norm_train(
     """
     xp, n = backend.xp, x.shape[1]
     some = x[:, : max(MANY, int(n * SHARE))]
-    shifted = backend.scratch("centred", some.shape, x.dtype)
+    shifted = backend.scratch("some", some.shape, x.dtype)
     xp.subtract(some, x[:, :1], out=shifted)  # a constant channel is its own centre, to the last bit
     centre = xp.multiply(backend.row_sums(shifted), 1.0 / some.shape[1])
     xp.add(centre, x[:, 0], out=centre)

@@ -401,7 +401,7 @@ def _each(x: ArrayLike, function: Callable[[float], float]) -> Array:
 
 def relu(x: ArrayLike) -> tuple[Array, Array]:
     """Return max(x, 0)."""
-    return _each(x, lambda v: 0.0 if v <= 0 else v), _each(x, lambda v: 1.0 if v > 0 else 0.0)
+    return _each(x, lambda v: 0.0 if v <= 0 else v), _each(x, lambda v: 0.0 if v <= 0 else 1.0)
 
 
 def relu_backward(dy: ArrayLike, cache: Array) -> Array:
@@ -507,7 +507,7 @@ def cross_entropy(
     for n in range(images):
         t = [(1.0 - label_smoothing) * targets[n, k] + label_smoothing / classes for k in range(classes)]
         for k in range(classes):
-            loss -= t[k] * log_y[n, k]
+            loss -= t[k] * log_y[n, k] if t[k] else 0.0  # also where log_y is -inf
             dlogits[n, k] = math.exp(log_y[n, k]) * sum(t) - t[k]
     divisor = images if reduction == "mean" else 1
     return np.array(loss / divisor), dlogits / divisor

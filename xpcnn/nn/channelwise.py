@@ -29,7 +29,7 @@ class ChannelLayer(Module):
         """Take the gradients that the backward of an operation has left."""
 
     def forward(self, x: Array) -> Array:
-        """Return y for x (N, C, H, W) or (N, D)."""
+        """Return y for x (N, C, H, W) or (N, D), or of any shape where the operation takes one."""
         y, cache = forward_chain([self.channel_op()], x, (self,))
         self.keep(cache)
         return y

@@ -27,7 +27,7 @@ from xpcnn.training.state import capture_state, restore_state
 from xpcnn.training.step import Step
 
 READ_EVERY = 50  # steps between two looks at what the device has done; a look waits for it
-FLUSH_EVERY = 64  # steps; within so many, a momentum of 0.9 falls by a thousand, from 1e-30 to no denormal
+FLUSH_EVERY = 64  # steps, for which at most a number that decays stays among the denormals
 
 
 class Trainer:
