@@ -27,6 +27,8 @@ BASE = PROJECT["project"]["dependencies"]
 VERSIONS = ("3.11", "3.12", "3.13", "3.14")
 FREE_THREADED = "3.14t"
 GPU_IS_REQUIRED = os.environ.get("XPCNN_REQUIRE_GPU") == "1"
+# A command that runs its arguments where CuPy finds a GPU, emulated or real; PYTHONPATH and other settings reach it.
+GPU_LAUNCHER = os.environ.get("XPCNN_GPU_LAUNCHER")
 
 
 def starts(path: str | os.PathLike[str], version: str) -> bool:
@@ -152,6 +154,9 @@ def trust(session: nox.Session) -> None:
     """What takes long: thousands of damaged files per reader, kills, long runs."""
     install_for(session, "numpy,fake")
     pytest(session, "-q", XPCNN_TRUST="1")
+    if GPU_LAUNCHER:
+        for late in ("1", "2"):
+            on_emulated_gpu(session, "tests", CUDA_ON_CPU_LAZY=late)
 
 
 @nox.session(python=NEWEST)
@@ -170,6 +175,41 @@ def gpu_static(session: nox.Session) -> None:
         session.error("gpu_static: needs g++ (Debian and Ubuntu: apt-get install g++)")
     session.install(*BASE, *extra("cli"), *group("test", "gpu_static"))
     pytest(session, "-q", "-m", "gpu_static", "tests/gpu_static")
+
+
+def on_emulated_gpu(session: nox.Session, *arguments: str, **environment: str) -> None:
+    """Run pytest on CuPy below the launcher, whose Python finds the packages of the tests beside its own.
+
+    Two processes: what the launcher emulates is a process's own.
+    """
+    launcher = str(Path(GPU_LAUNCHER or "").resolve())
+    packages = ROOT / ".nox" / "gpu_emulated"
+    install = ("python", "-m", "pip", "install", "-q", "--upgrade", "--target", str(packages))
+    session.run(launcher, *install, *group("test", "gpu_emulated"), external=True)
+    settings = {"XPCNN_TEST_BACKENDS": "cupy", "XPCNN_REQUIRE_GPU": "1", "PYTHONPATH": str(packages), **environment}
+    command = ("python", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "2")
+    session.run(launcher, *command, *arguments, *session.posargs, external=True, env=settings)
+
+
+@nox.session(python=False)
+@nox.parametrize(
+    "late",
+    [
+        nox.param("", id="eager"),
+        nox.param("1", id="late"),  # work is done as late as streams and events allow
+        nox.param("2", id="late-beside"),  # but at once in streams that do not wait for the legacy one
+    ],
+)
+def gpu_emulated(session: nox.Session, late: str) -> None:
+    """The suite and a short training on CuPy, by the launcher that XPCNN_GPU_LAUNCHER names."""
+    if not GPU_LAUNCHER:
+        session.skip("gpu_emulated: not run, XPCNN_GPU_LAUNCHER names no launcher")
+    if late:  # all of it is `nox -s trust`
+        on_emulated_gpu(session, "tests/backend", "tests/nn", "tests/training", CUDA_ON_CPU_LAZY=late)
+        return
+    on_emulated_gpu(session, "tests")
+    # A minute of training; the slowest nets take minutes each on an emulated device.
+    on_emulated_gpu(session, "-m", "convergence", "tests/convergence", "-k", "lenet5 or tiny")
 
 
 @nox.session(python=NEWEST)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from xpcnn.backend import cupy as module
-from xpcnn.backend import cupy_capture, cupy_transfer
 from xpcnn.backend.base import Backend
+from xpcnn.backend.cupy import capture, transfer
 from xpcnn.backend.cupy.updates import FUSED
 from xpcnn.errors import BackendError, DTypeError, OutOfMemoryError
 
@@ -254,7 +254,7 @@ def test_prefetch_gives_every_batch_as_it_was():
     rng = np.random.default_rng(0)
     batches = [(rng.random((4, 3, 2)).transpose(2, 0, 1), rng.integers(0, 9, n)) for n in (5, 5, 5, 5, 3)]
     got = []
-    for x, labels in cupy_transfer.prefetch(backend, iter(batches)):
+    for x, labels in transfer.prefetch(backend, iter(batches)):
         fake.current.run()  # the step on this batch
         got.append((x.host.copy(), labels.host.copy()))
         assert x.host.strides == batches[len(got) - 1][0].strides  # the order of axes in memory is kept
@@ -263,7 +263,7 @@ def test_prefetch_gives_every_batch_as_it_was():
         np.testing.assert_array_equal(x, expected)
         np.testing.assert_array_equal(labels, numbers)
     assert len(backend.lanes) == 1
-    list(cupy_transfer.prefetch(backend, batches))
+    list(transfer.prefetch(backend, batches))
     assert len(backend.lanes) == 1  # pinned memory is used again
 
 
@@ -271,7 +271,7 @@ def test_prefetch_gives_every_batch_as_it_was():
 def test_prefetch_to_a_host_that_runs_ahead(is_early):
     """No memory, pinned or of the device, is written before its last use is over, whichever stream is behind."""
     fake, backend = prefetching(is_early)
-    got = [x for (x,) in cupy_transfer.prefetch(backend, [(np.full(4, number),) for number in range(9)])]
+    got = [x for (x,) in transfer.prefetch(backend, [(np.full(4, number),) for number in range(9)])]
     fake.current.run()
     assert [set(x.host.tolist()) for x in got] == [{number} for number in range(9)]
 
@@ -285,7 +285,7 @@ def test_prefetch_starts_the_next_copy_before_the_step():
             taken.append(number)
             yield (np.full(3, number),)
 
-    stream = cupy_transfer.prefetch(backend, batches())
+    stream = transfer.prefetch(backend, batches())
     next(stream)
     assert taken == [0, 1]  # the second is on its way while the first is worked on
     next(stream)
@@ -298,21 +298,21 @@ def test_prefetch_starts_the_next_copy_before_the_step():
 def test_prefetch_passes_arrays_of_the_device_through():
     fake, backend = prefetching()
     there = fake.ndarray(np.zeros(2))
-    ((a, b),) = cupy_transfer.prefetch(backend, [(there, np.ones(2))])
+    ((a, b),) = transfer.prefetch(backend, [(there, np.ones(2))])
     fake.current.run()
     assert a is there
     np.testing.assert_array_equal(b.host, np.ones(2))
-    assert list(cupy_transfer.prefetch(backend, [])) == []
+    assert list(transfer.prefetch(backend, [])) == []
 
 
 def test_memory_order():
     rng = np.random.default_rng(0)
     for axes in ((0, 1, 2, 3), (3, 0, 1, 2), (1, 0, 3, 2)):
         a = rng.random((2, 3, 4, 5)).transpose(axes)
-        order = cupy_transfer.memory_order(a)
+        order = transfer.memory_order(a)
         assert a.transpose(order).flags.c_contiguous
-    assert cupy_transfer.memory_order(rng.random((4, 6))[:, ::2]) == [0, 1]
-    assert cupy_transfer.memory_order(np.zeros(())) == []
+    assert transfer.memory_order(rng.random((4, 6))[:, ::2]) == [0, 1]
+    assert transfer.memory_order(np.zeros(())) == []
 
 
 # --- captures ---------------------------------------------------------------------------------------------------------
@@ -378,7 +378,7 @@ def capturing(problem=None):
 
 def test_capture_records_and_replays():
     backend, log = capturing()
-    step = cupy_capture.CapturedStep(backend, lambda: log.append("step"))
+    step = capture.CapturedStep(backend, lambda: log.append("step"))
     assert log == [
         "wait", "stream on", "own pool", "common pool", "handle", "not common pool", "begin", "step", "end",
         "not own pool", "stream off",
@@ -389,7 +389,7 @@ def test_capture_records_and_replays():
     assert log == ["launch", "launch"]
     assert step.pool_bytes == 512
     stream = backend.capture_stream
-    cupy_capture.CapturedStep(backend, lambda: None)
+    capture.CapturedStep(backend, lambda: None)
     assert backend.capture_stream is stream
 
 
@@ -406,7 +406,7 @@ def test_what_cannot_be_captured(where):
         "capture: the step cannot be recorded: RuntimeError: cudaErrorStreamCaptureInvalidated: dependency created$"
     )
     with pytest.raises(BackendError, match=message):
-        cupy_capture.CapturedStep(backend, step)
+        capture.CapturedStep(backend, step)
     assert log[-2:] == ["not own pool", "stream off"]
     assert "end" in log
 
