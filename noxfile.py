@@ -7,8 +7,8 @@ no GPU, and some minutes on two cores. What is passed after `--` goes to the too
 
 from __future__ import annotations
 
-import ctypes
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -92,30 +92,24 @@ def group(*names: str) -> list[str]:
     return nox.project.dependency_groups(PROJECT, *names)
 
 
-def cuda_driver() -> int:
-    """Return the CUDA version of the driver where a device answers, such as 12080; 0 where none does."""
-    try:
-        library = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
-    except OSError:
-        return 0
-    count, version = ctypes.c_int(), ctypes.c_int()
-    if library.cuInit(0) or library.cuDeviceGetCount(ctypes.byref(count)) or not count.value:
-        return 0
-    library.cuDriverGetVersion(ctypes.byref(version))
-    return version.value
+def cuda_extra() -> str | None:
+    """Return the extra with the CuPy for this machine's driver and devices; None where no device answers."""
+    driver = runpy.run_path(str(ROOT / "xpcnn" / "backend" / "cupy" / "driver.py"))
+    version, capability = driver["driver_version"](), driver["oldest_capability"]()
+    return None if version is None or capability is None else driver["fitting"](version, capability)
 
 
 def install_for(session: nox.Session, backends: str) -> None:
     """Install what the tests need, and CuPy where it is asked for and a device answers."""
     cupy: list[str] = []
     if "cupy" in backends:
-        driver = cuda_driver()
-        if not driver:
+        name = cuda_extra()
+        if name is None:
             message = "cupy: not run, no CUDA device answers here (nvidia-smi should list one)"
             if GPU_IS_REQUIRED:
                 session.error(f"{message}, and XPCNN_REQUIRE_GPU=1 asks for it")
             session.skip(message)
-        cupy = extra("cuda13" if driver >= 13000 else "cuda12")
+        cupy = extra(name)
     session.install(*BASE, *extra("cli"), *group("test"), *cupy)
 
 
@@ -183,6 +177,7 @@ def on_emulated_gpu(session: nox.Session, *arguments: str, **environment: str) -
     Two processes: what the launcher emulates is a process's own.
     """
     launcher = str(Path(GPU_LAUNCHER or "").resolve())
+    environment.setdefault("CUDA_ON_CPU_DEVICES", "2")
     packages = ROOT / ".nox" / "gpu_emulated"
     install = ("python", "-m", "pip", "install", "-q", "--upgrade", "--target", str(packages))
     session.run(launcher, *install, *group("test", "gpu_emulated"), external=True)

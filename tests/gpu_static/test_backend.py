@@ -9,7 +9,7 @@ import pytest
 
 from xpcnn.backend import cupy as module
 from xpcnn.backend.base import Backend
-from xpcnn.backend.cupy import capture, transfer
+from xpcnn.backend.cupy import kernel_cache, transfer
 from xpcnn.backend.cupy.updates import FUSED
 from xpcnn.errors import BackendError, DTypeError, OutOfMemoryError
 
@@ -68,6 +68,7 @@ def runtime(monkeypatch):
         CUDARuntimeError=cupy.cuda.runtime.CUDARuntimeError,
     )
     monkeypatch.setattr(cupy.cuda, "runtime", stand_in)
+    monkeypatch.setattr(module, "_missing_compiler", lambda cupy: None)
     monkeypatch.setattr(cupy.cuda, "Device", FakeDeviceHandle)
     monkeypatch.setattr(cupy.cuda, "device", SimpleNamespace(get_device_id=lambda: FakeDeviceHandle.current))
     monkeypatch.setattr(cupy, "get_default_memory_pool", lambda: pool)
@@ -120,8 +121,11 @@ def test_info_and_hints(runtime, monkeypatch, tmp_path):
     assert info["pool_used_bytes"] == 2 * GIB
     monkeypatch.setenv("CUPY_CACHE_DIR", str(tmp_path))
     assert [hint.split()[0] for hint in backend.hints()] == ["XPCNN_TF32=1"]
-    monkeypatch.setattr("os.access", lambda *_: False)
-    assert "set CUPY_CACHE_DIR" in backend.hints()[-1]
+    monkeypatch.setattr(kernel_cache, "instead_of", "/home/nobody")
+    assert backend.hints()[-1] == (
+        f"CuPy cannot write its compiled kernels to /home/nobody, so they are in {tmp_path}, which may not stay: set "
+        "CUPY_CACHE_DIR to a folder that can be written"
+    )
 
 
 def test_free_bytes(runtime):
@@ -315,100 +319,7 @@ def test_memory_order():
     assert transfer.memory_order(np.zeros(())) == []
 
 
-# --- captures ---------------------------------------------------------------------------------------------------------
-
-
-class CaptureStream:
-    def __init__(self, log, problem=None):
-        self.log, self.problem = log, problem
-
-    def __enter__(self):
-        self.log.append("stream on")
-
-    def __exit__(self, *_):
-        self.log.append("stream off")
-
-    def begin_capture(self):
-        self.log.append("begin")
-
-    def end_capture(self):
-        self.log.append("end")
-        if self.problem:
-            raise self.problem
-        return SimpleNamespace(launch=lambda: self.log.append("launch"))
-
-
-def capturing(problem=None):
-    log = []
-
-    class Using:
-        def __init__(self, allocator):
-            self.name = allocator.__self__.name
-
-        def __enter__(self):
-            log.append(f"{self.name} pool")
-
-        def __exit__(self, *_):
-            log.append(f"not {self.name} pool")
-
-    class Pool:
-        def __init__(self, name="own"):
-            self.name = name
-
-        def malloc(self, size):
-            raise AssertionError
-
-        def total_bytes(self):
-            return 512
-
-    import contextlib
-
-    cuda = SimpleNamespace(
-        MemoryPool=Pool, Stream=lambda non_blocking: CaptureStream(log, problem), using_allocator=Using
-    )
-    backend = SimpleNamespace(
-        xp=SimpleNamespace(cuda=cuda, get_default_memory_pool=lambda: Pool("common")),
-        synchronize=lambda: log.append("wait"),
-        cublas=SimpleNamespace(handle=lambda: log.append("handle")),
-        guard=contextlib.nullcontext,
-        capture_stream=None,
-    )
-    return backend, log
-
-
-def test_capture_records_and_replays():
-    backend, log = capturing()
-    step = capture.CapturedStep(backend, lambda: log.append("step"))
-    assert log == [
-        "wait", "stream on", "own pool", "common pool", "handle", "not common pool", "begin", "step", "end",
-        "not own pool", "stream off",
-    ]  # fmt: skip
-    log.clear()
-    step()
-    step()
-    assert log == ["launch", "launch"]
-    assert step.pool_bytes == 512
-    stream = backend.capture_stream
-    capture.CapturedStep(backend, lambda: None)
-    assert backend.capture_stream is stream
-
-
-@pytest.mark.parametrize("where", ["step", "end"])
-def test_what_cannot_be_captured(where):
-    problem = RuntimeError("cudaErrorStreamCaptureInvalidated: dependency created\nmore")
-    backend, log = capturing(problem if where == "end" else None)
-
-    def step():
-        if where == "step":
-            raise problem
-
-    message = (
-        "capture: the step cannot be recorded: RuntimeError: cudaErrorStreamCaptureInvalidated: dependency created$"
-    )
-    with pytest.raises(BackendError, match=message):
-        capture.CapturedStep(backend, step)
-    assert log[-2:] == ["not own pool", "stream off"]
-    assert "end" in log
+# --- kernels, threads -------------------------------------------------------------------------------------------------
 
 
 def test_kernels_are_compiled_once_per_dtype(runtime, monkeypatch):

@@ -209,7 +209,7 @@ class Step:
         try:
             record()
         except BackendError as error:
-            if record.exists or self.trainer.capture is True:
+            if isinstance(error, MemoryError) or record.exists or self.trainer.capture is True:
                 raise
             warnings.warn(f"{error}; training goes on step by step", RuntimeWarning, stacklevel=2)
             self._records = False
