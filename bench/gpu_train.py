@@ -33,7 +33,7 @@ def expected(recipe: str) -> float:
 
 def train(device: Device, recipe: str, cache: Path, *options: str) -> dict[str, Any]:
     """Train once; return seconds of the process, its exit status and the accuracy that it printed."""
-    backend = "numpy" if device.rehearse else "cupy"
+    backend = "cupy" if device.name == "cupy" else "numpy"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUPY_CACHE_DIR": str(cache)}
     with tempfile.TemporaryDirectory() as folder:
         command = [
