@@ -7,8 +7,8 @@ no GPU, and some minutes on two cores. What is passed after `--` goes to the too
 
 from __future__ import annotations
 
-import ctypes
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -27,6 +27,8 @@ BASE = PROJECT["project"]["dependencies"]
 VERSIONS = ("3.11", "3.12", "3.13", "3.14")
 FREE_THREADED = "3.14t"
 GPU_IS_REQUIRED = os.environ.get("XPCNN_REQUIRE_GPU") == "1"
+# A command that runs its arguments where CuPy finds a GPU, emulated or real; PYTHONPATH and other settings reach it.
+GPU_LAUNCHER = os.environ.get("XPCNN_GPU_LAUNCHER")
 
 
 def starts(path: str | os.PathLike[str], version: str) -> bool:
@@ -90,30 +92,24 @@ def group(*names: str) -> list[str]:
     return nox.project.dependency_groups(PROJECT, *names)
 
 
-def cuda_driver() -> int:
-    """Return the CUDA version of the driver where a device answers, such as 12080; 0 where none does."""
-    try:
-        library = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
-    except OSError:
-        return 0
-    count, version = ctypes.c_int(), ctypes.c_int()
-    if library.cuInit(0) or library.cuDeviceGetCount(ctypes.byref(count)) or not count.value:
-        return 0
-    library.cuDriverGetVersion(ctypes.byref(version))
-    return version.value
+def cuda_extra() -> str | None:
+    """Return the extra with the CuPy for this machine's driver and devices; None where no device answers."""
+    driver = runpy.run_path(str(ROOT / "xpcnn" / "backend" / "cupy" / "driver.py"))
+    version, capability = driver["driver_version"](), driver["oldest_capability"]()
+    return None if version is None or capability is None else driver["fitting"](version, capability)
 
 
 def install_for(session: nox.Session, backends: str) -> None:
     """Install what the tests need, and CuPy where it is asked for and a device answers."""
     cupy: list[str] = []
     if "cupy" in backends:
-        driver = cuda_driver()
-        if not driver:
+        name = cuda_extra()
+        if name is None:
             message = "cupy: not run, no CUDA device answers here (nvidia-smi should list one)"
             if GPU_IS_REQUIRED:
                 session.error(f"{message}, and XPCNN_REQUIRE_GPU=1 asks for it")
             session.skip(message)
-        cupy = extra("cuda13" if driver >= 13000 else "cuda12")
+        cupy = extra(name)
     session.install(*BASE, *extra("cli"), *group("test"), *cupy)
 
 
@@ -152,6 +148,9 @@ def trust(session: nox.Session) -> None:
     """What takes long: thousands of damaged files per reader, kills, long runs."""
     install_for(session, "numpy,fake")
     pytest(session, "-q", XPCNN_TRUST="1")
+    if GPU_LAUNCHER:
+        for late in ("1", "2"):
+            on_emulated_gpu(session, "tests", CUDA_ON_CPU_LAZY=late)
 
 
 @nox.session(python=NEWEST)
@@ -170,6 +169,42 @@ def gpu_static(session: nox.Session) -> None:
         session.error("gpu_static: needs g++ (Debian and Ubuntu: apt-get install g++)")
     session.install(*BASE, *extra("cli"), *group("test", "gpu_static"))
     pytest(session, "-q", "-m", "gpu_static", "tests/gpu_static")
+
+
+def on_emulated_gpu(session: nox.Session, *arguments: str, **environment: str) -> None:
+    """Run pytest on CuPy below the launcher, whose Python finds the packages of the tests beside its own.
+
+    Two processes: what the launcher emulates is a process's own.
+    """
+    launcher = str(Path(GPU_LAUNCHER or "").resolve())
+    environment.setdefault("CUDA_ON_CPU_DEVICES", "2")
+    packages = ROOT / ".nox" / "gpu_emulated"
+    install = ("python", "-m", "pip", "install", "-q", "--upgrade", "--target", str(packages))
+    session.run(launcher, *install, *group("test", "gpu_emulated"), external=True)
+    settings = {"XPCNN_TEST_BACKENDS": "cupy", "XPCNN_REQUIRE_GPU": "1", "PYTHONPATH": str(packages), **environment}
+    command = ("python", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "2")
+    session.run(launcher, *command, *arguments, *session.posargs, external=True, env=settings)
+
+
+@nox.session(python=False)
+@nox.parametrize(
+    "late",
+    [
+        nox.param("", id="eager"),
+        nox.param("1", id="late"),  # work is done as late as streams and events allow
+        nox.param("2", id="late-beside"),  # but at once in streams that do not wait for the legacy one
+    ],
+)
+def gpu_emulated(session: nox.Session, late: str) -> None:
+    """The suite and a short training on CuPy, by the launcher that XPCNN_GPU_LAUNCHER names."""
+    if not GPU_LAUNCHER:
+        session.skip("gpu_emulated: not run, XPCNN_GPU_LAUNCHER names no launcher")
+    if late:  # all of it is `nox -s trust`
+        on_emulated_gpu(session, "tests/backend", "tests/nn", "tests/training", CUDA_ON_CPU_LAZY=late)
+        return
+    on_emulated_gpu(session, "tests")
+    # A minute of training; the slowest nets take minutes each on an emulated device.
+    on_emulated_gpu(session, "-m", "convergence", "tests/convergence", "-k", "lenet5 or tiny")
 
 
 @nox.session(python=NEWEST)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from xpcnn.backend import cupy as module
-from xpcnn.backend import cupy_capture, cupy_transfer
 from xpcnn.backend.base import Backend
+from xpcnn.backend.cupy import kernel_cache, transfer
 from xpcnn.backend.cupy.updates import FUSED
 from xpcnn.errors import BackendError, DTypeError, OutOfMemoryError
 
@@ -68,6 +68,7 @@ def runtime(monkeypatch):
         CUDARuntimeError=cupy.cuda.runtime.CUDARuntimeError,
     )
     monkeypatch.setattr(cupy.cuda, "runtime", stand_in)
+    monkeypatch.setattr(module, "_missing_compiler", lambda cupy: None)
     monkeypatch.setattr(cupy.cuda, "Device", FakeDeviceHandle)
     monkeypatch.setattr(cupy.cuda, "device", SimpleNamespace(get_device_id=lambda: FakeDeviceHandle.current))
     monkeypatch.setattr(cupy, "get_default_memory_pool", lambda: pool)
@@ -120,8 +121,11 @@ def test_info_and_hints(runtime, monkeypatch, tmp_path):
     assert info["pool_used_bytes"] == 2 * GIB
     monkeypatch.setenv("CUPY_CACHE_DIR", str(tmp_path))
     assert [hint.split()[0] for hint in backend.hints()] == ["XPCNN_TF32=1"]
-    monkeypatch.setattr("os.access", lambda *_: False)
-    assert "set CUPY_CACHE_DIR" in backend.hints()[-1]
+    monkeypatch.setattr(kernel_cache, "instead_of", "/home/nobody")
+    assert backend.hints()[-1] == (
+        f"CuPy cannot write its compiled kernels to /home/nobody, so they are in {tmp_path}, which may not stay: set "
+        "CUPY_CACHE_DIR to a folder that can be written"
+    )
 
 
 def test_free_bytes(runtime):
@@ -254,7 +258,7 @@ def test_prefetch_gives_every_batch_as_it_was():
     rng = np.random.default_rng(0)
     batches = [(rng.random((4, 3, 2)).transpose(2, 0, 1), rng.integers(0, 9, n)) for n in (5, 5, 5, 5, 3)]
     got = []
-    for x, labels in cupy_transfer.prefetch(backend, iter(batches)):
+    for x, labels in transfer.prefetch(backend, iter(batches)):
         fake.current.run()  # the step on this batch
         got.append((x.host.copy(), labels.host.copy()))
         assert x.host.strides == batches[len(got) - 1][0].strides  # the order of axes in memory is kept
@@ -263,7 +267,7 @@ def test_prefetch_gives_every_batch_as_it_was():
         np.testing.assert_array_equal(x, expected)
         np.testing.assert_array_equal(labels, numbers)
     assert len(backend.lanes) == 1
-    list(cupy_transfer.prefetch(backend, batches))
+    list(transfer.prefetch(backend, batches))
     assert len(backend.lanes) == 1  # pinned memory is used again
 
 
@@ -271,7 +275,7 @@ def test_prefetch_gives_every_batch_as_it_was():
 def test_prefetch_to_a_host_that_runs_ahead(is_early):
     """No memory, pinned or of the device, is written before its last use is over, whichever stream is behind."""
     fake, backend = prefetching(is_early)
-    got = [x for (x,) in cupy_transfer.prefetch(backend, [(np.full(4, number),) for number in range(9)])]
+    got = [x for (x,) in transfer.prefetch(backend, [(np.full(4, number),) for number in range(9)])]
     fake.current.run()
     assert [set(x.host.tolist()) for x in got] == [{number} for number in range(9)]
 
@@ -285,7 +289,7 @@ def test_prefetch_starts_the_next_copy_before_the_step():
             taken.append(number)
             yield (np.full(3, number),)
 
-    stream = cupy_transfer.prefetch(backend, batches())
+    stream = transfer.prefetch(backend, batches())
     next(stream)
     assert taken == [0, 1]  # the second is on its way while the first is worked on
     next(stream)
@@ -298,117 +302,24 @@ def test_prefetch_starts_the_next_copy_before_the_step():
 def test_prefetch_passes_arrays_of_the_device_through():
     fake, backend = prefetching()
     there = fake.ndarray(np.zeros(2))
-    ((a, b),) = cupy_transfer.prefetch(backend, [(there, np.ones(2))])
+    ((a, b),) = transfer.prefetch(backend, [(there, np.ones(2))])
     fake.current.run()
     assert a is there
     np.testing.assert_array_equal(b.host, np.ones(2))
-    assert list(cupy_transfer.prefetch(backend, [])) == []
+    assert list(transfer.prefetch(backend, [])) == []
 
 
 def test_memory_order():
     rng = np.random.default_rng(0)
     for axes in ((0, 1, 2, 3), (3, 0, 1, 2), (1, 0, 3, 2)):
         a = rng.random((2, 3, 4, 5)).transpose(axes)
-        order = cupy_transfer.memory_order(a)
+        order = transfer.memory_order(a)
         assert a.transpose(order).flags.c_contiguous
-    assert cupy_transfer.memory_order(rng.random((4, 6))[:, ::2]) == [0, 1]
-    assert cupy_transfer.memory_order(np.zeros(())) == []
+    assert transfer.memory_order(rng.random((4, 6))[:, ::2]) == [0, 1]
+    assert transfer.memory_order(np.zeros(())) == []
 
 
-# --- captures ---------------------------------------------------------------------------------------------------------
-
-
-class CaptureStream:
-    def __init__(self, log, problem=None):
-        self.log, self.problem = log, problem
-
-    def __enter__(self):
-        self.log.append("stream on")
-
-    def __exit__(self, *_):
-        self.log.append("stream off")
-
-    def begin_capture(self):
-        self.log.append("begin")
-
-    def end_capture(self):
-        self.log.append("end")
-        if self.problem:
-            raise self.problem
-        return SimpleNamespace(launch=lambda: self.log.append("launch"))
-
-
-def capturing(problem=None):
-    log = []
-
-    class Using:
-        def __init__(self, allocator):
-            self.name = allocator.__self__.name
-
-        def __enter__(self):
-            log.append(f"{self.name} pool")
-
-        def __exit__(self, *_):
-            log.append(f"not {self.name} pool")
-
-    class Pool:
-        def __init__(self, name="own"):
-            self.name = name
-
-        def malloc(self, size):
-            raise AssertionError
-
-        def total_bytes(self):
-            return 512
-
-    import contextlib
-
-    cuda = SimpleNamespace(
-        MemoryPool=Pool, Stream=lambda non_blocking: CaptureStream(log, problem), using_allocator=Using
-    )
-    backend = SimpleNamespace(
-        xp=SimpleNamespace(cuda=cuda, get_default_memory_pool=lambda: Pool("common")),
-        synchronize=lambda: log.append("wait"),
-        cublas=SimpleNamespace(handle=lambda: log.append("handle")),
-        guard=contextlib.nullcontext,
-        capture_stream=None,
-    )
-    return backend, log
-
-
-def test_capture_records_and_replays():
-    backend, log = capturing()
-    step = cupy_capture.CapturedStep(backend, lambda: log.append("step"))
-    assert log == [
-        "wait", "stream on", "own pool", "common pool", "handle", "not common pool", "begin", "step", "end",
-        "not own pool", "stream off",
-    ]  # fmt: skip
-    log.clear()
-    step()
-    step()
-    assert log == ["launch", "launch"]
-    assert step.pool_bytes == 512
-    stream = backend.capture_stream
-    cupy_capture.CapturedStep(backend, lambda: None)
-    assert backend.capture_stream is stream
-
-
-@pytest.mark.parametrize("where", ["step", "end"])
-def test_what_cannot_be_captured(where):
-    problem = RuntimeError("cudaErrorStreamCaptureInvalidated: dependency created\nmore")
-    backend, log = capturing(problem if where == "end" else None)
-
-    def step():
-        if where == "step":
-            raise problem
-
-    message = (
-        "capture: the step cannot be recorded: RuntimeError: cudaErrorStreamCaptureInvalidated: dependency created$"
-    )
-    with pytest.raises(BackendError, match=message):
-        cupy_capture.CapturedStep(backend, step)
-    assert log[-2:] == ["not own pool", "stream off"]
-    assert "end" in log
+# --- kernels, threads -------------------------------------------------------------------------------------------------
 
 
 def test_kernels_are_compiled_once_per_dtype(runtime, monkeypatch):

@@ -3,6 +3,8 @@
 import importlib.util
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -34,20 +36,34 @@ def test_names_that_are_none(name):
 
 
 @pytest.mark.parametrize(
-    ("version", "advice"),
+    ("version", "capability", "advice"),
     [
-        (None, r'pip install "xpcnn\[cuda12\]" or pip install "xpcnn\[cuda13\]" \(no NVIDIA driver answers here'),
-        ((12, 4), r'pip install "xpcnn\[cuda12\]" \(the driver supports CUDA 12.4\)$'),
-        ((13, 0), r'pip install "xpcnn\[cuda13\]" \(the driver supports CUDA 13.0\)$'),
-        ((11, 8), r"update the driver \(the driver supports CUDA 11.8, CuPy needs 12 or newer\)"),
+        (None, None, r"cupy-cuda12x\[ctk\]\S+ or \S+ \S+ .cupy-cuda13x\[ctk\]\S+ \(no NVIDIA driver answers here"),
+        ((12, 4), (8, 0), r"pip install .cupy-cuda12x\[ctk\]>=14.0,<15. \(the driver supports CUDA 12.4\)$"),
+        ((13, 0), (7, 5), r"pip install .cupy-cuda13x\[ctk\]>=14.0,<15. \(the driver supports CUDA 13.0\)$"),
+        ((13, 0), None, r"pip install .cupy-cuda13x\[ctk\]"),
+        (
+            (13, 0),
+            (7, 0),
+            r"cupy-cuda12x\[ctk\].*13.0, but CUDA 13 has dropped GPUs of compute capability 7.0\)$",
+        ),
+        ((13, 1), (6, 1), r"pip install .cupy-cuda12x\[ctk\]"),
+        ((11, 8), (6, 1), r"update the driver \(the driver supports CUDA 11.8, CuPy needs 12 or newer\)"),
     ],
 )
-def test_not_installed(monkeypatch, version, advice):
+def test_not_installed(monkeypatch, version, capability, advice):
     monkeypatch.setattr(driver, "driver_version", lambda: version)
+    monkeypatch.setattr(driver, "oldest_capability", lambda: capability)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert cupy.device_names() == []
     with pytest.raises(BackendError, match=r"'cupy' needs CuPy, which is not installed; .*" + advice):
         cupy.create("cupy")
+
+
+def test_the_advice_is_what_the_project_installs():
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    for extra in ("cuda12", "cuda13"):
+        assert project["optional-dependencies"][extra] == [f"cupy-{extra}x[ctk]>=14.0,<15"]
 
 
 def test_broken_installation(monkeypatch, tmp_path):

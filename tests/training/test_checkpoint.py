@@ -93,13 +93,13 @@ def test_resume_over_plain_batches(tmp_path):
     assert_same(arrays(straight.model), arrays(mine.model))
 
 
-def test_resume_on_another_backend(tmp_path):
+def test_resume_on_another_backend(tmp_path, other_backend):
     """Not bit by bit, but the same training."""
     mine = trainer(callbacks=[StopAfter(8)])
     mine.checkpoint = Checkpointer(tmp_path, every_steps=1)
     with pytest.raises(StopAfter.Stopped):
         mine.fit(loader(), epochs=2)
-    with use_backend("fake"):
+    with use_backend(other_backend):
         other = trainer()
         other.checkpoint = Checkpointer(tmp_path)
         other.fit(loader(), epochs=2, resume=True)
@@ -416,6 +416,8 @@ import resource, signal, sys
 from tests.training.common import loader, trainer
 from xpcnn.training import Checkpointer
 from xpcnn.errors import DataError
+
+pytestmark = pytest.mark.usefixtures("backend")
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 mine = trainer(checkpoint=Checkpointer({str(started)!r}, every_steps=2))
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))

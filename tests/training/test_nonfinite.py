@@ -13,6 +13,8 @@ from xpcnn.training import Checkpointer
 
 from .common import arrays, assert_same, loader, net, net_without_dropout, trainer
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 
 def batches(count=6):
     return list(loader(seed=0))[:count]

@@ -43,17 +43,26 @@ _lock = threading.RLock()
 _backends: dict[str, Backend] = {"numpy": PlainNumpyBackend() if is_portable() else NumpyBackend()}
 _by_type: dict[type, Backend] = {type(_backends["numpy"].asarray(0)): _backends["numpy"]}
 _default: Backend | None = None
+_thread = threading.local()
 _override: ContextVar[Backend | None] = ContextVar("xpcnn_backend", default=None)
 
 
 def get_backend() -> Backend:
     """Return the active backend: `use_backend`'s, else `set_backend`'s, else XPCNN_BACKEND's, else NumPy's."""
     backend = _override.get()
-    if backend is not None:
-        return backend
-    if _default is None:
-        set_backend(os.environ.get("XPCNN_BACKEND") or "numpy")
-    return _default  # type: ignore[return-value]
+    if backend is None:
+        if _default is None:
+            set_backend(os.environ.get("XPCNN_BACKEND") or "numpy")
+        backend = _default
+    if getattr(_thread, "activated", None) is not backend:  # it was set in another thread
+        _activate(backend)  # type: ignore[arg-type]
+    return backend  # type: ignore[return-value]
+
+
+def _activate(backend: Backend) -> None:
+    """Tell a backend that it is the active one in this thread: devices are current for a thread."""
+    backend.activate()
+    _thread.activated = backend
 
 
 def set_backend(name: str) -> None:
@@ -72,7 +81,7 @@ def set_backend(name: str) -> None:
     """
     global _default
     backend = resolve(name)
-    backend.activate()
+    _activate(backend)
     _default = backend
     changed()
 
@@ -82,12 +91,13 @@ def use_backend(name: str) -> Iterator[Backend]:
     """Make a backend the active one in this thread or async task, for the length of a `with` block; nests."""
     backend = resolve(name)
     token = _override.set(backend)
-    backend.activate()
+    _activate(backend)
     try:
         yield backend
     finally:
         _override.reset(token)
-        get_backend().activate()
+        _thread.activated = None
+        get_backend()
 
 
 def register_backend(backend: Backend) -> None:

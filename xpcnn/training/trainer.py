@@ -472,7 +472,11 @@ class Trainer:
 
     def _out_of_memory(self, step: Step, error: MemoryError, x: Array, labels: Array) -> OutOfMemoryError:
         layer = layer_of_traceback(self.model, error.__traceback__)
-        error.__traceback__ = None  # its frames hold the arrays of the step that failed
+        cause: BaseException | None = error
+        while cause is not None:  # their frames, and caches, hold the arrays of the step that failed
+            cause.__traceback__ = None
+            cause = cause.__cause__ or cause.__context__
+        self.model.forget()
         size = largest_batch(lambda n: step.try_size(x[:n], labels[:n]), x.shape[0])
         advice = f"a batch of {size} fits" if size else "not even a batch of 1 fits: make the images or the net smaller"
         where = f" in layer {layer}" if layer else ""

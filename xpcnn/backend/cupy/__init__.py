@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from xpcnn.backend.base import Array, Backend
+from xpcnn.backend.cupy import kernel_cache
 from xpcnn.backend.cupy.driver import driver_version, install_advice
 from xpcnn.backend.portable import is_portable
 from xpcnn.errors import BackendError, DTypeError, OutOfMemoryError
@@ -23,6 +24,7 @@ def device_names() -> list[str]:
     try:
         if importlib.util.find_spec("cupy") is None:
             return []
+        kernel_cache.ensure()
         import cupy
 
         count = cupy.cuda.runtime.getDeviceCount()
@@ -63,6 +65,7 @@ def _check(name: str, device: int) -> None:
     """Raise BackendError unless CuPy is there and `device` answers."""
     if importlib.util.find_spec("cupy") is None:
         raise BackendError(f"name: {name!r} needs CuPy, which is not installed; {install_advice()}")
+    kernel_cache.ensure()
     try:
         import cupy
     except Exception as error:
@@ -89,6 +92,24 @@ def _check(name: str, device: int) -> None:
     if device >= count:
         there = ", ".join(_name(other) for other in range(count)) or "none (check CUDA_VISIBLE_DEVICES)"
         raise BackendError(f"name: {name!r} is not there; CUDA devices that answer: {count}, named {there}")
+    missing = None if runtime.is_hip else _missing_compiler(cupy)
+    if missing is not None:
+        raise BackendError(
+            f"name: {name!r} found CuPy {cupy.__version__} and a device, but no kernel can be compiled ({missing}); "
+            f"{install_advice()}, whose CuPy brings compiler and headers along"
+        )
+
+
+def _missing_compiler(cupy: Any) -> str | None:
+    """Say what CuPy lacks to compile a kernel, the compiler or CUDA's headers (its own extra, [ctk]); None: nothing."""
+    from cupy._core import core
+
+    try:
+        cupy.cuda.nvrtc.getVersion()
+        core.assemble_cupy_compiler_options(())  # looks for the headers as each kernel will
+    except Exception as error:
+        return _first_line(error)
+    return None
 
 
 def _first_line(error: BaseException) -> str:
@@ -111,6 +132,7 @@ class CupyBackend(Backend):
     def __init__(self, device: int) -> None:
         import cupy
 
+        from xpcnn.backend.cupy.capture import GraphMemory
         from xpcnn.backend.cupy.cublas import Cublas
         from xpcnn.backend.cupy.kernels import Kernels
         from xpcnn.backend.cupy.updates import FUSED
@@ -130,10 +152,10 @@ class CupyBackend(Backend):
         self.column_bytes = max(1 << 26, min(1 << 31, self.total_bytes // 16))
         self.captures = self.is_cuda and not is_portable()
         self._tf32 = False
-        self.capture_stream: Any = None
+        self.graphs = GraphMemory(cupy, self.device)
         self.lanes: list[Any] = []  # copy streams and pinned memory that `prefetch` does not use just now
         self.cublas: Cublas | None = None
-        self.kernels = Kernels(cupy)
+        self.kernels = Kernels(cupy, device)
         self.fused: Mapping[str, Callable[..., Any]] = FUSED if self.is_cuda and not is_portable() else {}
         if self.is_cuda:
             self.cublas = Cublas(cupy, self.compute_capability)
@@ -160,12 +182,14 @@ class CupyBackend(Backend):
 
     def for_array(self, array: Array) -> Backend:
         device = array.data.device_id
-        if self.xp.cuda.device.get_device_id() != device:
-            self.xp.cuda.Device(device).use()  # an operation runs where its arrays are
-        return self if device == self.device_id else create(_name(device))
+        backend = self if device == self.device_id else create(_name(device))
+        backend.activate()  # an operation runs where its arrays are
+        return backend
 
     def activate(self) -> None:
-        self.device.use()
+        """Make this device CUDA's current one in this thread: a thread begins with device 0."""
+        if self.xp.cuda.device.get_device_id() != self.device_id:
+            self.device.use()
 
     # --- between host and device ----------------------------------------------------------------------------------
 
@@ -193,12 +217,14 @@ class CupyBackend(Backend):
     # --- memory ---------------------------------------------------------------------------------------------------
 
     def empty(self, shape: Sequence[int], dtype: Any) -> Array:
+        self.activate()
         try:
             return self.xp.empty(shape, dtype)
         except MemoryError as error:
             raise self._out_of_memory(error) from error
 
     def zeros(self, shape: Sequence[int], dtype: Any) -> Array:
+        self.activate()
         try:
             return self.xp.zeros(shape, dtype)
         except MemoryError as error:
@@ -208,6 +234,7 @@ class CupyBackend(Backend):
         return self.empty(shape, dtype)  # the pool is what keeps blocks from step to step
 
     def device_bytes_free(self) -> int | None:
+        self.graphs.give_back()
         with self.device:
             pool = self.xp.get_default_memory_pool()
             free = self.xp.cuda.runtime.memGetInfo()[0] + pool.free_bytes()
@@ -221,17 +248,28 @@ class CupyBackend(Backend):
             yield
         except OutOfMemoryError:
             raise
-        except self.xp.cuda.memory.OutOfMemoryError as error:
+        except Exception as error:
+            if not self.is_out_of_memory(error):
+                raise
             raise self._out_of_memory(error) from error
 
-    def _out_of_memory(self, error: MemoryError) -> OutOfMemoryError:
-        asked = getattr(error, "args", ("",))[0].split("(")[0].strip() or "out of memory"
+    def is_out_of_memory(self, error: BaseException) -> bool:
+        """Whether an exception says that device memory is at its end: ours, CuPy's, or CUDA's own."""
+        from xpcnn.backend.cupy.capture import MEMORY_ALLOCATION
+
+        return isinstance(error, MemoryError) or (
+            isinstance(error, self.xp.cuda.runtime.CUDARuntimeError) and error.status == MEMORY_ALLOCATION
+        )
+
+    def _out_of_memory(self, error: Exception) -> OutOfMemoryError:
+        asked = str(error).split("(")[0].strip() or "out of memory"
         pool = self.xp.get_default_memory_pool()
         with self.device:
             free, total = self.xp.cuda.runtime.memGetInfo()
+            used, kept = pool.used_bytes(), pool.free_bytes()
         return OutOfMemoryError(
             f"{self.name}: {asked[0].lower()}{asked[1:]}; {self.device_name} has {free:,} of {total:,} bytes free, "
-            f"this process uses {pool.used_bytes():,} and keeps {pool.free_bytes():,} for later; use a smaller batch, "
+            f"this process uses {used:,} and keeps {kept:,} for later; use a smaller batch, "
             "or end other programs on the GPU (nvidia-smi lists them)"
         )
 

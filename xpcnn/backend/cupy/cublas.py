@@ -14,12 +14,13 @@ import threading
 from typing import Any, NamedTuple
 
 from xpcnn.backend.base import Array
-from xpcnn.errors import BackendError
+from xpcnn.errors import BackendError, OutOfMemoryError
 
 # cuBLAS's and CUDA's enumerations (cublas_api.h, library_types.h).
 DATA_TYPES = {"f": 0, "d": 1, "e": 2}  # CUDA_R_32F, CUDA_R_64F, CUDA_R_16F
 COMPUTE_32F, COMPUTE_64F, COMPUTE_32F_FAST_TF32 = 68, 70, 77
 GEMM_DEFAULT = -1
+ALLOC_FAILED = 3  # CUBLAS_STATUS_ALLOC_FAILED
 # What the cuBLAS manual recommends for Hopper and for what came before it (cublasSetWorkspace).
 WORKSPACE_HOPPER, WORKSPACE = 32 << 20, 8 << 20
 
@@ -51,6 +52,13 @@ def operand(array: Array) -> Operand | None:
     if (down == 1 or rows == 1) and (across >= rows or columns == 1):
         return Operand(rows, columns, True, across if columns > 1 else rows, batch, step)
     return None
+
+
+class Handle(NamedTuple):
+    """A cuBLAS handle bound to a stream, and the memory that its products may use; a graph that uses it holds it."""
+
+    pointer: ctypes.c_void_p
+    workspace: Array
 
 
 class Cublas:
@@ -98,7 +106,7 @@ class Cublas:
         # Row-major `a @ b` is column-major `b @ a`: the operands change places and keep their flags.
         shape = int(second.transposed), int(first.transposed), target.columns, target.rows, first.columns
         b_at, a_at, out_at = (ctypes.c_void_p(_address(array)) for array in (b, a, out))
-        library, handle = self._load(), self.handle()
+        library, handle = self._load(), self.current().pointer
         if target.batch == 1:
             status = library.cublasGemmEx(
                 handle, *shape, ctypes.byref(alpha), b_at, kind, second.leading, a_at, kind, first.leading,
@@ -113,21 +121,22 @@ class Cublas:
             )  # fmt: skip
         _check(status, "product")
 
-    def handle(self) -> ctypes.c_void_p:
+    def current(self) -> Handle:
         """Return this thread's handle for the current stream; make it before a capture begins, not inside."""
         stream = self._cupy.cuda.get_current_stream().ptr
-        handles = self._local.__dict__.setdefault("handles", {})
+        handles: dict[int, Handle] = self._local.__dict__.setdefault("handles", {})
         if stream not in handles:
             library = self._load()
-            handle = ctypes.c_void_p()
-            _check(library.cublasCreate_v2(ctypes.byref(handle)), "cublasCreate")
-            _check(library.cublasSetStream_v2(handle, ctypes.c_void_p(stream)), "cublasSetStream")
+            pointer = ctypes.c_void_p()
+            _check(library.cublasCreate_v2(ctypes.byref(pointer)), "cublasCreate")
+            _check(library.cublasSetStream_v2(pointer, ctypes.c_void_p(stream)), "cublasSetStream")
             # After the stream, which resets it. Without one of our own cuBLAS would allocate inside a capture.
             workspace = self._cupy.empty(self._workspace_bytes, "u1")
             size = ctypes.c_size_t(self._workspace_bytes)
-            _check(library.cublasSetWorkspace_v2(handle, ctypes.c_void_p(_address(workspace)), size), "workspace")
-            handles[stream] = handle, workspace  # never destroyed: there are few, and at exit CUDA may be gone first
-        return handles[stream][0]  # type: ignore[no-any-return]
+            _check(library.cublasSetWorkspace_v2(pointer, ctypes.c_void_p(_address(workspace)), size), "workspace")
+            # Never destroyed: there are few, and at exit CUDA may be gone first.
+            handles[stream] = Handle(pointer, workspace)
+        return handles[stream]
 
     def _load(self) -> Any:
         """Return the library that CuPy itself uses; None where it cannot be loaded."""
@@ -151,5 +160,7 @@ def _address(array: Array) -> int:
 
 
 def _check(status: int, what: str) -> None:
+    if status == ALLOC_FAILED:
+        raise OutOfMemoryError(f"cuBLAS: {what} found no memory; use a smaller batch, or end other programs on the GPU")
     if status != 0:
         raise BackendError(f"cuBLAS: {what} failed with status {status} (cublasStatus_t in the cuBLAS manual)")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+from xpcnn.backend.cupy import kernel_cache
+
 if TYPE_CHECKING:
     from xpcnn.backend.cupy import CupyBackend
 
@@ -16,6 +18,7 @@ def info(backend: CupyBackend) -> dict[str, Any]:
     pool = cupy.get_default_memory_pool()
     with backend.device:
         free, total = runtime.memGetInfo()
+        used, kept, limit = pool.used_bytes(), pool.free_bytes(), pool.get_limit() or None
     major, minor = backend.compute_capability
     return {
         "backend": backend.name,
@@ -30,9 +33,9 @@ def info(backend: CupyBackend) -> dict[str, Any]:
         "fused": sorted(backend.fused),
         "memory_bytes": total,
         "memory_free_bytes": free,
-        "pool_used_bytes": pool.used_bytes(),
-        "pool_kept_bytes": pool.free_bytes(),
-        "pool_limit_bytes": pool.get_limit() or None,
+        "pool_used_bytes": used,
+        "pool_kept_bytes": kept,
+        "pool_limit_bytes": limit,
     }
 
 
@@ -41,14 +44,11 @@ def hints(backend: CupyBackend) -> list[str]:
     lines = []
     if not backend.allow_tf32 and backend.is_cuda and backend.compute_capability >= (8, 0):
         lines.append("XPCNN_TF32=1 lets float32 products use tensor cores, at 10 bits of mantissa instead of 23")
-    folder = os.environ.get("CUPY_CACHE_DIR") or os.path.expanduser("~/.cupy/kernel_cache")
-    parent = folder
-    while not os.path.exists(parent) and os.path.dirname(parent) != parent:
-        parent = os.path.dirname(parent)
-    if not os.access(parent, os.W_OK):
+    if kernel_cache.instead_of is not None:
         lines.append(
-            f"CuPy cannot write its compiled kernels to {folder}, so every process compiles them anew: "
-            "set CUPY_CACHE_DIR to a folder that can be written"
+            f"CuPy cannot write its compiled kernels to {kernel_cache.instead_of}, so they are in "
+            f"{os.environ[kernel_cache.VARIABLE]}, which may not stay: set {kernel_cache.VARIABLE} to a folder "
+            "that can be written"
         )
     if not backend.is_cuda:
         lines.append("AMD GPUs run the portable code: the CUDA kernels and captured steps are for NVIDIA GPUs")

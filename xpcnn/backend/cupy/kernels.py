@@ -44,15 +44,17 @@ def source() -> str:
 
 
 class Kernels:
-    """The kernels on CuPy's devices, compiled for a dtype when it is first met (and kept by CuPy on disk)."""
+    """The kernels on one device, compiled for a dtype when it is first met (and kept by CuPy on disk)."""
 
-    def __init__(self, cupy: Any) -> None:
-        self._cupy = cupy
+    def __init__(self, cupy: Any, device: int) -> None:
+        self._cupy, self._device = cupy, device
         self._found: dict[tuple[str, str], Any] = {}
         self._modules: dict[str, Any] = {}
 
     def launch(self, name: str, dtype: np.dtype[Any], grid: tuple[int, ...], *args: Any) -> None:
-        """Queue a kernel on the current stream; integers go as int, floating numbers as the kernel's T."""
+        """Queue a kernel on the device's current stream; integers go as int, floating numbers as the kernel's T."""
+        if self._cupy.cuda.device.get_device_id() != self._device:
+            self._cupy.cuda.Device(self._device).use()
         kernel = self._found.get((name, dtype.char)) or self._find(name, dtype.char)
         kernel(grid, (BLOCK,), convert(args, dtype))
 

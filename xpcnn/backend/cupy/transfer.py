@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from xpcnn.backend.cupy import CupyBackend
 
 
+LARGE = 1 << 24  # bytes; beyond, an upload goes without pinned memory
+
+
 def upload(cupy: Any, a: Any, dtype: Any = None) -> Array:
     """Copy host data to the current device; a dense array keeps its order of axes in memory, unlike `cupy.asarray`."""
     if not isinstance(a, (np.ndarray, np.generic, list, tuple, int, float)) and not hasattr(a, "__array__"):
@@ -24,7 +27,13 @@ def upload(cupy: Any, a: Any, dtype: Any = None) -> Array:
     if host.dtype.kind not in "biufc":
         raise DTypeError(f"a: expected numbers, got dtype {host.dtype}")
     axes = memory_order(host)
-    device = cupy.asarray(np.ascontiguousarray(host.transpose(axes)).reshape([host.shape[axis] for axis in axes]))
+    dense = np.ascontiguousarray(host.transpose(axes)).reshape([host.shape[axis] for axis in axes])
+    if dense.nbytes < LARGE:
+        device = cupy.asarray(dense)
+    else:  # CuPy would copy it to pinned memory first, as much again on the host, and keep that for good
+        device = cupy.empty(dense.shape, dense.dtype)
+        cupy.cuda.get_current_stream().synchronize()  # whoever had this memory before; the copy waits for no stream
+        device.data.copy_from_host(dense.ctypes.data, dense.nbytes)
     return device.transpose(np.argsort(axes).tolist()) if axes != sorted(axes) else device
 
 
