@@ -183,6 +183,8 @@ class Compiled(Generic[P, R]):
                     replay = backend.capture(step)
                 ready = True
         except BackendError as error:
+            if not backend.capture_runs and isinstance(error, MemoryError):
+                tracing.undo()
             if backend.capture_runs or isinstance(error, MemoryError):
                 raise
             tracing.fail(str(error))
@@ -512,10 +514,8 @@ def _leaves(template: Any) -> Iterator[Any]:
 def _key(args: Any, kwargs: Any, arrays: list[Any]) -> Any:
     """Return what calls of one kind have in common; append the arrays among the arguments."""
     parts: list[Any] = [context() for context in contexts]
-    for each in args:
-        parts.append(_part(each, arrays))
-    for name in kwargs:
-        parts.append((name, _part(kwargs[name], arrays)))
+    parts += [_part(each, arrays) for each in args]
+    parts += [(name, _part(value, arrays)) for name, value in kwargs.items()]
     return tuple(parts)
 
 
