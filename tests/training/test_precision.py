@@ -51,7 +51,11 @@ def test_a_scale_changes_no_bit_of_a_float32_training(backend, optimiser):
 
 @pytest.mark.parametrize("optimiser", OPTIMISERS)
 def test_float16_trains_as_float32_does(backend, optimiser):
-    narrow, plain = half_trainer(optimiser), trainer(optimiser, "none")
+    # Without the bias before batch norm: its gradient is rounding alone, which RMSprop makes as large as any other.
+    xpcnn.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3, bias=False), *list(net())[1:])
+    narrow = half_trainer(optimiser, model=copy.deepcopy(model))
+    plain = trainer(optimiser, "none", model=model)
     for mine in (narrow, plain):
         xpcnn.manual_seed(1)  # the same masks
         mine.fit(loader(seed=0), epochs=4)
@@ -286,7 +290,7 @@ def test_gradients_of_whole_networks_against_float64(backend, rng, name, change)
         xpcnn.manual_seed(0)
         model = change(models.create(name)).half().to(dtype=dtype)  # both from the same rounded weights
         criterion = nn.CrossEntropyLoss()
-        xpcnn.manual_seed(1)  # the same masks
+        xpcnn.manual_seed(0)  # the same masks
         logits = call(model, backend.asarray(x.astype("float16").astype(dtype)))
         criterion(logits, labels)
         scale = 1024.0 if dtype == "float16" else 1.0
