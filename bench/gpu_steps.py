@@ -14,7 +14,6 @@ from peers.xpcnn_peer import optimiser
 import xpcnn
 from xpcnn import models, nn
 from xpcnn.backend import get_backend
-from xpcnn.training import Trainer
 from xpcnn.training.step import Step
 from xpcnn.training.trainer import READ_EVERY
 
@@ -56,14 +55,13 @@ class Ours:
         self.optimizer.step()
 
     def captured(self) -> None:
-        """Replay the step; hyperparameters go to the device where they have changed."""
+        """Replay the step."""
         assert self.replay
-        self.optimizer.upload()
         self.replay()
 
-    def of_trainer(self, capture: bool | str) -> Callable[[], None]:
+    def of_trainer(self, compiled: bool | str) -> Callable[[], None]:
         """Return the step as `Trainer` runs it, with its checks, counts and a look at the results every 50 steps."""
-        step = Step(Trainer(self.model, self.optimizer, self.criterion, compile=capture), self.backend)
+        step = Step(self.model, self.criterion, self.optimizer, self.backend, compile=compiled, read_every=READ_EVERY)
         done = 0
 
         def call() -> None:
@@ -78,14 +76,13 @@ class Ours:
         return call
 
     def capture(self) -> None:
-        """Record the step. It must have run before (`WARMUP` times, say)."""
+        """Let the step be recorded, which it is after a few calls more."""
 
         def step() -> None:
             self.gradients()
-            self.optimizer.apply()
+            self.optimizer.step()
 
-        self.optimizer.collect()
-        self.replay = self.backend.capture(step)
+        self.replay = xpcnn.compile(step)
 
 
 def torch_step(workload: w.Workload, device: Device, way: str, batch: int | None = None) -> Callable[[], Any]:

@@ -24,37 +24,36 @@ from peers import xpcnn_peer
 import xpcnn
 from xpcnn.backend import get_backend
 from xpcnn.backend.numpy import trace
+from xpcnn.backend.numpy.calls import Bound
 from xpcnn.backend.numpy.regions import Region
 
-Call = tuple[Callable[..., Any], tuple[Any, ...]]
 
-
-def record(workload: w.Workload) -> tuple[list[Call], Any]:
+def record(workload: w.Workload) -> tuple[Bound, Any]:
     """The calls of a whole step, or of an operation both ways, and what keeps their arrays alive."""
     if workload.kind != "train":
         operation = xpcnn_peer.build(workload, "default")
         recorded: Any = get_backend().capture(operation.call)  # type: ignore[arg-type]
-        return list(flat(recorded._tape)), (operation, recorded)
-    kept: list[trace.RecordedStep] = []
-    init = trace.RecordedStep.__init__
+        return list(flat(recorded._bound)), (operation, recorded)
+    kept: list[trace.Graph] = []
+    init = trace.Graph.__init__
 
-    def keep(self: trace.RecordedStep, *arguments: Any) -> None:
+    def keep(self: trace.Graph, *arguments: Any) -> None:
         init(self, *arguments)
         kept.append(self)
 
-    trace.RecordedStep.__init__ = keep  # type: ignore[method-assign]
+    trace.Graph.__init__ = keep  # type: ignore[method-assign]
     step = xpcnn_peer.build(workload, "trainer")
     while not kept:
         step.call()
     step.call()
-    return [call for each in kept for call in flat(each._tape)], (step, kept)
+    return [call for each in kept for call in flat(each._bound)], (step, kept)
 
 
-def flat(tape: list[Call]) -> Iterator[Call]:
-    """The calls of a tape and of its regions."""
-    for function, arguments in tape:
+def flat(calls: Bound) -> Iterator[tuple[Callable[..., Any], tuple[Any, ...]]]:
+    """The calls of a graph and of its regions."""
+    for function, arguments in calls:
         if isinstance(function, Region):
-            for part in function.tapes:
+            for part in function.bound:
                 yield from flat(part)
         else:
             yield function, arguments
@@ -75,7 +74,7 @@ def describe(function: Any, arguments: tuple[Any, ...]) -> tuple[str, tuple[Any,
     return name, arrays[-1].shape if arrays else (), float(sum(a.nbytes for a in arrays))
 
 
-def measure(calls: list[Call], rounds: int) -> np.ndarray[Any, Any]:
+def measure(calls: Bound, rounds: int) -> np.ndarray[Any, Any]:
     """Median seconds of each call."""
     times = np.zeros((rounds, len(calls)))
     with get_backend().blas.single(), np.errstate(all="ignore"):  # type: ignore[attr-defined]

@@ -296,7 +296,7 @@ def test_gradients_of_whole_networks_against_float64(backend, rng, name, change)
         xpcnn.manual_seed(0)
         model = change(models.create(name)).half().to(dtype=dtype)  # both from the same rounded weights
         criterion = nn.CrossEntropyLoss()
-        xpcnn.manual_seed(1)  # the same masks
+        xpcnn.manual_seed(0)  # the same masks
         logits = call(model, backend.asarray(x.astype("float16").astype(dtype)))
         criterion(logits, labels)
         scale = 1024.0 if dtype == "float16" else 1.0
