@@ -296,7 +296,6 @@ def _arrays(name: str, value: Any, seen: set[int]) -> Iterator[tuple[str, Array]
             yield name, value
         return
     else:  # results of a backend's plan, what groups of layers have kept, or nothing of the kind
-        inside: Iterable[Any] = getattr(value, "arrays", None) or getattr(value, "caches", ())
-        parts = enumerate(inside)
+        parts = enumerate([*getattr(value, "arrays", ()), *getattr(value, "caches", ())])
     for part, each in parts:
         yield from _arrays(f"{name}.{part}", each, seen)
