@@ -21,7 +21,7 @@ from xpcnn.errors import ShapeError, StateError
 from xpcnn.nn import caches
 from xpcnn.testing import assert_close
 
-from .layers import kept_by
+from .layers import LAYERS, kept_by, make
 
 
 class Swish(nn.Module):
@@ -495,6 +495,20 @@ def test_writes_of_the_user_are_found_on_demand(backend, rng, monkeypatch, write
     name = {"x": "cache.x", "weight": r"cache.weight|weight", "y": "cache"}[write]
     with pytest.raises(StateError, match=rf"\w+.backward: expected the arrays .*, got '.*({name}).*' written"):
         net.backward(y)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_that_check_finds_nothing_where_nobody_writes(backend, rng, monkeypatch, name):
+    """Several forwards on the stack, batch norm and dropout moving, and operations that are replayed."""
+    monkeypatch.setattr(caches, "checks_writes", True)
+    layer, x = make(name, rng, "float32")
+    x = backend.asarray(x)
+    for _ in range(8):
+        y = layer(x)
+        if layer.training:
+            layer(x)
+            layer.backward(y)
+        layer.backward(y)
 
 
 def test_the_switch_of_that_check():

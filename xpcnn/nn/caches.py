@@ -283,7 +283,7 @@ def sums_of(cache: Any, parameters: Iterable[Parameter]) -> list[tuple[str, int]
 
 def _arrays(name: str, value: Any, seen: set[int]) -> Iterator[tuple[str, Array]]:
     """Yield (name, array) of all arrays in nested tuples, lists and dicts."""
-    if id(value) in seen or isinstance(value, (str, int, float, type(None), ChannelOp)):
+    if id(value) in seen or isinstance(value, (str, int, float, type, type(None), ChannelOp)):
         return  # of an operation's arrays backward reads parameters alone
     seen.add(id(value))
     parts: Iterable[tuple[Any, Any]] = ()
@@ -298,7 +298,7 @@ def _arrays(name: str, value: Any, seen: set[int]) -> Iterator[tuple[str, Array]
             backend_of(value)
             yield name, value
         return
-    elif hasattr(value, "arrays") or hasattr(value, "caches"):  # results of a backend's plan; groups of layers
-        parts = enumerate(getattr(value, "arrays", None) or value.caches)
+    else:  # results of a backend's plan, what groups of layers have kept, or nothing of the kind
+        parts = enumerate([*getattr(value, "arrays", ()), *getattr(value, "caches", ())])
     for part, each in parts:
         yield from _arrays(f"{name}.{part}", each, seen)
