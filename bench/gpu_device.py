@@ -34,18 +34,16 @@ LIBRARIES = (
 
 
 class Device:
-    """Where a stage runs. A rehearsal has the fake device, small sizes and the host's clock."""
+    """Where a stage runs. A rehearsal has small sizes, and the fake device where no other answers."""
 
     def __init__(self, rehearse: bool, with_kernels: bool = False) -> None:
-        from xpcnn.backend import available_backends, register_backend, set_backend
+        from xpcnn.backend import register_backend, set_backend
 
         self.rehearse = rehearse
-        self.name = "fake" if rehearse else "cupy"
-        if rehearse:
+        self.name = "fake" if rehearse and not has_device() else "cupy"
+        if self.name == "fake":
             register_backend(stand_in(with_kernels))
-        elif "cupy" not in available_backends():
-            set_backend("cupy")  # raises, and says what is missing
-        set_backend(self.name)
+        set_backend(self.name)  # raises where there is no device, and says what is missing
 
     def scaled(self, full: int, small: int) -> int:
         """`full` on a GPU, `small` in a rehearsal."""
@@ -64,7 +62,7 @@ class Device:
     def seconds(self, call: Callable[[], Any], calls: int) -> float:
         """Seconds per call of the device's queue, by two events around `calls` of them."""
         self.synchronize()
-        if self.rehearse:
+        if self.name == "fake":
             start = time.perf_counter()
             for _ in range(calls):
                 call()
@@ -109,6 +107,13 @@ class Device:
             "versions": versions,
             "backend": own,
         }
+
+
+def has_device() -> bool:
+    """Whether a CUDA device answers, a GPU or an emulated one."""
+    from xpcnn.backend import available_backends
+
+    return "cupy" in available_backends()
 
 
 def stand_in(with_kernels: bool) -> Any:

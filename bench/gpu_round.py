@@ -9,6 +9,7 @@ too, in three files. Exit status: 0 where every stage that ran passed.
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.util
 import json
 import os
@@ -32,6 +33,7 @@ OPTIONAL = {
     "torch": "the comparison with PyTorch",
     "matplotlib": "the pictures of a run",
 }
+sys.path.insert(0, str(ROOT))
 NOT_RUN = 3  # a stage's exit status, as in gpu_device.py
 LIMIT = 540  # seconds of a stage
 
@@ -46,6 +48,7 @@ class Stage:
     environment: Mapping[str, str] = field(default_factory=dict)
     rehearsal: tuple[str, ...] | None = None
     writes: bool = True  # a json of its own, by --out
+    tool: str | None = None  # of compute-sanitizer, under which it runs on a GPU
 
 
 PYTEST = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "--maxfail", "40")
@@ -61,6 +64,13 @@ def suite(*folders: str, rehearsal: str) -> Stage:
     )  # fmt: skip
 
 
+def sanitized(about: str, tool: str) -> Stage:
+    """The kernels under a tool of compute-sanitizer."""
+    return Stage(
+        f"{about}: the kernels under compute-sanitizer", ("bench/gpu_kernels.py", "--only", "no-portable"), tool=tool
+    )
+
+
 STAGES = {
     "kernels": Stage("every kernel beside its portable expression", ("bench/gpu_kernels.py",)),
     "suite-functional": suite("functional", rehearsal="functional/test_linear.py"),
@@ -71,13 +81,17 @@ STAGES = {
     "train": Stage("xpcnn train as a whole process", ("bench/gpu_train.py", "--only", "time")),
     "convolutions": Stage("convolutions beside cuDNN", ("bench/gpu_speed.py", "--only", "convolutions"), ("torch",)),
     "steps-tf32": Stage("the same with TF32", ("bench/gpu_speed.py", "--only", "steps", "tf32"), ("torch",)),
-    "sanitizer": Stage("the kernels under compute-sanitizer", ("bench/gpu_kernels.py", "--only", "no-portable")),
+    "memcheck": sanitized("reads and writes outside of arrays", "memcheck"),
+    "racecheck": sanitized("threads of a block that do not wait for each other", "racecheck"),
+    "initcheck": sanitized("reads of memory that nobody wrote", "initcheck"),
     "recipes": Stage("the accuracy of every recipe", ("bench/gpu_train.py", "--only", "convergence")),
 }
 
 
 def environment_of(stage: Stage, rehearse: bool) -> dict[str, str]:
-    extra = {"XPCNN_TEST_BACKENDS": "fake", "CI": "1"} if rehearse and stage.environment else dict(stage.environment)
+    extra = dict(stage.environment)
+    if rehearse and extra and not has_device():
+        extra = {"XPCNN_TEST_BACKENDS": "fake", "CI": "1"}
     path = os.pathsep.join([str(ROOT), str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
     return {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **extra}
 
@@ -91,11 +105,11 @@ def run(name: str, stage: Stage, rehearse: bool, folder: Path, limit: float) -> 
     if stage.writes:
         arguments += ["--out", str(folder / f"gpu-{name}.json"), *(["--rehearse"] if rehearse else [])]
     command = [sys.executable, *arguments]
-    if name == "sanitizer" and not rehearse:
+    if stage.tool and not rehearse:
         tool = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path="/usr/local/cuda/bin")
         if tool is None:
             return {"stage": name, "status": "not run", "why": "compute-sanitizer is not on this machine"}
-        command = [tool, "--error-exitcode", "9", "--tool", "memcheck", *command]
+        command = [tool, "--error-exitcode", "9", "--tool", stage.tool, *command]
     start = time.perf_counter()
     try:
         done = subprocess.run(
@@ -114,7 +128,7 @@ def run(name: str, stage: Stage, rehearse: bool, folder: Path, limit: float) -> 
         if code is None
         else f"failed ({code})"
     )
-    if name == "sanitizer" and "Device not supported" in output:
+    if stage.tool and "Device not supported" in output:
         status = "not run"
     print(output[-6000:], flush=True)
     tail = output.replace(str(ROOT), ".").splitlines()[-40:]
@@ -128,6 +142,14 @@ def run(name: str, stage: Stage, rehearse: bool, folder: Path, limit: float) -> 
     }
 
 
+@functools.cache
+def has_device() -> bool:
+    """Whether a CUDA device answers, a GPU or an emulated one."""
+    from xpcnn.backend import available_backends
+
+    return "cupy" in available_backends()
+
+
 def number(value: Any, digits: int = 2) -> str:
     return "" if value is None else f"{value:.{digits}f}"
 
@@ -135,7 +157,7 @@ def number(value: Any, digits: int = 2) -> str:
 def table(reports: list[dict[str, Any]], results: Mapping[str, Any]) -> str:
     """Return everything found as Markdown."""
     facts = next((result["facts"] for result in results.values() if "facts" in result), {})
-    lines = ["# GPU round" + (" (rehearsal: no GPU)" if facts.get("rehearsal") else ""), ""]
+    lines = ["# GPU round" + (" (rehearsal)" if facts.get("rehearsal") else ""), ""]
     shown = {**facts.get("backend", {}), **facts.get("versions", {}), "python": facts.get("python")}
     shown |= {"date": facts.get("date"), "commit": facts.get("commit")}
     lines += [
@@ -192,7 +214,9 @@ def table(reports: list[dict[str, Any]], results: Mapping[str, Any]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stages", nargs="*", metavar="STAGE", help=f"any of {', '.join(STAGES)}; all by default")
-    parser.add_argument("--rehearse", action="store_true", help="on the fake device, as far as each stage goes")
+    parser.add_argument(
+        "--rehearse", action="store_true", help="small, where no GPU is: on an emulated or the fake device"
+    )
     parser.add_argument("--list", action="store_true", help="name the stages and what they do")
     parser.add_argument("--results", type=Path, help="where results go (bench/results)")
     parser.add_argument("--limit", type=float, default=LIMIT, help="seconds that a stage may take")

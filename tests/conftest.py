@@ -54,6 +54,12 @@ def backend(request):
 
 
 @pytest.fixture
+def other_backend(backend):
+    """Name a backend to move to: from a device to NumPy, from NumPy to a device."""
+    return "fake" if backend.name == "numpy" else "numpy"
+
+
+@pytest.fixture
 def rng():
     """Give a NumPy Generator of a fixed seed."""
     return np.random.default_rng(0)

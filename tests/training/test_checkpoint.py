@@ -23,6 +23,8 @@ from xpcnn.training.checkpoint import ARRAYS, NUMBERS, read_checkpoint
 
 from .common import OPTIMISERS, SCHEDULES, StopAfter, arrays, assert_same, loader, net, trainer
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 PAIRS = list(itertools.zip_longest(OPTIMISERS, SCHEDULES, fillvalue="step"))
 
 
@@ -91,13 +93,13 @@ def test_resume_over_plain_batches(tmp_path):
     assert_same(arrays(straight.model), arrays(mine.model))
 
 
-def test_resume_on_another_backend(tmp_path):
+def test_resume_on_another_backend(tmp_path, other_backend):
     """Not bit by bit, but the same training."""
     mine = trainer(callbacks=[StopAfter(8)])
     mine.checkpoint = Checkpointer(tmp_path, every_steps=1)
     with pytest.raises(StopAfter.Stopped):
         mine.fit(loader(), epochs=2)
-    with use_backend("fake"):
+    with use_backend(other_backend):
         other = trainer()
         other.checkpoint = Checkpointer(tmp_path)
         other.fit(loader(), epochs=2, resume=True)

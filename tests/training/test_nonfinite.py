@@ -12,6 +12,8 @@ from xpcnn.training import Checkpointer
 
 from .common import arrays, assert_same, loader, net, trainer
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 
 def batches(count=6):
     return list(loader(seed=0))[:count]
