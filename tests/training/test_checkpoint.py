@@ -25,6 +25,8 @@ from xpcnn.training.checkpoint import ARRAYS, NUMBERS, read_checkpoint
 
 from .common import OPTIMISERS, SCHEDULES, StopAfter, arrays, assert_same, loader, net, trainer
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 PAIRS = list(itertools.zip_longest(OPTIMISERS, SCHEDULES, fillvalue="step"))
 
 

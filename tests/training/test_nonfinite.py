@@ -15,6 +15,8 @@ from .common import arrays, assert_same, loader, net, net_without_dropout, train
 
 pytestmark = pytest.mark.usefixtures("backend")
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 
 def batches(count=6):
     return list(loader(seed=0))[:count]

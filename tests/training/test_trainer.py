@@ -21,6 +21,8 @@ from .common import BATCH, SAMPLES, StopAfter, arrays, assert_same, loader, net,
 
 pytestmark = pytest.mark.usefixtures("backend")
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 
 def test_fit_is_the_loop_written_out(backend):
     mine = trainer()

@@ -466,6 +466,7 @@ class Trainer:
     def _interrupt(self, train: Any) -> None:
         where = f"stopped after step {self.step} (epoch {self.epoch + 1}, batch {self.batch})"
         if self.checkpoint is None:
+            self.read()  # steps that a device has done and not told
             raise KeyboardInterrupt(f"{where}; nothing was saved, for there is no checkpoint folder")
         path = self.save(train)
         raise KeyboardInterrupt(f"{where}; checkpoint {path} is written, go on with --resume (fit(..., resume=True))")
