@@ -11,7 +11,7 @@ from xpcnn.errors import DataError
 
 PathLike = str | os.PathLike[str]
 
-GZIP_MAGIC = b"\x1f\x8b"
+GZIP_MAGIC, JPEG_MAGIC = b"\x1f\x8b", b"\xff\xd8\xff"
 DEFLATE_RATIO = 1032  # no deflate stream expands further: 258 bytes from a match of 2 bits (zlib's technical notes)
 
 
