@@ -55,10 +55,11 @@ def connected_components(mask: np.ndarray) -> Components:
     labels[padded == 1] = np.repeat(numbers, ends - starts)
     count = int(numbers.max(initial=0))
     rows, lefts = np.divmod(starts, width + 2)
-    boxes = np.zeros((count, 4), np.int64)
-    boxes[:, :2] = max(height, width)
-    np.minimum.at(boxes, (numbers - 1, 0), rows)
-    np.minimum.at(boxes, (numbers - 1, 1), lefts - 1)
-    np.maximum.at(boxes, (numbers - 1, 2), rows + 1)
-    np.maximum.at(boxes, (numbers - 1, 3), lefts - 1 + ends - starts)
+    lows, highs = np.full((2, count), max(height, width)), np.zeros((2, count), np.int64)
+    for low, high, first_ones, last_ones in zip(
+        lows, highs, (rows, lefts - 1), (rows + 1, lefts - 1 + ends - starts), strict=True
+    ):
+        np.minimum.at(low, numbers - 1, first_ones)
+        np.maximum.at(high, numbers - 1, last_ones)
+    boxes = np.concatenate([lows, highs]).T  # (count, 4)
     return Components(labels.reshape(height, width + 2)[:, 1:-1], boxes)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from xpcnn.datasets.formats import PEEK, describe
 from xpcnn.datasets.ink import NoDigit, find_ink
 from xpcnn.datasets.source import DEFLATE_RATIO, JPEG_MAGIC, PathLike, read_file
 from xpcnn.errors import DataError, XpcnnError
@@ -69,7 +70,9 @@ def _decode(path: PathLike, content: bytes) -> np.ndarray:
     except XpcnnError:
         raise
     except Exception as error:  # Pillow's decoders raise whatever they stumble over: SyntaxError, struct.error, ...
-        raise DataError(f"{path}: not a PNG or JPEG that can be read: {error!s:.90}") from error
+        found = describe(content[:PEEK])
+        known = f"it is {found}" if found and found.split()[1] not in ("PNG", "JPEG") else f"{error!s:.90}"
+        raise DataError(f"{path}: not a PNG or JPEG that can be read: {known}") from error
 
 
 def _colours(picture: Any) -> np.ndarray:

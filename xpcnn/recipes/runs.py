@@ -6,14 +6,15 @@ import contextlib
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from xpcnn import random
 from xpcnn.backend import use_backend
 from xpcnn.data import DataLoader
-from xpcnn.datasets import Dataset
+from xpcnn.datasets import Dataset, load_mnist
+from xpcnn.datasets.dataset import fingerprint
 from xpcnn.errors import ConfigError, DataError
 from xpcnn.functional.precision import check_precision
 from xpcnn.information import info
@@ -142,11 +143,11 @@ def choose(
     if precision is not None and precision not in folders.PRECISIONS:
         check_precision(precision)
         raise ConfigError(f"precision: expected {' or '.join(folders.PRECISIONS)}, got {precision!r}")
-    if data is not None and os.path.exists(data):
+    if data is not None and sources.is_named(data):
         data = os.path.abspath(data)
     if resumed is not None and folders.is_run(resumed):
         settings, _ = folders.read(resumed)
-        asked: dict[str, Any] = {"recipe": name, "data": data, "epochs": epochs, "batch_size": batch_size}
+        asked: dict[str, Any] = {"recipe": name, "epochs": epochs, "batch_size": batch_size}
         asked |= {"seed": seed, "as_written": as_written or None, "precision": precision}
         for option, wanted in asked.items():
             if wanted is not None and wanted != getattr(settings, option):
@@ -154,7 +155,7 @@ def choose(
                     f"{option}: expected {getattr(settings, option)!r} as the run in {resumed} has it, got {wanted!r}; "
                     "leave it out to go on"
                 )
-        return settings
+        return settings if data is None else replace(settings, data=data)  # contents are compared when they are read
     recipe = find(name or DEFAULT)
     return Settings(
         recipe=recipe.name,
@@ -216,6 +217,10 @@ def load_model(folder: str | os.PathLike[str], *, backend: str | None = None) ->
         raise DataError(
             f"{folder}: damaged {folders.SETTINGS}: expected its kind of data, got {kind!r:.40}; train again"
         )
+    classes = about.get("classes", recipe.classes) if isinstance(about, dict) else recipe.classes
+    if type(classes) is not int or not recipe.classes <= classes <= sources.MOST_CLASSES:
+        raise DataError(f"{folder}: damaged {folders.SETTINGS}: expected a number of classes, got {classes!r:.40}")
+    recipe = recipe.for_classes(classes)
     with use_backend(backend) if backend else contextlib.nullcontext():
         model = recipe.create_model()
     if settings.precision == "float16":
@@ -231,7 +236,10 @@ def _run(recipe: Recipe, settings: Settings, folder: Path | None, resume: bool, 
     if folder is not None and not goes_on:
         folders.check_free(folder)
     kind, train_set, test_set = sources.load(settings.data, recipe.transforms, recipe.name)
-    recipe = recipe.for_data(kind)
+    contents = None if settings.data is None else fingerprint(train_set, test_set)
+    if folder is not None and goes_on:
+        _check_contents(folder, settings, contents)
+    recipe = recipe.for_data(kind).for_classes(sources.count_classes(recipe.classes, train_set, test_set))
     train_set, validation_set, test_set = recipe.split(train_set, test_set)
     random.manual_seed(settings.seed)
     model = recipe.create_model()
@@ -254,6 +262,7 @@ def _run(recipe: Recipe, settings: Settings, folder: Path | None, resume: bool, 
         checkpoint=Checkpointer(folder / folders.CHECKPOINTS) if folder is not None else None,
     )
     about = _describe(recipe, model, train, kind, began)
+    about["data"] |= {"classes": recipe.classes, "sha256": contents}
     if folder is not None and not goes_on:
         folders.write(folder, settings, {"state": "training", **about})
     trainer.fit(train, validation, epochs=settings.epochs, resume=resume)
@@ -266,6 +275,30 @@ def _run(recipe: Recipe, settings: Settings, folder: Path | None, resume: bool, 
         trainer.history.save(folder / folders.HISTORY)
         folders.write(folder, settings, {"state": "done", **about, **_results(done, began)})
     return done
+
+
+def _check_contents(folder: Path, settings: Settings, contents: str | None) -> None:
+    """Check that the data is what the run in a folder began with, wherever it lies now.
+
+    Raises
+    ------
+    ConfigError
+        It is not.
+    """
+    recorded, content = folders.read(folder)
+    about = content.get("data")
+    began_with = about.get("sha256") if isinstance(about, dict) else None
+    if began_with is None and recorded.data is None:
+        began_with = None if contents is None else fingerprint(*load_mnist())
+    elif began_with is None and recorded.data == settings.data:  # a run of before fingerprints
+        return
+    if contents is None and began_with is not None:
+        contents = fingerprint(*load_mnist())
+    if contents != began_with:
+        raise ConfigError(
+            f"data: expected the contents of {recorded.data!r} as the run in {folder} has them, got others in "
+            f"{settings.data!r}; leave it out to go on, or name where they are now"
+        )
 
 
 def _describe(recipe: Recipe, model: Module, train: DataLoader, kind: str, began: float) -> dict[str, Any]:
