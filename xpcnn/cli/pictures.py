@@ -15,8 +15,9 @@ def warm_up() -> None:
 
     def load() -> None:
         with contextlib.suppress(Exception):
-            import matplotlib.backends.backend_agg
-            import matplotlib.figure  # noqa: F401
+            from xpcnn.plot.figure import load_matplotlib
+
+            load_matplotlib()
 
     threading.Thread(target=load, daemon=True).start()
 

@@ -231,7 +231,7 @@ def load_model(folder: str | os.PathLike[str], *, backend: str | None = None) ->
 
 
 def _run(recipe: Recipe, settings: Settings, folder: Path | None, resume: bool, callbacks: Sequence[Any]) -> Run:
-    began = time.time()
+    began, clock = time.time(), time.monotonic()  # the one may be set back
     goes_on = folder is not None and resume and folders.is_run(folder)
     if folder is not None and not goes_on:
         folders.check_free(folder)
@@ -273,7 +273,7 @@ def _run(recipe: Recipe, settings: Settings, folder: Path | None, resume: bool, 
     if folder is not None:
         save_parameters(model, folder / folders.MODEL)
         trainer.history.save(folder / folders.HISTORY)
-        folders.write(folder, settings, {"state": "done", **about, **_results(done, began)})
+        folders.write(folder, settings, {"state": "done", **about, **_results(done, time.monotonic() - clock)})
     return done
 
 
@@ -313,12 +313,12 @@ def _describe(recipe: Recipe, model: Module, train: DataLoader, kind: str, began
     }
 
 
-def _results(done: Run, began: float) -> dict[str, Any]:
+def _results(done: Run, seconds: float) -> dict[str, Any]:
     """Return what came of a run."""
     table = done.history.to_dict()["epochs"]
     epochs = [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
     return {
         "test": {"loss": done.metrics.loss, "accuracy": done.metrics.accuracy, "images": done.metrics.count},
         "epochs": epochs,
-        "seconds": round(time.time() - began, 3),
+        "seconds": round(seconds, 3),
     }
