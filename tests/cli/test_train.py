@@ -92,17 +92,18 @@ def test_the_backend_is_used(digits, tmp_path):
     assert main(["evaluate", str(tmp_path / "run"), "--backend", "numpy"]) == 0
 
 
-def test_ctrl_c_says_how_to_go_on(digits, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_ending_signal_says_how_to_go_on(digits, tmp_path, monkeypatch, capsys, signum):
     out = str(tmp_path / "a run")
     step = Trainer.read
 
     def press(trainer):
         step(trainer)
         if trainer.step == 4:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signum)
 
     monkeypatch.setattr(Trainer, "read", press)
-    assert main(["train", "--data", digits, "--epochs", "3", "--out", out]) == 130
+    assert main(["train", "--data", digits, "--epochs", "3", "--out", out]) == 128 + signum
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err.splitlines()[-1] == f"xpcnn train: interrupted; go on with: xpcnn train --resume --out '{out}'"
@@ -111,6 +112,35 @@ def test_ctrl_c_says_how_to_go_on(digits, tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr()
     assert RESULT.match(printed.out)
     assert re.search(r"going on from step [1-8]$", printed.err, re.MULTILINE)
+
+
+def test_a_signal_before_the_training_begins_leaves_one_line(digits, tmp_path, monkeypatch, capsys):
+    from xpcnn.recipes import sources
+
+    monkeypatch.setattr(sources, "load", lambda *arguments: os.kill(os.getpid(), signal.SIGTERM))
+    assert main(["train", "--data", digits, "--out", str(tmp_path / "run")]) == 143
+    assert capsys.readouterr().err == "xpcnn train: interrupted\n"
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_picture_that_fails_is_no_pictures(digits, tmp_path, monkeypatch, capsys):
+    from xpcnn import plot
+
+    def fail(*arguments, **options):
+        raise RuntimeError("no fonts\nat all")
+
+    monkeypatch.setattr(plot, "filters", fail)
+    assert main(["train", "--data", digits, "--out", str(tmp_path / "run")]) == 0
+    printed = capsys.readouterr()
+    assert RESULT.match(printed.out)
+    assert "no pictures: RuntimeError: no fonts at all\n" in printed.err
+
+
+def test_a_clock_that_goes_back_gives_no_negative_seconds(digits, tmp_path, monkeypatch):
+    clock = iter(range(10**9, 0, -3600))
+    monkeypatch.setattr(time, "time", lambda: next(clock))
+    assert main(["train", "conv8", "--epochs", "1", "--data", digits, "--out", str(tmp_path / "run")]) == 0
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["seconds"] >= 0
 
 
 def test_a_real_process_interrupted_in_the_middle_goes_on(digits, tmp_path):

@@ -278,7 +278,7 @@ class TestProgress:
         mine.fit(loader(), epochs=1)
         text = file.getvalue()
         assert "6/6" in text
-        assert re.search(r"[\d.]+ images/s, loss [\d.]+, accuracy [\d.]+", text)
+        assert re.search(r"epoch 1/1 loss [\d.]+ accuracy [\d.]+ \|.*\| \d/6 [\d:]+<[\d:?]+, \d+/s", text)
         assert text.splitlines()[-1].startswith("epoch 1/1  loss")
 
 
@@ -345,3 +345,22 @@ def test_without_tqdm_a_terminal_gets_plain_lines(monkeypatch):
     with use_backend("numpy"):
         trainer(callbacks=[Progress(every=1, file=file)]).fit(loader(), epochs=1)
     assert re.search(r"epoch 1/1  batch 1/", file.getvalue())
+
+
+@pytest.mark.parametrize("columns", [60, 80])
+def test_a_narrow_terminal_still_shows_loss_and_accuracy(monkeypatch, columns):
+    pytest.importorskip("tqdm")
+    monkeypatch.setenv("COLUMNS", str(columns))
+
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    file = Terminal()
+    progress = Progress(file=file)
+    progress.REFRESH = 0.0
+    made = trainer(callbacks=[progress])
+    made.fit(loader(), epochs=1)
+    shown = [line for line in file.getvalue().split("\r") if "|" in line]
+    assert all(len(line) <= columns for line in shown)
+    assert re.search(r"epoch 1/1 loss \d\.\d{4} accuracy \d\.\d{4}", shown[-1])

@@ -15,9 +15,9 @@ def warm_up() -> None:
 
     def load() -> None:
         with contextlib.suppress(Exception):
-            from xpcnn.plot.figure import load_matplotlib
-
-            load_matplotlib()
+            # Nothing of xpcnn's own, which the main thread imports meanwhile.
+            import matplotlib.backends.backend_agg
+            import matplotlib.figure  # noqa: F401
 
     threading.Thread(target=load, daemon=True).start()
 

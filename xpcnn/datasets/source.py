@@ -62,7 +62,7 @@ def read_file(path: PathLike, what: str = "file", limit: int | None = None) -> b
     """
     found = look_at(path)
     if not found:
-        raise DataError(f"{shown(path)}: no such file; check the path")
+        raise DataError(f"{shown(path)}: expected a {what} to read, got no such file; check the path")
     if found != "file":
         raise DataError(
             f"{shown(path)}: expected a {what}, got a {'folder' if found == 'folder' else 'pipe or device'}"

@@ -78,6 +78,7 @@ def run(
     resume: bool = False,
     callbacks: Sequence[Any] = (),
     progress: bool = False,
+    numbered: bool = False,
 ) -> Run:
     """Train a recipe and test it.
 
@@ -104,6 +105,8 @@ def run(
         Of the trainer.
     progress : bool
         Show on standard error how it goes: a bar on a terminal, elsewhere a line every so many batches.
+    numbered : bool
+        Where `out` is there already, take OUT-2, OUT-3, ... instead: the first that this process makes itself.
 
     Raises
     ------
@@ -117,7 +120,7 @@ def run(
     if progress:
         callbacks = [*callbacks, Progress(recipe.log_every)]
     with use_backend(backend) if backend else contextlib.nullcontext():
-        return _run(recipe, settings, Path(out) if out is not None else None, resume, callbacks)
+        return _run(recipe, settings, Path(out) if out is not None else None, resume, callbacks, numbered)
 
 
 def choose(
@@ -230,10 +233,12 @@ def load_model(folder: str | os.PathLike[str], *, backend: str | None = None) ->
     return model.eval(), recipe, settings, kind
 
 
-def _run(recipe: Recipe, settings: Settings, folder: Path | None, resume: bool, callbacks: Sequence[Any]) -> Run:
+def _run(
+    recipe: Recipe, settings: Settings, folder: Path | None, resume: bool, callbacks: Sequence[Any], numbered: bool
+) -> Run:
     began, clock = time.time(), time.monotonic()  # the one may be set back
     goes_on = folder is not None and resume and folders.is_run(folder)
-    if folder is not None and not goes_on:
+    if folder is not None and not goes_on and not numbered:
         folders.check_free(folder)
     kind, train_set, test_set = sources.load(settings.data, recipe.transforms, recipe.name)
     contents = None if settings.data is None else fingerprint(train_set, test_set)
@@ -252,6 +257,9 @@ def _run(recipe: Recipe, settings: Settings, folder: Path | None, resume: bool, 
         model.half()  # after the optimiser, which goes on from the float32 values
         scaler = GradScaler()
     schedule = recipe.schedule(optimizer, settings.epochs * len(train)) if recipe.schedule else None
+    if folder is not None and numbered:
+        folder = folders.make_new(folder)
+    checkpoint = Checkpointer(folder / folders.CHECKPOINTS) if folder is not None else None
     trainer = EvaluatingTrainer(
         model,
         optimizer,
@@ -259,13 +267,21 @@ def _run(recipe: Recipe, settings: Settings, folder: Path | None, resume: bool, 
         schedule=schedule,
         callbacks=callbacks,
         scaler=scaler,
-        checkpoint=Checkpointer(folder / folders.CHECKPOINTS) if folder is not None else None,
+        checkpoint=checkpoint,
     )
     about = _describe(recipe, model, train, kind, began)
     about["data"] |= {"classes": recipe.classes, "sha256": contents}
-    if folder is not None and not goes_on:
-        folders.write(folder, settings, {"state": "training", **about})
-    trainer.fit(train, validation, epochs=settings.epochs, resume=resume)
+    if folder is not None and checkpoint is not None:
+        checkpoint.open()  # before run.json is written: of two runs that begin at once, one has the folder
+    try:
+        if folder is not None:
+            if not goes_on and folders.is_run(folder):
+                folders.check_free(folder)  # another run began while this one loaded its data
+            folders.write(folder, settings, {"state": "training", **about})
+        trainer.fit(train, validation, epochs=settings.epochs, resume=resume)
+    finally:
+        if checkpoint is not None:
+            checkpoint.close()
     last = trainer.last
     if last is None or trainer.last_loader is not test:
         last = evaluate(model, test)
