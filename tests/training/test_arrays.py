@@ -19,11 +19,9 @@ from .common import arrays, assert_same, net
 
 def test_devices_pipes_and_folders_are_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    readers = (lambda path: load_parameters(net(), path), History.load, read_checkpoint, folders.read)
-    for read in readers[:1]:
-        for path in ("/dev/zero", tmp_path / "pipe", tmp_path):
-            with no_hang(), pytest.raises(DataError, match="expected a .*, got a (pipe or device|folder)"):
-                read(path)
+    for path in ("/dev/zero", tmp_path / "pipe", tmp_path):
+        with no_hang(), pytest.raises(DataError, match=r"expected a safetensors file, got a (pipe or device|folder)"):
+            load_parameters(net(), path)
     for name, read in (("state.json", read_checkpoint), ("run.json", folders.read), ("h.json", None)):
         place = tmp_path / name.split(".")[0]
         place.mkdir()

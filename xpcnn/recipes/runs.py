@@ -30,6 +30,7 @@ from xpcnn.training import Checkpointer, History, Metrics, Progress, load_parame
 
 DEFAULT = "lenet5"
 DEFAULT_SEED = 0
+_FIXED = {"format", "settings"}  # what run.json holds of every run
 
 
 @dataclass
@@ -275,9 +276,14 @@ def _run(
         checkpoint.open()  # before run.json is written: of two runs that begin at once, one has the folder
     try:
         if folder is not None:
-            if not goes_on and folders.is_run(folder):
-                folders.check_free(folder)  # another run began while this one loaded its data
-            folders.write(folder, settings, {"state": "training", **about})
+            if goes_on:
+                recorded, content = folders.read(folder)
+                if recorded != settings:  # its data lies elsewhere now
+                    folders.write(folder, settings, {name: content[name] for name in content.keys() - _FIXED})
+            else:
+                if folders.is_run(folder):
+                    folders.check_free(folder)  # another run began while this one loaded its data
+                folders.write(folder, settings, {"state": "training", **about})
         trainer.fit(train, validation, epochs=settings.epochs, resume=resume)
     finally:
         if checkpoint is not None:
