@@ -184,6 +184,9 @@ def test_other_formats_are_called_by_name(tmp_path, what, content):
             read(path)
         assert f"{path}: expected {expected}" in str(error.value)
         assert f"got {what}" in str(error.value)
+    with pytest.raises(DataError, match="expected mnist, a folder of MNIST's four IDX files or CIFAR-10's") as error:
+        sources.load(str(path), ["mnist"], "lenet5")
+    assert f"got {what}" in str(error.value)
     if content:
         path.write_bytes(gzip.compress(content))
         with pytest.raises(DataError) as error:

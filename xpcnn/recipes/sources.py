@@ -9,8 +9,9 @@ from pathlib import Path
 
 from xpcnn.datasets import Dataset, concatenate, load_cifar10, load_mnist, load_mnist_pickle
 from xpcnn.datasets.checks import check_labels
+from xpcnn.datasets.formats import describe
 from xpcnn.datasets.mnist.folder import find_sets, load_mnist_folder
-from xpcnn.datasets.source import look_at, shown
+from xpcnn.datasets.source import Source, look_at, read_file, shown
 from xpcnn.errors import DataError
 
 _CIFAR = ("data_batch_1", "data_batch_1.bin", "cifar-10-batches-py", "cifar-10-batches-bin")
@@ -83,6 +84,9 @@ def _load(data: str | None) -> tuple[str, Dataset, Dataset]:
             "where the data of a run has moved, --data says where it is now"
         )
     if found != "folder":
+        source = Source(place, read_file(place))
+        if describe(source.start()) not in (None, "a pickle"):
+            raise source.other_than(_TAKEN) or DataError(f"{shown(place)}: expected {_TAKEN}")
         train, validation, test = load_mnist_pickle(place)
         return "mnist", concatenate([train, validation]), test
     if any(look_at(place / name) for name in _CIFAR):
