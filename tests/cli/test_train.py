@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -161,6 +162,33 @@ def test_a_real_process_interrupted_in_the_middle_goes_on(digits, tmp_path):
     assert (resumed.returncode, whole.returncode) == (0, 0), resumed.stderr
     assert resumed.stdout == whole.stdout
     assert (out / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="children are looked up in /proc")
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_the_whole_group_leaves_a_checkpoint(digits, tmp_path, signum):
+    """As batch systems and closing terminals send it: worker processes hear it too, and live to finish the step."""
+    out = str(tmp_path / "run")
+    command = [sys.executable, "-m", "xpcnn", "train", "lenet5", "--data", digits, "--epochs", "4000", "--out", out]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    until = time.monotonic() + 30
+    while process.poll() is None and not children.read_text() and time.monotonic() < until:
+        time.sleep(0.02)
+    time.sleep(0.5)  # until they have begun to work
+    workers = children.read_text()
+    for worker in workers.split():
+        os.kill(int(worker), signum)
+    time.sleep(0.2)
+    still = children.read_text()
+    os.killpg(process.pid, signum)
+    _, errors = process.communicate(timeout=60)
+    assert still == workers
+    assert process.returncode == 128 + signum, errors
+    assert errors.splitlines()[-1].startswith("xpcnn train: interrupted; go on with: xpcnn train --resume"), errors
+    assert "worker process" not in errors
+    if not workers:
+        pytest.skip("no worker processes on this machine: the signal reached the training alone")
 
 
 def test_a_loss_that_explodes_is_one_line_and_status_1(digits, tmp_path, monkeypatch, capsys):
