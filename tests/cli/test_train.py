@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -92,17 +93,18 @@ def test_the_backend_is_used(digits, tmp_path):
     assert main(["evaluate", str(tmp_path / "run"), "--backend", "numpy"]) == 0
 
 
-def test_ctrl_c_says_how_to_go_on(digits, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_ending_signal_says_how_to_go_on(digits, tmp_path, monkeypatch, capsys, signum):
     out = str(tmp_path / "a run")
     step = Trainer.read
 
     def press(trainer):
         step(trainer)
         if trainer.step == 4:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signum)
 
     monkeypatch.setattr(Trainer, "read", press)
-    assert main(["train", "--data", digits, "--epochs", "3", "--out", out]) == 130
+    assert main(["train", "--data", digits, "--epochs", "3", "--out", out]) == 128 + signum
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err.splitlines()[-1] == f"xpcnn train: interrupted; go on with: xpcnn train --resume --out '{out}'"
@@ -111,6 +113,35 @@ def test_ctrl_c_says_how_to_go_on(digits, tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr()
     assert RESULT.match(printed.out)
     assert re.search(r"going on from step [1-8]$", printed.err, re.MULTILINE)
+
+
+def test_a_signal_before_the_training_begins_leaves_one_line(digits, tmp_path, monkeypatch, capsys):
+    from xpcnn.recipes import sources
+
+    monkeypatch.setattr(sources, "load", lambda *arguments: os.kill(os.getpid(), signal.SIGTERM))
+    assert main(["train", "--data", digits, "--out", str(tmp_path / "run")]) == 143
+    assert capsys.readouterr().err == "xpcnn train: interrupted\n"
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_picture_that_fails_is_no_pictures(digits, tmp_path, monkeypatch, capsys):
+    from xpcnn import plot
+
+    def fail(*arguments, **options):
+        raise RuntimeError("no fonts\nat all")
+
+    monkeypatch.setattr(plot, "filters", fail)
+    assert main(["train", "--data", digits, "--out", str(tmp_path / "run")]) == 0
+    printed = capsys.readouterr()
+    assert RESULT.match(printed.out)
+    assert "no pictures: RuntimeError: no fonts at all\n" in printed.err
+
+
+def test_a_clock_that_goes_back_gives_no_negative_seconds(digits, tmp_path, monkeypatch):
+    clock = iter(range(10**9, 0, -3600))
+    monkeypatch.setattr(time, "time", lambda: next(clock))
+    assert main(["train", "conv8", "--epochs", "1", "--data", digits, "--out", str(tmp_path / "run")]) == 0
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["seconds"] >= 0
 
 
 def test_a_real_process_interrupted_in_the_middle_goes_on(digits, tmp_path):
@@ -131,6 +162,33 @@ def test_a_real_process_interrupted_in_the_middle_goes_on(digits, tmp_path):
     assert (resumed.returncode, whole.returncode) == (0, 0), resumed.stderr
     assert resumed.stdout == whole.stdout
     assert (out / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="children are looked up in /proc")
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_the_whole_group_leaves_a_checkpoint(digits, tmp_path, signum):
+    """As batch systems and closing terminals send it: worker processes hear it too, and live to finish the step."""
+    out = str(tmp_path / "run")
+    command = [sys.executable, "-m", "xpcnn", "train", "lenet5", "--data", digits, "--epochs", "4000", "--out", out]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    until = time.monotonic() + 30
+    while process.poll() is None and not children.read_text() and time.monotonic() < until:
+        time.sleep(0.02)
+    time.sleep(0.5)  # until they have begun to work
+    workers = children.read_text()
+    for worker in workers.split():
+        os.kill(int(worker), signum)
+    time.sleep(0.2)
+    still = children.read_text()
+    os.killpg(process.pid, signum)
+    _, errors = process.communicate(timeout=60)
+    assert still == workers
+    assert process.returncode == 128 + signum, errors
+    assert errors.splitlines()[-1].startswith("xpcnn train: interrupted; go on with: xpcnn train --resume"), errors
+    assert "worker process" not in errors
+    if not workers:
+        pytest.skip("no worker processes on this machine: the signal reached the training alone")
 
 
 def test_a_loss_that_explodes_is_one_line_and_status_1(digits, tmp_path, monkeypatch, capsys):

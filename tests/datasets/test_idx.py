@@ -48,7 +48,7 @@ def header(code=0x08, *shape, zeros=0):
         (header(0x08, 4) + bytes(5), "goes on after"),
         (header(0x0D, 2**32 - 1, 2**32 - 1) + bytes(64), "bytes are declared"),
         (header(0x08, 0, 2**32 - 1, 2**32 - 1), "the shape"),
-        (b"PK\x03\x04" + bytes(99), "magic number"),
+        (b"PK\x03\x04" + bytes(99), "expected an IDX file, raw or gzipped, got a zip archive"),
         (gzipped(idx_bytes(np.arange(9)[:0].astype("u1")))[:-3], "ends early"),
         (gzipped(idx_bytes(np.ones(9, "u1"))) + b"more", "goes on after"),
         (gzipped(idx_bytes(np.ones(9, "u1")) + b"more"), "goes on after"),

@@ -284,3 +284,14 @@ def test_pyplot_is_not_touched(tmp_path):
     environment = {**os.environ, "MPLBACKEND": "tkagg"}
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.png")], env=environment, capture_output=True)
     assert done.returncode == 0, done.stderr.decode()
+
+
+def test_agg_draws_whatever_a_notebook_has_left_in_the_environment(tmp_path):
+    code = (
+        "import os, sys; from xpcnn import plot; plot.confusion_matrix([0, 1], [1, 1], sys.argv[1]); "
+        "assert os.environ['MPLBACKEND'] == 'a-notebook-s'"
+    )
+    environment = {**os.environ, "MPLBACKEND": "a-notebook-s"}
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.png")], env=environment, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+    assert (tmp_path / "a.png").stat().st_size

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 from tests.datasets.makers import gzipped, mnist_parts, mnist_pickle, write_cifar
 from tests.mutations import check_reader
+from tests.recipes.small import write_digits
 from xpcnn import recipes
 from xpcnn.backend import get_backend
 from xpcnn.errors import ConfigError, DataError, DTypeError
@@ -312,3 +314,27 @@ def test_a_run_json_of_before_precision_is_float32(digits, tmp_path):
     path.write_text(json.dumps(content))
     with pytest.raises(DataError, match="damaged: expected precision of a run, got 'float8'"):
         recipes.load(tmp_path / "run")
+
+
+# --- data that has moved ------------------------------------------------------------------------------------------
+
+
+def test_a_run_goes_on_where_its_data_lies_now(tmp_path, digits):
+    first, now = tmp_path / "first", tmp_path / "now"
+    shutil.copytree(digits, first)
+    whole = recipes.run("lenet5", data=str(first), epochs=2, seed=7)
+    with pytest.raises(KeyboardInterrupt):
+        recipes.run("lenet5", data=str(first), epochs=2, seed=7, out=tmp_path / "run", callbacks=[StopAt(4)])
+    first.rename(now)
+    with pytest.raises(DataError, match="first'; where the data of a run has moved, --data says where it is now"):
+        recipes.run(out=tmp_path / "run", resume=True)
+    resumed = recipes.run(out=tmp_path / "run", resume=True, data=str(now))
+    assert list(resumed.history.steps["loss"]) == list(whole.history.steps["loss"])
+    assert recipes.load(tmp_path / "run").metrics == whole.metrics, "the folder knows the new place"
+
+
+def test_a_run_does_not_go_on_with_other_contents(tmp_path, digits):
+    recipes.run("lenet5", data=digits, out=tmp_path / "run")
+    other = write_digits(tmp_path / "other", train=299)
+    with pytest.raises(ConfigError, match=r"data: expected the contents of .* as the run in .* got others in"):
+        recipes.run(out=tmp_path / "run", resume=True, data=other)

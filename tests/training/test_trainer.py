@@ -283,7 +283,7 @@ class TestProgress:
         mine.fit(loader(), epochs=1)
         text = file.getvalue()
         assert "6/6" in text
-        assert re.search(r"[\d.]+ images/s, accuracy [\d.]+, loss [\d.]+", text)
+        assert re.search(r"epoch 1/1 loss [\d.]+ accuracy [\d.]+ \|.*\| \d/6 [\d:]+<[\d:?]+, \d+/s", text)
         assert text.splitlines()[-1].startswith("epoch 1/1  loss")
 
 
@@ -572,3 +572,21 @@ def test_a_loss_of_ones_own_on_values(shape):
         mine.fit([(x, y)])
     assert np.isnan(mine.history.steps["accuracy"]).all()
     assert math.isnan(mine.evaluate([(x, y)]).accuracy)
+
+
+def test_80_columns_show_loss_and_accuracy(monkeypatch):
+    pytest.importorskip("tqdm")
+    monkeypatch.setenv("COLUMNS", "80")
+
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    file = Terminal()
+    progress = Progress(file=file)
+    progress.REFRESH = 0.0
+    made = trainer(callbacks=[progress])
+    made.fit(loader(), epochs=1)
+    shown = [line for line in file.getvalue().split("\r") if "|" in line]
+    assert all(len(line) <= 80 for line in shown)
+    assert re.search(r"epoch 1/1 loss \d\.\d{4} accuracy \d\.\d{4}", shown[-1])

@@ -6,14 +6,15 @@ Each command is a module of this package with `run(arguments) -> status`, import
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 
 from xpcnn.cli.arguments import Usage, parse
+from xpcnn.cli.streams import Stream, standard_streams
 from xpcnn.errors import NonFiniteError, OutOfMemoryError, XpcnnError
 
-FAILED, MISTAKE, INTERRUPTED = 1, 2, 130
+FAILED, MISTAKE, SIGNALLED = 1, 2, 128  # SIGNALLED + number of the signal, as shells report it
+_LEAVES_FILES = ("train",)  # what it says is said by its folder too
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,26 +28,38 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0, or 1 where the command found something wrong, 2 for a user's mistake, 130 after Ctrl-C.
+        0, or 1 where the command found something wrong or could not say what it found, 2 for a user's mistake, 130
+        after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP. A reader that stops early, such as `head`, is no error.
     """
+    with standard_streams() as (out, _):
+        name, status = _run(argv)
+        out.flush()
+        return _said(name, status, out)
+
+
+def _run(argv: Sequence[str] | None) -> tuple[str, int]:
+    """Return what the command is called, and its status."""
     name = "xpcnn"
     try:
         arguments = parse(argv)
         if arguments is None:  # help or version, which are printed
-            return 0
+            return name, 0
         name = f"xpcnn {arguments.command}"
-        status = importlib.import_module(f"xpcnn.cli.{arguments.command}").run(arguments)
-        sys.stdout.flush()
-        return int(status)
-    except KeyboardInterrupt:
+        return name, int(importlib.import_module(f"xpcnn.cli.{arguments.command}").run(arguments))
+    except KeyboardInterrupt as error:
         print(f"{name}: interrupted", file=sys.stderr)
-        return INTERRUPTED
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return name, SIGNALLED + getattr(error, "signum", 2)
     except Usage as error:
         print(error, file=sys.stderr)
-        return MISTAKE
+        return name, MISTAKE
     except XpcnnError as error:
         print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
-        return FAILED if isinstance(error, (NonFiniteError, OutOfMemoryError)) else MISTAKE
+        return name, FAILED if isinstance(error, (NonFiniteError, OutOfMemoryError)) else MISTAKE
+
+
+def _said(name: str, status: int, out: Stream) -> int:
+    """Return the status where standard output may not have taken what was printed."""
+    if out.error is None or isinstance(out.error, BrokenPipeError):
+        return status
+    print(f"{name}: standard output cannot be written: {out.error.strerror}", file=sys.stderr)
+    return status if status or name.removeprefix("xpcnn ") in _LEAVES_FILES else FAILED

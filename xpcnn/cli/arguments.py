@@ -37,11 +37,19 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"xpcnn {xpcnn.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    train = commands.add_parser("train", help="train a recipe, and leave a run folder")
+    train = commands.add_parser(
+        "train",
+        help="train a recipe, and leave a run folder",
+        epilog="Ctrl-C, SIGTERM and SIGHUP let the step end, leave a checkpoint for --resume and end with status 128 + "
+        "the number of the signal.",
+    )
     train.add_argument("recipe", nargs="?", metavar="RECIPE", help="see `xpcnn recipes` (lenet5)")
     _add_backend(train)
     train.add_argument(
-        "--data", metavar="D", help="mnist (carried), a folder of IDX files or of CIFAR-10, mnist.pkl.gz"
+        "--data",
+        metavar="D",
+        help="mnist (carried), a folder of IDX files (MNIST, EMNIST; FOLDER/emnist-digits chooses one of several sets) "
+        "or of CIFAR-10, mnist.pkl.gz; with --resume, where the run's data lies now",
     )
     train.add_argument("--epochs", type=int, metavar="N", help="passes over the data (the recipe's)")
     train.add_argument("--batch-size", type=int, metavar="N", help="images in a batch (the recipe's)")

@@ -15,6 +15,7 @@ def warm_up() -> None:
 
     def load() -> None:
         with contextlib.suppress(Exception):
+            # Nothing of xpcnn's own, which the main thread imports meanwhile.
             import matplotlib.backends.backend_agg
             import matplotlib.figure  # noqa: F401
 

@@ -12,7 +12,7 @@ from typing import Any
 from xpcnn.cli import pictures
 from xpcnn.errors import ConfigError, XpcnnError
 
-INTERRUPTED = 130
+SIGNALLED = 128
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -20,9 +20,18 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.resume and arguments.out is None:
         raise ConfigError("--resume: expected the folder of the run with it, --out RUN_DIR")
     pictures.warm_up()
+    from xpcnn.training.interrupt import ending_signals_raise
+
+    with ending_signals_raise():
+        return _train(arguments)
+
+
+def _train(arguments: argparse.Namespace) -> int:
     from xpcnn import recipes
 
-    out = Path(arguments.out) if arguments.out is not None else _default_folder(arguments.recipe or recipes.DEFAULT)
+    is_ours = arguments.out is None
+    out = _default_folder(arguments.recipe or recipes.DEFAULT) if is_ours else Path(arguments.out)
+    heading = _Heading()
     try:
         done = recipes.run(
             arguments.recipe,
@@ -35,37 +44,38 @@ def run(arguments: argparse.Namespace) -> int:
             as_written=arguments.as_written,
             precision=arguments.precision,
             resume=arguments.resume,
-            callbacks=[_Heading(out)],
+            callbacks=[heading],
             progress=True,
+            numbered=is_ours,
         )
-    except KeyboardInterrupt:
-        if not recipes.is_run(out):
+    except KeyboardInterrupt as error:
+        if heading.folder is None or not recipes.is_run(heading.folder):
             raise
-        print(
-            f"xpcnn train: interrupted; go on with: xpcnn train --resume --out {shlex.quote(str(out))}", file=sys.stderr
-        )
-        return INTERRUPTED
+        again = f"xpcnn train --resume --out {shlex.quote(str(heading.folder))}"
+        print(f"xpcnn train: interrupted; go on with: {again}", file=sys.stderr)
+        return SIGNALLED + getattr(error, "signum", 2)
     try:
         pictures.draw(done)
-    except XpcnnError as error:
-        print(f"no pictures: {error}", file=sys.stderr)
-    print(f"run folder: {out}", file=sys.stderr)
+    except Exception as error:  # whatever matplotlib or its fonts stumble over: the model is there
+        reason = str(error) if isinstance(error, XpcnnError) else f"{type(error).__name__}: {error!s:.120}"
+        print(f"no pictures: {' '.join(reason.split())}", file=sys.stderr)
+    print(f"run folder: {done.folder}", file=sys.stderr)
     print(f"test accuracy: {done.metrics.accuracy:.4f}", flush=True)
     return 0
 
 
 class _Heading:
-    """Says what is about to be trained, and where a callback stopped it."""
+    """Says what is about to be trained, knows where, and says where a callback stopped it."""
 
-    def __init__(self, out: Path) -> None:
-        self.out = out
+    folder: Path | None = None
 
     def on_fit_start(self, trainer: Any) -> None:
         """Print a line."""
+        self.folder = trainer.checkpoint.folder.parent
         parameters = sum(parameter.size for parameter in trainer.model.parameters())
         goes_on = f", going on from step {trainer.step}" if trainer.step else ""
         print(
-            f"{parameters:,} parameters, backend {trainer.model.backend.name}, run folder {self.out}{goes_on}",
+            f"{parameters:,} parameters, backend {trainer.model.backend.name}, run folder {self.folder}{goes_on}",
             file=sys.stderr,
             flush=True,
         )
@@ -82,9 +92,4 @@ class _Heading:
 
 
 def _default_folder(recipe: str) -> Path:
-    stem = Path("runs") / f"{recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
-    for number in range(1, 100):
-        folder = stem if number == 1 else stem.with_name(f"{stem.name}-{number}")
-        if not folder.exists():
-            return folder
-    return stem
+    return Path("runs") / f"{recipe}-{time.strftime('%Y%m%d-%H%M%S')}"

@@ -10,7 +10,7 @@ import numpy as np
 
 from xpcnn.datasets.checks import check_labels
 from xpcnn.datasets.dataset import Dataset, concatenate
-from xpcnn.datasets.source import PathLike, read_file
+from xpcnn.datasets.source import PathLike, look_at, read_file
 from xpcnn.datasets.unpickle import integers, unpickle
 from xpcnn.errors import DataError, XpcnnError
 
@@ -65,7 +65,7 @@ def _find(folder: Path) -> tuple[Path, str]:
     """Return where the batches lie and what their names end in."""
     for inner, suffix in (("cifar-10-batches-py", ""), ("cifar-10-batches-bin", ".bin")):
         for place in (folder, folder / inner):
-            missing = [f"{name}{suffix}" for name in _PICKLED if not (place / f"{name}{suffix}").exists()]
+            missing = [f"{name}{suffix}" for name in _PICKLED if not look_at(place / f"{name}{suffix}")]
             if not missing:
                 return place, suffix
             if len(missing) < len(_PICKLED):

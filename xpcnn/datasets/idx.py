@@ -43,7 +43,9 @@ def read_idx(source: Source) -> np.ndarray:
     """Read the one array of an IDX file to the file's end; it may be a read-only view of what was read."""
     zeros, code, axes = struct.unpack(">HBB", source.take(4))
     if zeros or code not in _DTYPES or not 1 <= axes <= _MAX_AXES:
-        raise source.damaged(f"expected an IDX file's magic number, got {zeros:04x}{code:02x}{axes:02x}")
+        raise source.other_than("an IDX file, raw or gzipped") or source.damaged(
+            f"expected an IDX file's magic number, got {zeros:04x}{code:02x}{axes:02x}"
+        )
     shape = struct.unpack(f">{axes}I", source.take(4 * axes))
     dtype = np.dtype(_DTYPES[code])
     content = source.take(math.prod(shape) * dtype.itemsize)

@@ -8,22 +8,24 @@ from typing import Any
 
 import numpy as np
 
-from xpcnn.datasets.source import DEFLATE_RATIO, PathLike, read_file
+from xpcnn.datasets.formats import PEEK, describe
+from xpcnn.datasets.ink import NoDigit, find_ink
+from xpcnn.datasets.source import DEFLATE_RATIO, JPEG_MAGIC, PathLike, read_file
 from xpcnn.errors import DataError, XpcnnError
 
 _SIDE, _BOX = 28, 20  # pixels of an MNIST image and of the box that holds its digit
 _MAX_PIXELS = 1 << 26  # a 64-megapixel photograph
 _MAX_PIXELS_PER_BYTE = 8 * DEFLATE_RATIO  # one bit a pixel, at deflate's best
+_JPEG_NOISE = 2.0  # of 255: what its rounding leaves around strokes, at qualities in use
 _WORKING_SIDE = 512  # pixels; larger pictures are shrunk to about this before anything is computed
-_FAINTEST = 0.5  # of 255; less is rounding
-_NOISE = 4.0  # ink fainter than so many standard deviations of the background is background
 
 
 def load_image(path: PathLike) -> np.ndarray:
-    """Load a PNG or JPEG of one digit, of any size, dark on light or light on dark, as an image like MNIST's.
+    """Load a PNG or JPEG of one digit, of any size, in any colour on any other, as an image like MNIST's.
 
-    The background is the border's median, the ink is the distance from it. The ink's bounding box is scaled to fit
-    20x20 pixels and placed by its centre of mass in the middle of 28x28, as the authors of MNIST did.
+    Light may fall across the paper, a shadow lie over a part of it; rules, a dark edge, the bar of a screenshot and a
+    frame round a canvas are told from the digit (`xpcnn.datasets.ink`). The digit's bounding box is scaled to fit 20x20
+    pixels and placed by its centre of mass in the middle of 28x28, as the authors of MNIST did.
 
     Returns
     -------
@@ -33,29 +35,24 @@ def load_image(path: PathLike) -> np.ndarray:
     Raises
     ------
     DataError
-        The file is missing or damaged, is neither PNG nor JPEG, has one plain colour, or declares more pixels than 64
-        million or than its size could hold. Pillow is not installed.
+        The file is missing or damaged, is neither PNG nor JPEG, or declares more pixels than 64 million or than its
+        size could hold. No digit is found; the message says what was found instead. Pillow is not installed.
 
     References
     ----------
     Y. LeCun, C. Cortes, C. J. C. Burges, "The MNIST database of handwritten digits": the 20x20 box and the centring.
     """
-    grey = _decode(path, read_file(path))
-    border = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
-    background = np.median(border)
-    ink = grey - background if grey.mean() >= background else background - grey
-    spread = 1.4826 * np.median(abs(border - background))  # the standard deviation, by the median absolute deviation
-    threshold = max(_NOISE * spread, _FAINTEST)
-    solid = (_smoothed(ink) if spread else ink) > threshold  # a speck of noise must not stretch the box
-    if not solid.any():
-        raise DataError(f"{path}: no digit found: the picture has one plain colour")
-    ink = np.where(ink > threshold, ink, 0)
-    rows, columns = np.flatnonzero(solid.any(axis=1)), np.flatnonzero(solid.any(axis=0))
-    return _centred(_fitted(ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]))
+    content = read_file(path)
+    colours = _decode(path, content)
+    try:
+        ink = find_ink(colours, _JPEG_NOISE if content.startswith(JPEG_MAGIC) else 0.0)
+    except NoDigit as reason:
+        raise DataError(f"{path}: no digit found: {reason}") from None
+    return _centred(_fitted(ink))
 
 
 def _decode(path: PathLike, content: bytes) -> np.ndarray:
-    """Return brightness, float32 (height, width) from 0 to 255; the size is known before anything is decoded."""
+    """Return float32 (C, H, W) from 0 to 255, grey or RGB; the size is known before anything is decoded."""
     try:
         from PIL import Image, ImageOps
     except ImportError:
@@ -67,34 +64,33 @@ def _decode(path: PathLike, content: bytes) -> np.ndarray:
                 width, height = image.size
                 if width * height > min(_MAX_PIXELS, _MAX_PIXELS_PER_BYTE * len(content)):
                     raise DataError(f"{path}: {width}x{height} pixels in {len(content)} bytes: refused; shrink it")
-                image.draft("L", (_WORKING_SIDE, _WORKING_SIDE))  # lets the JPEG decoder leave out detail
+                image.draft(None, (_WORKING_SIDE, _WORKING_SIDE))  # lets the JPEG decoder leave out detail
                 picture = ImageOps.exif_transpose(image)
-            return _brightness(picture.reduce(-(-max(picture.size) // _WORKING_SIDE)))
+            return _colours(picture.reduce(-(-max(picture.size) // _WORKING_SIDE)))
     except XpcnnError:
         raise
     except Exception as error:  # Pillow's decoders raise whatever they stumble over: SyntaxError, struct.error, ...
-        raise DataError(f"{path}: not a PNG or JPEG that can be read: {error!s:.90}") from error
+        found = describe(content[:PEEK])
+        known = f"it is {found}" if found and found.split()[1] not in ("PNG", "JPEG") else f"{error!s:.90}"
+        raise DataError(f"{path}: not a PNG or JPEG that can be read: {known}") from error
 
 
-def _brightness(picture: Any) -> np.ndarray:
-    """Return float32 (height, width); what is transparent gets the colour that the opaque part stands out from."""
+def _colours(picture: Any) -> np.ndarray:
+    """Return float32 (C, H, W); what is transparent gets the shade that the opaque part stands out from."""
     if picture.mode.startswith("I"):  # 16 bits
-        return np.asarray(picture).astype(np.float32) / 257
+        return np.asarray(picture).astype(np.float32)[None] / 257
+    if picture.mode in ("1", "L"):
+        return np.asarray(picture.convert("L")).astype(np.float32)[None]
     if "A" not in picture.mode and "transparency" not in picture.info:
-        return np.asarray(picture.convert("L")).astype(np.float32)
-    grey, alpha = (np.asarray(band).astype(np.float32) for band in picture.convert("LA").split())
-    opaque = (grey * alpha).sum() / max(alpha.sum(), 1.0)
+        return _channels_first(picture.convert("RGB"))
+    colours, alpha = np.split(_channels_first(picture.convert("RGBA")), [3])
+    opaque = (colours.mean(axis=0, keepdims=True) * alpha).sum() / max(alpha.sum(), 1.0)
     backdrop = 0.0 if opaque > 127 else 255.0
-    return np.asarray(backdrop + (grey - backdrop) * (alpha / 255))
+    return np.asarray(backdrop + (colours - backdrop) * (alpha / 255))
 
 
-def _smoothed(array: np.ndarray) -> np.ndarray:
-    """Return the mean of each pixel and its eight neighbours."""
-    padded = np.pad(array, 1, mode="edge")
-    height, width = array.shape
-    neighbours = [padded[i : i + height, j : j + width] for i in range(3) for j in range(3)]
-    mean: np.ndarray = np.mean(neighbours, axis=0)
-    return mean
+def _channels_first(picture: Any) -> np.ndarray:
+    return np.ascontiguousarray(np.asarray(picture).transpose(2, 0, 1), np.float32)  # (C, H, W)
 
 
 def _fitted(ink: np.ndarray) -> np.ndarray:

@@ -7,30 +7,73 @@ import stat
 import zlib
 from pathlib import Path
 
+from xpcnn.datasets.formats import PEEK, describe
 from xpcnn.errors import DataError
 
 PathLike = str | os.PathLike[str]
 
-GZIP_MAGIC = b"\x1f\x8b"
+GZIP_MAGIC, JPEG_MAGIC = b"\x1f\x8b", b"\xff\xd8\xff"
+_SHOWN = 150  # characters of a path in an error
 DEFLATE_RATIO = 1032  # no deflate stream expands further: 258 bytes from a match of 2 bits (zlib's technical notes)
 
 
-def read_file(path: PathLike) -> bytes:
-    """Return the content of a regular file.
+def look_at(path: PathLike) -> str:
+    """Return what lies at a path: "file", "folder", "other" (a pipe, a device), or "" for nothing.
+
+    Every path that a user names is looked at here, and nowhere else: a name too long, a null character, a folder that
+    nobody may enter, a loop of links are one clear error.
 
     Raises
     ------
     DataError
-        The file is missing, is not a regular file (a pipe would wait for ever, a device never end) or is unreadable.
+        The system refuses to say.
     """
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise DataError(f"{path}: expected a file, got a folder, pipe or device")
+        mode = os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+    except (OSError, ValueError) as error:  # ValueError: a null character
+        raise DataError(f"{shown(path)}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    return "file" if stat.S_ISREG(mode) else "folder" if stat.S_ISDIR(mode) else "other"
+
+
+def shown(path: PathLike) -> str:
+    """Return a path as an error shows it: whole, or its two ends."""
+    text = os.fspath(path)
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN // 2]}...{text[-_SHOWN // 3 :]}"
+
+
+def read_file(path: PathLike, what: str = "file", limit: int | None = None) -> bytes:
+    """Return the content of a regular file.
+
+    Parameters
+    ----------
+    path : str or os.PathLike
+    what : str
+        What an error calls that which should be there.
+    limit : int, optional
+        Bytes that it may have at the most.
+
+    Raises
+    ------
+    DataError
+        The file is missing, is not a regular file (a pipe would wait for ever, a device never end), is too large or
+        unreadable.
+    """
+    found = look_at(path)
+    if not found:
+        raise DataError(f"{shown(path)}: expected a {what} to read, got no such file; check the path")
+    if found != "file":
+        raise DataError(
+            f"{shown(path)}: expected a {what}, got a {'folder' if found == 'folder' else 'pipe or device'}"
+        )
+    try:
+        size = os.stat(path).st_size
+        if limit is not None and size > limit:
+            raise DataError(f"{shown(path)}: expected a {what} of at most {limit} bytes, got {size}")
         return Path(path).read_bytes()
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file; check the path") from None
-    except (OSError, ValueError) as error:  # ValueError: a null character in the path
-        raise DataError(f"{path}: cannot be read: {error}") from error
+    except OSError as error:
+        raise DataError(f"{shown(path)}: cannot be read: {error.strerror or error}") from error
 
 
 class Source:
@@ -48,6 +91,7 @@ class Source:
         self.name = os.fspath(name)
         self._rest: bytes | memoryview = memoryview(content)
         self._gzip = zlib.decompressobj(wbits=31) if content.startswith(GZIP_MAGIC) else None
+        self._content = content
         self._bound = len(content) * (DEFLATE_RATIO if self._gzip else 1)  # bytes that can still come, at the most
 
     def take(self, size: int) -> bytes:
@@ -72,6 +116,23 @@ class Source:
             raise self.damaged(surplus)
         if self._gzip and not self._gzip.eof:
             raise self.damaged("its gzip stream ends early")
+
+    def start(self) -> bytes:
+        """Return the first bytes of the data, as far as they can be read; takes nothing."""
+        if self._gzip is None:
+            return self._content[:PEEK]
+        try:
+            return zlib.decompressobj(wbits=31).decompress(self._content, PEEK)
+        except zlib.error:
+            return b""
+
+    def other_than(self, expected: str) -> DataError | None:
+        """Return the error that says what the file is instead of `expected`; None where it is nothing known."""
+        found = describe(self.start()) if self._content else "an empty file"
+        if found is None or (found == "an empty file" and self._gzip):
+            return None
+        inside = " within a gzip file" if self._gzip else ""
+        return DataError(f"{shown(self.name)}: expected {expected}, got {found}{inside}")
 
     def damaged(self, reason: str) -> DataError:
         """Return the error that says so."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,48 @@ INK, ACCENT, WRONG, FAINT = "#1f2933", "#2563a8", "#c2410c", "#9fb3c8"
 PathLike = str | os.PathLike[str]
 
 
+_loading = threading.Lock()
+
+
+def load_matplotlib() -> None:
+    """Import what draws; Agg draws whatever MPLBACKEND names, such as a notebook's that is not installed here.
+
+    Raises
+    ------
+    ConfigError
+        matplotlib is not installed, or does not start.
+    """
+    with _loading:
+        try:
+            _import_agg()
+        except ImportError:
+            raise ConfigError('pictures need matplotlib, which is not installed: pip install "xpcnn[cli]"') from None
+        except Exception as error:  # such as a setting of the user's that it refuses
+            raise ConfigError(
+                f"pictures need matplotlib, which does not start: {(str(error) or repr(error)).splitlines()[0]:.120}"
+            ) from error
+
+
+def _import_agg() -> None:
+    named = os.environ.get("MPLBACKEND")
+    try:
+        import matplotlib.backends.backend_agg
+        import matplotlib.figure
+    except ImportError:
+        raise
+    except Exception:
+        if named is None or "matplotlib" in sys.modules:
+            raise
+        for name in [name for name in sys.modules if name.startswith("matplotlib.")]:
+            del sys.modules[name]  # half imported: parts of it know of no whole
+        del os.environ["MPLBACKEND"]
+        try:
+            import matplotlib.backends.backend_agg
+            import matplotlib.figure  # noqa: F401
+        finally:
+            os.environ["MPLBACKEND"] = named
+
+
 def new_figure(width: float, height: float) -> Any:
     """Return an empty figure of so many inches.
 
@@ -27,15 +71,10 @@ def new_figure(width: float, height: float) -> Any:
     ConfigError
         matplotlib is not installed.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ConfigError("pictures need matplotlib, which is not installed: pip install matplotlib") from None
-    except Exception as error:  # such as a setting of the user's that it refuses
-        raise ConfigError(
-            f"pictures need matplotlib, which does not start: {str(error).splitlines()[0]:.120}"
-        ) from error
+    load_matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(width, height), dpi=DPI)
     FigureCanvasAgg(figure)
     return figure

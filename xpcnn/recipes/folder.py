@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
 from collections.abc import Mapping
@@ -9,8 +11,9 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from xpcnn.datasets.source import look_at, read_file, shown
 from xpcnn.errors import DataError
-from xpcnn.training.files import explained, write_text
+from xpcnn.training.files import check_format, explained, write_text
 
 SETTINGS, MODEL, HISTORY, CHECKPOINTS = "run.json", "model.safetensors", "history", "checkpoints"
 FORMAT = "xpcnn run 1"
@@ -54,10 +57,32 @@ def check_free(folder: PathLike) -> None:
     """
     place = Path(folder)
     if is_run(place):
-        raise DataError(f"{place}: holds a run already; go on with it with --resume, or name another folder")
+        raise DataError(f"{shown(place)}: holds a run already; go on with it with --resume, or name another folder")
+    if not look_at(place):
+        return
     with explained(place):
-        if place.exists() and any(place.iterdir()):
-            raise DataError(f"{place}: expected a new or empty folder, got one with files in it; name another")
+        # A run that ended before it began leaves an empty folder for checkpoints.
+        if {entry.name for entry in place.iterdir()} - {CHECKPOINTS} or any((place / CHECKPOINTS).glob("step-*")):
+            raise DataError(f"{shown(place)}: expected a new or empty folder, got one with files in it; name another")
+
+
+def make_new(folder: PathLike) -> Path:
+    """Make a folder that was not there, under this name or with the first free number behind it, and return it.
+
+    Raises
+    ------
+    DataError
+        It cannot be made.
+    """
+    place = Path(folder)
+    with explained(place):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        for number in itertools.count(1):
+            made = place if number == 1 else place.with_name(f"{place.name}-{number}")
+            with contextlib.suppress(FileExistsError):
+                made.mkdir()
+                return made
+    raise AssertionError("unreachable")
 
 
 def write(folder: PathLike, settings: Settings, results: Mapping[str, Any]) -> None:
@@ -76,7 +101,7 @@ def write(folder: PathLike, settings: Settings, results: Mapping[str, Any]) -> N
 
 def is_run(folder: PathLike) -> bool:
     """Say whether a run was begun in a folder."""
-    return (Path(folder) / SETTINGS).exists()
+    return bool(look_at(Path(folder) / SETTINGS))
 
 
 def read(folder: PathLike) -> tuple[Settings, dict[str, Any]]:
@@ -89,20 +114,20 @@ def read(folder: PathLike) -> tuple[Settings, dict[str, Any]]:
     """
     place = Path(folder)
     source = place / SETTINGS
-    if not place.is_dir():
-        raise DataError(f"{place}: no such run folder; `xpcnn train --out {place}` makes one")
+    if look_at(place) != "folder":
+        raise DataError(f"{shown(place)}: no such run folder; `xpcnn train --out {shown(place)}` makes one")
+    if not look_at(source):
+        raise DataError(f"{shown(place)}: not a run folder: {SETTINGS} is missing; `xpcnn train` makes one")
     try:
-        if source.stat().st_size > LARGEST_JSON:
-            raise DataError(f"{source}: damaged: expected at most {LARGEST_JSON} bytes")
-        content = json.loads(source.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"{place}: not a run folder: {SETTINGS} is missing; `xpcnn train` makes one") from None
-    except OSError as error:
-        raise DataError(f"{source}: cannot be read: {error.strerror or error}") from error
+        content = json.loads(read_file(source, "run.json", LARGEST_JSON).decode())
+    except DataError:
+        raise
     except (ValueError, RecursionError) as error:
         raise DataError(f"{source}: damaged: {str(error).splitlines()[0]:.80}; train again") from error
     found = content.get("settings") if isinstance(content, dict) else None
-    if not isinstance(found, dict) or content.get("format") != FORMAT:
+    if isinstance(content, dict):
+        check_format(source, content.get("format"), FORMAT)
+    if not isinstance(found, dict):
         raise DataError(f"{source}: damaged: expected format {FORMAT!r} and settings; train again")
     for each in fields(Settings):
         value = found.setdefault(each.name, ... if each.default is MISSING else each.default)

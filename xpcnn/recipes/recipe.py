@@ -13,7 +13,7 @@ from xpcnn.models import create
 from xpcnn.nn import CrossEntropyLoss, Module
 from xpcnn.optim import Optimizer, Schedule
 
-CLASSES = 10  # of MNIST and of CIFAR-10
+CLASSES = 10  # of MNIST and of CIFAR-10, and the fewest that a network is made for
 EVALUATION_BATCH = 250  # images; activations of this many stay in a CPU's cache longest
 
 
@@ -56,6 +56,8 @@ class Recipe:
         What `as_written=True` puts in the place of these attributes.
     on : mapping of str to mapping
         What a kind of data puts in their place.
+    classes : int
+        Of the data: 10, or more for letters.
     accuracy, relative_time : float
         The mean test accuracy of five seeds, and the time of the whole training with `lenet5`'s as 1, as
         `python -m bench.seeds` measures them.
@@ -79,6 +81,7 @@ class Recipe:
     log_every: int = 50
     as_written: Mapping[str, Any] = field(default_factory=dict)
     on: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    classes: int = CLASSES
 
     def written(self) -> Recipe:
         """Return the recipe with the document's own initial values and rates."""
@@ -88,9 +91,13 @@ class Recipe:
         """Return the recipe as it is for a kind of data."""
         return replace(self, **self.on.get(kind, {}))
 
+    def for_classes(self, count: int) -> Recipe:
+        """Return the recipe with a network for so many classes."""
+        return replace(self, classes=count)
+
     def create_model(self) -> Module:
         """Return a new network on the active backend."""
-        return create(self.model, **self.options)
+        return create(self.model, num_classes=self.classes, **self.options)
 
     def create_criterion(self) -> CrossEntropyLoss:
         """Return the loss."""
@@ -122,7 +129,7 @@ class Recipe:
         return tuple(self.transforms[kind](get_backend().zeros(stored, "uint8")).shape[1:])
 
     def _labels(self, dataset: Dataset) -> Any:
-        return to_categorical(dataset.labels, CLASSES) if self.one_hot else dataset.labels
+        return to_categorical(dataset.labels, self.classes) if self.one_hot else dataset.labels
 
 
 def on_test(train: Dataset, test: Dataset) -> Splits:

@@ -6,14 +6,15 @@ import contextlib
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from xpcnn import random
 from xpcnn.backend import use_backend
 from xpcnn.data import DataLoader
-from xpcnn.datasets import Dataset
+from xpcnn.datasets import Dataset, load_mnist
+from xpcnn.datasets.dataset import fingerprint
 from xpcnn.errors import ConfigError, DataError
 from xpcnn.functional.precision import check_precision
 from xpcnn.information import info
@@ -29,6 +30,7 @@ from xpcnn.training import Checkpointer, History, Metrics, Progress, load_parame
 
 DEFAULT = "lenet5"
 DEFAULT_SEED = 0
+_FIXED = {"format", "settings"}  # what run.json holds of every run
 
 
 @dataclass(repr=False)
@@ -84,6 +86,7 @@ def run(
     resume: bool = False,
     callbacks: Sequence[Any] = (),
     progress: bool = False,
+    numbered: bool = False,
 ) -> Run:
     """Train a recipe and test it.
 
@@ -110,6 +113,8 @@ def run(
         Of the trainer.
     progress : bool
         Show on standard error how it goes: a bar on a terminal, elsewhere a line every so many batches.
+    numbered : bool
+        Where `out` is there already, take OUT-2, OUT-3, ... instead: the first that this process makes itself.
 
     Raises
     ------
@@ -123,7 +128,7 @@ def run(
     if progress:
         callbacks = [*callbacks, Progress(recipe.log_every)]
     with use_backend(backend) if backend else contextlib.nullcontext():
-        return _run(recipe, settings, Path(out) if out is not None else None, resume, callbacks)
+        return _run(recipe, settings, Path(out) if out is not None else None, resume, callbacks, numbered)
 
 
 def choose(
@@ -149,11 +154,11 @@ def choose(
     if precision is not None and precision not in folders.PRECISIONS:
         check_precision(precision)
         raise ConfigError(f"precision: expected {' or '.join(folders.PRECISIONS)}, got {precision!r}")
-    if data is not None and os.path.exists(data):
+    if data is not None and sources.is_named(data):
         data = os.path.abspath(data)
     if resumed is not None and folders.is_run(resumed):
         settings, _ = folders.read(resumed)
-        asked: dict[str, Any] = {"recipe": name, "data": data, "epochs": epochs, "batch_size": batch_size}
+        asked: dict[str, Any] = {"recipe": name, "epochs": epochs, "batch_size": batch_size}
         asked |= {"seed": seed, "as_written": as_written or None, "precision": precision}
         for option, wanted in asked.items():
             if wanted is not None and wanted != getattr(settings, option):
@@ -161,7 +166,7 @@ def choose(
                     f"{option}: expected {getattr(settings, option)!r} as the run in {resumed} has it, got {wanted!r}; "
                     "leave it out to go on"
                 )
-        return settings
+        return settings if data is None else replace(settings, data=data)  # contents are compared when they are read
     recipe = find(name or DEFAULT)
     return Settings(
         recipe=recipe.name,
@@ -223,6 +228,10 @@ def load_model(folder: str | os.PathLike[str], *, backend: str | None = None) ->
         raise DataError(
             f"{folder}: damaged {folders.SETTINGS}: expected its kind of data, got {kind!r:.40}; train again"
         )
+    classes = about.get("classes", recipe.classes) if isinstance(about, dict) else recipe.classes
+    if type(classes) is not int or not recipe.classes <= classes <= sources.MOST_CLASSES:
+        raise DataError(f"{folder}: damaged {folders.SETTINGS}: expected a number of classes, got {classes!r:.40}")
+    recipe = recipe.for_classes(classes)
     with use_backend(backend) if backend else contextlib.nullcontext():
         model = recipe.create_model()
     if settings.precision == "float16":
@@ -232,13 +241,18 @@ def load_model(folder: str | os.PathLike[str], *, backend: str | None = None) ->
     return model.eval(), recipe, settings, kind
 
 
-def _run(recipe: Recipe, settings: Settings, folder: Path | None, resume: bool, callbacks: Sequence[Any]) -> Run:
-    began = time.time()
+def _run(
+    recipe: Recipe, settings: Settings, folder: Path | None, resume: bool, callbacks: Sequence[Any], numbered: bool
+) -> Run:
+    began, clock = time.time(), time.monotonic()  # the one may be set back
     goes_on = folder is not None and resume and folders.is_run(folder)
-    if folder is not None and not goes_on:
+    if folder is not None and not goes_on and not numbered:
         folders.check_free(folder)
     kind, train_set, test_set = sources.load(settings.data, recipe.transforms, recipe.name)
-    recipe = recipe.for_data(kind)
+    contents = None if settings.data is None else fingerprint(train_set, test_set)
+    if folder is not None and goes_on:
+        _check_contents(folder, settings, contents)
+    recipe = recipe.for_data(kind).for_classes(sources.count_classes(recipe.classes, train_set, test_set))
     train_set, validation_set, test_set = recipe.split(train_set, test_set)
     random.manual_seed(settings.seed)
     model = recipe.create_model()
@@ -251,6 +265,9 @@ def _run(recipe: Recipe, settings: Settings, folder: Path | None, resume: bool, 
         model.half()  # after the optimiser, which goes on from the float32 values
         scaler = GradScaler()
     schedule = recipe.schedule(optimizer, settings.epochs * len(train)) if recipe.schedule else None
+    if folder is not None and numbered:
+        folder = folders.make_new(folder)
+    checkpoint = Checkpointer(folder / folders.CHECKPOINTS) if folder is not None else None
     trainer = EvaluatingTrainer(
         model,
         optimizer,
@@ -259,12 +276,26 @@ def _run(recipe: Recipe, settings: Settings, folder: Path | None, resume: bool, 
         schedule_every="batch",
         callbacks=callbacks,
         scaler=scaler,
-        checkpoint=Checkpointer(folder / folders.CHECKPOINTS) if folder is not None else None,
+        checkpoint=checkpoint,
     )
     about = _describe(recipe, model, train, kind, began)
-    if folder is not None and not goes_on:
-        folders.write(folder, settings, {"state": "training", **about})
-    trainer.fit(train, validation, epochs=settings.epochs, resume=resume)
+    about["data"] |= {"classes": recipe.classes, "sha256": contents}
+    if folder is not None and checkpoint is not None:
+        checkpoint.open()  # before run.json is written: of two runs that begin at once, one has the folder
+    try:
+        if folder is not None:
+            if goes_on:
+                recorded, content = folders.read(folder)
+                if recorded != settings:  # its data lies elsewhere now
+                    folders.write(folder, settings, {name: content[name] for name in content.keys() - _FIXED})
+            else:
+                if folders.is_run(folder):
+                    folders.check_free(folder)  # another run began while this one loaded its data
+                folders.write(folder, settings, {"state": "training", **about})
+        trainer.fit(train, validation, epochs=settings.epochs, resume=resume)
+    finally:
+        if checkpoint is not None:
+            checkpoint.close()
     last = trainer.last
     if last is None or trainer.last_loader is not test or trainer.batch:  # of before an epoch that `stop` cut short
         last = evaluate(model, test)
@@ -272,8 +303,32 @@ def _run(recipe: Recipe, settings: Settings, folder: Path | None, resume: bool, 
     if folder is not None:
         save_parameters(model, folder / folders.MODEL)
         trainer.history.save(folder / folders.HISTORY)
-        folders.write(folder, settings, {"state": "done", **about, **_results(done, began)})
+        folders.write(folder, settings, {"state": "done", **about, **_results(done, time.monotonic() - clock)})
     return done
+
+
+def _check_contents(folder: Path, settings: Settings, contents: str | None) -> None:
+    """Check that the data is what the run in a folder began with, wherever it lies now.
+
+    Raises
+    ------
+    ConfigError
+        It is not.
+    """
+    recorded, content = folders.read(folder)
+    about = content.get("data")
+    began_with = about.get("sha256") if isinstance(about, dict) else None
+    if began_with is None and recorded.data is None:
+        began_with = None if contents is None else fingerprint(*load_mnist())
+    elif began_with is None and recorded.data == settings.data:  # a run of before fingerprints
+        return
+    if contents is None and began_with is not None:
+        contents = fingerprint(*load_mnist())
+    if contents != began_with:
+        raise ConfigError(
+            f"data: expected the contents of {recorded.data!r} as the run in {folder} has them, got others in "
+            f"{settings.data!r}; leave it out to go on, or name where they are now"
+        )
 
 
 def _describe(recipe: Recipe, model: Module, train: DataLoader, kind: str, began: float) -> dict[str, Any]:
@@ -288,12 +343,12 @@ def _describe(recipe: Recipe, model: Module, train: DataLoader, kind: str, began
     }
 
 
-def _results(done: Run, began: float) -> dict[str, Any]:
+def _results(done: Run, seconds: float) -> dict[str, Any]:
     """Return what came of a run."""
     table = done.history.to_dict()["epochs"]
     epochs = [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
     return {
         "test": {"loss": done.metrics.loss, "accuracy": done.metrics.accuracy, "images": done.metrics.count},
         "epochs": epochs,
-        "seconds": round(time.time() - began, 3),
+        "seconds": round(seconds, 3),
     }

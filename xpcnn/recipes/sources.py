@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from xpcnn.datasets import Dataset, concatenate, load_cifar10, load_idx, load_mnist, load_mnist_pickle
+from xpcnn.datasets import Dataset, concatenate, load_cifar10, load_mnist, load_mnist_pickle
 from xpcnn.datasets.checks import check_labels
+from xpcnn.datasets.formats import describe
+from xpcnn.datasets.mnist.folder import find_sets, load_mnist_folder
+from xpcnn.datasets.source import Source, look_at, read_file, shown
 from xpcnn.errors import DataError
 
 _CIFAR = ("data_batch_1", "data_batch_1.bin", "cifar-10-batches-py", "cifar-10-batches-bin")
 _IMAGE = {"mnist": (28, 28), "cifar10": (3, 32, 32)}
-_CLASSES = 10
+MOST_CLASSES = 1000
+_TAKEN = "mnist, a folder of MNIST's four IDX files or CIFAR-10's batches, or mnist.pkl.gz"
 
 
 def load(data: str | None, kinds: Iterable[str], recipe: str) -> tuple[str, Dataset, Dataset]:
@@ -21,8 +26,8 @@ def load(data: str | None, kinds: Iterable[str], recipe: str) -> tuple[str, Data
     Parameters
     ----------
     data : str or None
-        None or "mnist": the carried MNIST. A folder: the four IDX files of MNIST, raw or gzipped, or CIFAR-10's
-        batches. A file: `mnist.pkl.gz`.
+        None or "mnist": the carried MNIST. A folder: the four IDX files of MNIST, EMNIST and the like
+        (`load_mnist_folder`), or CIFAR-10's batches. A file: `mnist.pkl.gz`.
     kinds : iterable of str
         What the recipe takes, of "mnist" and "cifar10".
     recipe : str
@@ -42,35 +47,61 @@ def load(data: str | None, kinds: Iterable[str], recipe: str) -> tuple[str, Data
     for part in (train, test):
         if part.images.shape[1:] != _IMAGE[kind]:
             raise DataError(f"{data}: expected {kind} images of shape {_IMAGE[kind]}, got {part.images.shape[1:]}")
-        check_labels(part.labels, len(part), _CLASSES)
+        check_labels(part.labels, len(part), MOST_CLASSES)
     return kind, train, test
+
+
+def count_classes(least: int, *parts: Dataset) -> int:
+    """Return how many classes the labels of a set have: one more than the highest, and no fewer than `least`."""
+    return max(least, *(int(part.labels.max()) + 1 for part in parts))
+
+
+def is_named(data: str) -> bool:
+    """Say whether `data` is a place in the file system: a file, a folder, or FOLDER/NAME-OF-SET."""
+    parent = os.path.dirname(data)
+    return bool(look_at(data)) or (parent != "" and look_at(parent) == "folder" and bool(_set_of(data)))
+
+
+def _set_of(data: str) -> bool:
+    return os.path.basename(data).lower() in {name or "mnist" for name in find_sets(os.path.dirname(data))}
 
 
 def _load(data: str | None) -> tuple[str, Dataset, Dataset]:
     if data in (None, "mnist"):
         return "mnist", *load_mnist()
     place = Path(os.fspath(data or ""))
-    if not place.exists():
+    found = look_at(place)
+    if not found and is_named(str(data)):
+        return "mnist", *load_mnist_folder(place)
+    if not found:
         if data in ("cifar10", "cifar-10"):
             raise DataError(
                 "data: CIFAR-10 is not carried: fetch cifar-10-python.tar.gz from "
                 "https://www.cs.toronto.edu/~kriz/cifar.html, unpack it and name the folder: --data FOLDER"
             )
-        raise DataError(f"data: expected mnist, or a folder or file that is there, got {data!r}")
-    if place.is_file():
+        raise DataError(
+            f"data: expected mnist, or a folder or file that is there, got {shown(str(data))!r}; "
+            "where the data of a run has moved, --data says where it is now"
+        )
+    if found != "folder":
+        source = Source(place, read_file(place))
+        if describe(source.start()) not in (None, "a pickle"):
+            raise source.other_than(_TAKEN) or DataError(f"{shown(place)}: expected {_TAKEN}")
         train, validation, test = load_mnist_pickle(place)
         return "mnist", concatenate([train, validation]), test
-    if any((place / name).exists() for name in _CIFAR):
+    if any(look_at(place / name) for name in _CIFAR):
         return "cifar10", *load_cifar10(place)
-    if not any(place.glob("*-ubyte*")):
-        raise DataError(f"{place}: expected MNIST's four IDX files or CIFAR-10's batches in this folder, got neither")
-    return "mnist", _idx(place, "train"), _idx(place, "t10k")
+    if not find_sets(place):
+        raise DataError(f"{shown(place)}: expected {_TAKEN}; {_contents(place)}")
+    return "mnist", *load_mnist_folder(place)
 
 
-def _idx(place: Path, part: str) -> Dataset:
-    return Dataset(*(load_idx(_either(place / f"{part}-{what}-ubyte")) for what in ("images-idx3", "labels-idx1")))
-
-
-def _either(path: Path) -> Path:
-    zipped = path.with_name(path.name + ".gz")
-    return zipped if zipped.exists() else path
+def _contents(place: Path) -> str:
+    """Say what a folder holds, without its names: what somebody took for data."""
+    kinds: Counter[str] = Counter()
+    with os.scandir(place) as entries:
+        for entry, _ in zip(entries, range(10_000), strict=False):
+            kinds["folders" if entry.is_dir() else f"{os.path.splitext(entry.name)[1].lower() or 'other'} files"] += 1
+    if not kinds:
+        return "the folder is empty"
+    return "got a folder of " + ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common(4))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
+from xpcnn.datasets.formats import PEEK, describe
+from xpcnn.datasets.source import read_file
 from xpcnn.errors import DataError, XpcnnError
 from xpcnn.nn import Module
 from xpcnn.training.files import write_bytes
@@ -30,25 +32,14 @@ def decode(content: bytes, name: str) -> dict[str, Any]:
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
+    found = describe(content[:PEEK])
+    if found not in (None, "a safetensors file", "an IDX file"):
+        raise DataError(f"{name}: expected a safetensors file, got {found}")
     try:
         return dict(load(content))
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"{name}: expected a safetensors file, got a damaged one ({reason:.120})") from error
-
-
-def read(path: str | os.PathLike[str], what: str = "file") -> bytes:
-    """Return the bytes of a file.
-
-    Raises
-    ------
-    DataError
-        It cannot be read.
-    """
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise DataError(f"{os.fspath(path)}: expected a {what} to read, got {error.strerror or error}") from error
 
 
 def save_parameters(model: Module, path: str | os.PathLike[str]) -> None:
@@ -68,9 +59,17 @@ def load_parameters(model: Module, path: str | os.PathLike[str]) -> None:
     Raises
     ------
     DataError
-        The file is not there or damaged, or a name, shape or dtype differs; the model is unchanged then.
+        The file is not there, no regular file or damaged, a name, shape or dtype differs, or a value is nan, infinite
+        or a negative variance; the model is unchanged then.
     """
-    load_host_state(model, decode(read(path, "safetensors file"), os.fspath(path)), os.fspath(path))
+    source = os.fspath(path)
+    arrays = decode(read_file(path, "safetensors file"), source)
+    for name, array in arrays.items():
+        if array.dtype.kind == "f" and array.size and not math.isfinite(float(abs(array).max())):
+            raise DataError(f"{source}: expected finite numbers, got nan or infinity in {name!r}; its training failed")
+        if name.rpartition(".")[2] == "running_var" and array.size and array.min() < 0:
+            raise DataError(f"{source}: expected variances of 0 or more, got {array.min():.4g} in {name!r}")
+    load_host_state(model, arrays, source)
 
 
 def host_state(model: Module) -> dict[str, Any]:

@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from xpcnn.datasets.source import look_at, read_file
 from xpcnn.errors import ConfigError, DataError
 from xpcnn.training import arrays as array_files
-from xpcnn.training.files import explained, flush
+from xpcnn.training.files import check_format, explained, flush
 from xpcnn.training.lock import FolderLock
 
 FORMAT = "xpcnn checkpoint 1"
@@ -188,7 +189,7 @@ class Checkpointer:
 
     def steps(self) -> list[int]:
         """Return the steps of which there are checkpoints, in order."""
-        if not self.folder.is_dir():
+        if look_at(self.folder) != "folder":
             return []
         names = [path.name.removeprefix(PREFIX) for path in self.folder.glob(f"{PREFIX}*") if path.is_dir()]
         return sorted(int(name) for name in names if name.isdecimal())
@@ -221,7 +222,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> State:
     """
     numbers = read_numbers(path)
     source = Path(path) / ARRAYS
-    content = array_files.read(source, "checkpoint")
+    content = read_file(source, "checkpoint")
     if _sha(content) != numbers.get("arrays_sha256"):
         raise DataError(
             f"{source}: expected the arrays of this checkpoint, got a damaged file; remove {Path(path).name}"
@@ -232,10 +233,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> State:
 def read_numbers(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read the json of a checkpoint's folder, checked against its own checksum."""
     source = Path(path) / NUMBERS
-    with contextlib.suppress(OSError):
-        if source.stat().st_size > LARGEST_JSON:
-            raise DataError(f"{source}: expected at most {LARGEST_JSON} bytes; it is no checkpoint")
-    content = array_files.read(source, "checkpoint")
+    content = read_file(source, "checkpoint", LARGEST_JSON)
     try:
         numbers = json.loads(content.decode())
         seal = numbers.pop("sha256") if isinstance(numbers, dict) else None
@@ -245,8 +243,9 @@ def read_numbers(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise DataError(f"{source}: expected the json of a checkpoint, got a damaged file ({reason:.120})") from error
     if not whole:
         raise DataError(f"{source}: expected the json of a checkpoint, got a damaged file; remove {Path(path).name}")
-    if numbers.get("format") != FORMAT or not isinstance(numbers.get("step"), int):
-        raise DataError(f"{source}: expected format {FORMAT!r}, got {numbers.get('format')!r:.40}")
+    check_format(source, numbers.get("format"), FORMAT)
+    if not isinstance(numbers.get("step"), int):
+        raise DataError(f"{source}: expected the number of its step, got {numbers.get('step')!r:.40}")
     return dict(numbers)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from xpcnn.datasets.source import shown
 from xpcnn.errors import DataError
 
 Path_ = str | os.PathLike[str]
@@ -62,9 +63,29 @@ def explained(path: Path_) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or str(error)
         raise DataError(
-            f"{os.fspath(path)}: expected to write it, got {reason!r}; check the folder, its permissions and the free "
+            f"{shown(path)}: expected to write it, got {reason!r}; check the folder, its permissions and the free "
             "space (what was saved before is untouched)"
         ) from error
+
+
+def check_format(source: Path_, found: Any, expected: str) -> None:
+    """Check the format that a file says it has, "NAME NUMBER".
+
+    Raises
+    ------
+    DataError
+        It is another; one with a higher number is of a newer xpcnn.
+    """
+    if found == expected:
+        return
+    stem, _, mine = expected.rpartition(" ")
+    name, _, number = found.rpartition(" ") if isinstance(found, str) else ("", "", "")
+    if name == stem and number.isdecimal() and len(number) < 10 and int(number) > int(mine):
+        raise DataError(
+            f"{os.fspath(source)}: written by a newer xpcnn: format {found!r}, where this one reads {expected!r}; "
+            "update xpcnn"
+        )
+    raise DataError(f"{os.fspath(source)}: damaged: expected format {expected!r}, got {found!r:.40}")
 
 
 def flush(path: Path) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from xpcnn.datasets.source import read_file
 from xpcnn.errors import DataError
 from xpcnn.training.files import write_text
 
@@ -103,11 +104,9 @@ class History:
         source = Path(path)
         source = source if source.suffix == ".json" else source.with_suffix(".json")
         try:
-            if source.stat().st_size > LARGEST_FILE:
-                raise DataError(f"{source}: expected a history of at most {LARGEST_FILE} bytes")
-            content = json.loads(source.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise DataError(f"{source}: expected a history to read, got {error.strerror or error}") from error
+            content = json.loads(read_file(source, "history", LARGEST_FILE).decode())
+        except DataError:
+            raise
         except (ValueError, RecursionError) as error:
             raise DataError(f"{source}: expected JSON, got {str(error).splitlines()[0]}") from error
         try:

@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import warnings
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from xpcnn.errors import StateError
+from xpcnn.errors import DataError, StateError
 from xpcnn.training.files import explained
 
 NAME = "lock"
+_HELD = {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES, errno.EDEADLK}
+# What network and FUSE file systems answer that have no locks, or whose lock server is away.
+_WITHOUT_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
 
 
 class FolderLock:
     """Hold `folder/lock` for the length of a `with` block.
 
     The operating system keeps the lock with the open file, so that neither SIGKILL nor a power cut leaves one behind;
-    the file itself stays and means nothing.
+    the file itself stays and means nothing. Where the file system has no locks, a RuntimeWarning says so.
 
     Raises
     ------
     StateError
         Another process, or another trainer of this one, holds it.
     DataError
-        The folder cannot be written.
+        The folder cannot be written or locked.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
@@ -44,6 +49,18 @@ class FolderLock:
         try:
             _lock(file)
         except OSError as error:
+            if error.errno in _WITHOUT_LOCKS:
+                self._file = file
+                warnings.warn(
+                    f"{self.folder}: no locks on this file system ({error.strerror}): take care that one process alone "
+                    "trains here",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+                return
+            if error.errno not in _HELD:
+                file.close()
+                raise DataError(f"{self.folder}: expected to lock it, got {error.strerror or error}") from error
             file.seek(0)
             owner = file.read(20).strip() if os.name != "nt" else ""
             file.close()

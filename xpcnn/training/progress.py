@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
 import time
@@ -44,16 +45,31 @@ class Progress(Callback):
         self._bar: Any = None
 
     @property
-    def file(self) -> TextIO:
-        """The stream; standard error as it is now, not as it was at import."""
+    def file(self) -> TextIO | None:
+        """The stream; standard error as it is now, not as it was at import. None where a program has none."""
         return self._file if self._file is not None else sys.stderr
+
+    def _say(self, text: str) -> None:
+        """Print a line, if that can be: a terminal that has gone must not take the training with it."""
+        file = self.file
+        with contextlib.suppress(OSError, ValueError):  # ValueError: a closed file, letters that it cannot hold
+            try:
+                print(text, file=file, flush=True)
+            except UnicodeEncodeError:
+                print(text.encode("ascii", "backslashreplace").decode(), file=file, flush=True)
 
     def on_fit_start(self, trainer: Trainer) -> None:
         """Begin to count."""
-        self._is_bar = self.file.isatty() if self._bar_wanted is None else self._bar_wanted
+        wanted = self._is_terminal() if self._bar_wanted is None else self._bar_wanted
+        self._is_bar = wanted and self.file is not None
         self._started = self._shown = time.monotonic()
         self._from = len(trainer.history)
         self._batch_size = 0
+
+    def _is_terminal(self) -> bool:
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            return self.file is not None and self.file.isatty()
+        return False
 
     def on_step(self, trainer: Trainer) -> None:
         """Draw or print where it is time to."""
@@ -74,21 +90,24 @@ class Progress(Callback):
             self._draw(trainer)
             if self._bar is not None:
                 self._bar.n = self._bar.total or self._bar.n
-                self._bar.close()
-                self._bar = None
+                self._close()
         text = f"epoch {trainer.epoch}/{trainer.epochs}"
         for name in ("loss", "accuracy", "validation_loss", "validation_accuracy"):
             if not math.isnan(epochs[name][-1]):
                 text += f"  {name.replace('_', ' ')} {epochs[name][-1]:.4f}"
         seconds, rate = epochs["seconds"][-1], epochs["images_per_second"][-1]
-        print(f"{text}  {seconds:.1f} s  {rate:.0f} images/s", file=self.file, flush=True)
+        self._say(f"{text}  {seconds:.1f} s  {rate:.0f} images/s")
         self._from = len(trainer.history)
 
     def on_fit_end(self, trainer: Trainer) -> None:
         """Leave no half-drawn bar."""
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+        self._close()
+
+    def _close(self) -> None:
+        bar, self._bar = self._bar, None
+        if bar is not None:
+            with contextlib.suppress(OSError, ValueError):
+                bar.close()
 
     def _recent(self, trainer: Trainer, steps: int) -> tuple[float, float] | None:
         history = trainer.history
@@ -105,39 +124,46 @@ class Progress(Callback):
             return
         loss, accuracy = recent
         total = "" if trainer.batches_per_epoch is None else f"/{trainer.batches_per_epoch}"
-        print(
+        self._say(
             f"{time.monotonic() - self._started:8.1f} s  epoch {trainer.epoch + 1}/{trainer.epochs}  "
             f"batch {trainer.batch}{total}  {_accuracy(accuracy, '  ')}loss {loss:.4f}  "
-            f"lr {trainer.history.steps['lr'][-1]:.3g}",
-            file=self.file,
-            flush=True,
+            f"lr {trainer.history.steps['lr'][-1]:.3g}"
         )
 
     def _draw(self, trainer: Trainer) -> None:
+        try:
+            self._draw_bar(trainer)
+        except (OSError, ValueError):  # the terminal has gone
+            self._is_bar, self._bar = False, None
+
+    def _draw_bar(self, trainer: Trainer) -> None:
         if self._bar is None and trainer.batch:
             from tqdm import tqdm
 
             self._bar = tqdm(
                 total=trainer.batches_per_epoch,
                 initial=trainer.batch - 1,
-                desc=f"epoch {trainer.epoch + 1}/{trainer.epochs}",
                 file=self.file,
                 leave=False,
-                unit="batch",
                 mininterval=0,
                 dynamic_ncols=True,
+                # What matters most stands first: a narrow terminal cuts off the end.
+                bar_format="{desc} |{bar}| {n_fmt}/{total_fmt} {elapsed}<{remaining}{postfix}",
             )
+            self._bar_epoch = trainer.epoch + 1
             self._bar_started = time.monotonic()
             self._bar_from = trainer.average.weight
         if self._bar is None:
             return
         recent = self._recent(trainer, self.every)
         seconds = time.monotonic() - self._bar_started
-        if recent is not None and seconds > 0:
+        text = f"epoch {self._bar_epoch}/{trainer.epochs}"
+        if recent is not None:
+            text += f" loss {recent[0]:.4f} {_accuracy(recent[1], '')}".rstrip()
+        if seconds > 0:
             rate = (trainer.average.weight - self._bar_from) / seconds
-            self._bar.set_postfix_str(
-                f"{rate:.0f} images/s, {_accuracy(recent[1], ', ')}loss {recent[0]:.4f}", refresh=False
-            )
+            self._bar.set_postfix_str(f"{rate:.0f}/s", refresh=False)
+        self._bar.set_description_str(text, refresh=False)
         if trainer.batch:
             self._bar.update(trainer.batch - self._bar.n)
 

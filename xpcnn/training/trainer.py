@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import signal
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,7 +23,7 @@ from xpcnn.training.checkpoint import Checkpointer
 from xpcnn.training.diagnosis import largest_batch, layer_of_traceback
 from xpcnn.training.evaluation import evaluate
 from xpcnn.training.history import History
-from xpcnn.training.interrupt import interruptible
+from xpcnn.training.interrupt import Interruption, interruptible, unbroken
 from xpcnn.training.metrics import Metrics, RunningAverage, has_accuracy
 from xpcnn.training.state import capture_state, restore_state
 from xpcnn.training.step import Step
@@ -148,6 +150,7 @@ class Trainer:
         self._sums = getattr(criterion, "reduction", "mean") == "sum"
         self._resumed = False
         self.interrupted = self.stopped = False
+        self.signum = int(signal.SIGINT)
         self.stop_reason = ""
 
     def __repr__(self) -> str:
@@ -197,7 +200,8 @@ class Trainer:
         NonFiniteError
             The loss or a gradient became nan or infinite (with nonfinite="stop").
         KeyboardInterrupt
-            Ctrl-C: after the step that was running was finished and a checkpoint written.
+            Ctrl-C, SIGTERM or SIGHUP (`training.interrupt.Interruption`, with the signal's number): after the step that
+            was running was finished and a checkpoint written.
         ConfigError, DataError, StateError
             A value is not allowed, the schedule ends before the training, `train` is empty, a checkpoint cannot be read
             or written or belongs to another model, or another process uses the folder.
@@ -342,6 +346,9 @@ class Trainer:
             step.run(x, labels)
         except MemoryError as error:
             raise self._out_of_memory(step, error, x, labels) from error
+        except BaseException:  # such as a timeout of the user's own
+            self._abandon(step)
+            raise
         self.step += 1
         self.batch += 1
         self._pending.append((x.shape[0], lr))
@@ -371,7 +378,7 @@ class Trainer:
             if not self.model.training:
                 self.model.train()
         with self._renew().backend.errstate():
-            self._do(x, labels)
+            unbroken(self._do, x, labels)
 
     def _batches(self, train: Any) -> Iterator[tuple[Array, Array]]:
         if self.batch and not hasattr(train, "load_state_dict"):
@@ -411,6 +418,7 @@ class Trainer:
         if self._step is None:
             return
         rows = self._step.read()
+        del rows[len(self._pending) :]  # of a step that was broken off
         first = self.step - len(rows) + 1
         for i, ((loss, hits, bad, fatal), (size, lr)) in enumerate(zip(rows, self._pending, strict=True)):
             if bad:
@@ -467,9 +475,18 @@ class Trainer:
         where = f"stopped after step {self.step} (epoch {self.epoch + 1}, batch {self.batch})"
         if self.checkpoint is None:
             self.read()  # steps that a device has done and not told
-            raise KeyboardInterrupt(f"{where}; nothing was saved, for there is no checkpoint folder")
+            raise Interruption(f"{where}; nothing was saved, for there is no checkpoint folder", self.signum)
         path = self.save(train)
-        raise KeyboardInterrupt(f"{where}; checkpoint {path} is written, go on with --resume (fit(..., resume=True))")
+        raise Interruption(
+            f"{where}; checkpoint {path} is written, go on with --resume (fit(..., resume=True))", self.signum
+        )
+
+    def _abandon(self, step: Step) -> None:
+        """Leave nothing of a step that was broken off: no caches, no gradients."""
+        with contextlib.suppress(NonFiniteError):
+            self.read()  # what whole steps have left, without the broken one's row
+        step.model.forget()
+        step.zero_grad()
 
     def _out_of_memory(self, step: Step, error: MemoryError, x: Array, labels: Array) -> OutOfMemoryError:
         layer = layer_of_traceback(self.model, error.__traceback__)

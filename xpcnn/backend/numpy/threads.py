@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from xpcnn.backend.numpy import cores
 from xpcnn.backend.numpy.products import KERNELS
 from xpcnn.errors import ConfigError
 
@@ -195,7 +196,8 @@ class ThreadPool:
     def size(self) -> int:
         """How many threads work at once, the caller included."""
         if self._size is None:
-            self._size = _threads_from_environment() or _usable_cores()
+            asked = cores.asked_for()
+            self._size = min(cores.default_threads() if asked is None else asked, _usable_cores())
         return self._size
 
     @size.setter
@@ -270,15 +272,4 @@ def _get(messages: queue.SimpleQueue[Any]) -> Any:
 
 
 def _usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return max(1, len(os.sched_getaffinity(0)))
-    return os.cpu_count() or 1
-
-
-def _threads_from_environment() -> int | None:
-    value = os.environ.get("XPCNN_NUM_THREADS")
-    if value is None:
-        return None
-    if not value.isdecimal() or int(value) < 1:
-        raise ConfigError(f"XPCNN_NUM_THREADS: expected a number of 1 or more, got {value!r}")
-    return min(int(value), _usable_cores())
+    return cores.affinity()

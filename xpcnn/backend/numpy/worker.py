@@ -152,7 +152,8 @@ class Decoder:
 if __name__ == "__main__":
     import signal
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it and ends this
+    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # sent to the whole group by terminals, batch systems
+        signal.signal(each, signal.SIG_IGN)  # the parent hears it, finishes its step with this one's help, and ends it
     try:
         Worker(*map(int, sys.argv[1:])).serve()
     except SystemExit:

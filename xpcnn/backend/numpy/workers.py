@@ -193,7 +193,7 @@ class WorkerProcesses:
         if not self._tried:
             with self._making:
                 if not self._tried:
-                    self._arena = new_arena((MOST - 1) * PAGE) if sys.executable else None
+                    self._arena = new_arena((MOST - 1) * PAGE) if _has_interpreter() else None
                     self._tried = True
         return self._arena
 
@@ -281,8 +281,18 @@ class WorkerProcesses:
                 ) from None
 
 
+def _has_interpreter() -> bool:
+    """Say whether `sys.executable` runs a Python file: a frozen or embedding program would start itself again."""
+    program = os.path.basename(sys.executable or "").lower()
+    return (
+        not getattr(sys, "frozen", False)
+        and program.startswith(("python", "pypy"))
+        and os.path.isfile(page.__file__)  # not within a zip file
+    )
+
+
 def _wanted() -> bool:
-    value = os.environ.get("XPCNN_PROCESSES", "1")
+    value = os.environ.get("XPCNN_PROCESSES", "").strip() or "1"
     if value not in ("0", "1"):
         raise ConfigError(f"XPCNN_PROCESSES: expected 0 (no worker processes) or 1, got {value!r}")
     return value == "1"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from pathlib import Path
+import importlib.resources
 from typing import Any
 
 import numpy as np
 
 from xpcnn.datasets.checks import check_labels
 from xpcnn.datasets.dataset import Dataset
+from xpcnn.datasets.formats import describe
 from xpcnn.datasets.idx import read_idx
 from xpcnn.datasets.source import PathLike, Source, read_file
 from xpcnn.datasets.unpickle import integers, unpickle
@@ -50,7 +51,8 @@ def load_mnist() -> tuple[Dataset, Dataset]:
 
 
 def _carried(name: str) -> np.ndarray:
-    content = read_file(Path(__file__).with_name(name))
+    # Not by its path: the package may lie in a zip file.
+    content = importlib.resources.files(__package__).joinpath(name).read_bytes()
     if hashlib.sha256(content).hexdigest() != SHA256[name]:
         raise DataError(f"{name}: the package's copy is damaged (SHA-256); install xpcnn again")
     array = read_idx(Source(name, content))
@@ -76,6 +78,8 @@ def load_mnist_pickle(path: PathLike) -> tuple[Dataset, Dataset, Dataset]:
     """
     content = read_file(path)
     source = Source(path, content)
+    if (found := describe(source.start())) not in (None, "a pickle"):
+        raise source.other_than("mnist.pkl.gz, gzipped or not") or DataError(f"{source.name}: got {found}")
     limit = min(_PICKLE_LIMIT, _PICKLE_SLACK + _PICKLE_RATIO * len(content))
     parts = unpickle(source.take_rest(limit), source.name)
     if not isinstance(parts, tuple | list) or len(parts) != 3:
