@@ -58,7 +58,7 @@ def convolutional(batch, channels=16, side=16):
         nn.Conv2d(1, channels, 3, padding=1), nn.ReLU(), nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(),
         nn.Flatten(), nn.Linear(channels * side * side, 10),
     )  # fmt: skip
-    trainer = Trainer(model, optim.SGD(model.parameters(), 0.01), nn.CrossEntropyLoss(), capture=True)
+    trainer = Trainer(model, optim.SGD(model.parameters(), 0.01), nn.CrossEntropyLoss(), compile=True)
     backend = xpcnn.get_backend()
     rng = np.random.default_rng(0)
     x = backend.asarray(rng.normal(size=(batch, 1, side, side)).astype(np.float32))

@@ -137,7 +137,7 @@ def test_conv2d_copies_nothing_before_a_product(backend, rng):
         ((1, 3, 5, 5), (2, 3, 3, 3), (3,), {}, r"bias: expected shape \(2,\), got \(3,\)"),
         ((1, 4, 5, 5), (3, 2, 3, 3), None, {"groups": 2}, r"groups: expected a divisor of 4 channels and 3 filters"),
         ((1, 3, 5, 5), (2, 3, 3, 3), None, {"groups": 0}, r"groups: expected 1 or more, got 0"),
-        ((0, 3, 5, 5), (2, 3, 3, 3), None, {}, r"x: expected at least one image, got shape \(0, 3, 5, 5\)"),
+        ((1, 3, 0, 5), (2, 3, 3, 3), None, {}, r"x: expected a height and width of 1 or more, got 0 x 5"),
         ((1, 3, 2, 5), (2, 3, 3, 3), None, {}, r"kernel_size: expected a window of at most the padded height 2, got 3"),
         ((1, 3, 5, 3), (2, 3, 3, 3), None, {"dilation": 2}, r"padded width 3, got 5 \(kernel 3, dilation 2\)"),
         ((1, 3, 5, 5), (2, 3, 3, 3), None, {"stride": 0}, r"stride: expected 1 or more, got 0"),
@@ -168,7 +168,7 @@ def test_conv2d_refuses_types_that_do_not_fit(backend):
         F.conv2d(x, weight, stride=1.5)
     with pytest.raises(DTypeError, match=r"groups: expected integers, got 1.5"):
         F.conv2d(x, weight, groups=1.5)
-    with pytest.raises(DTypeError, match=r"array: expected an array of .*, got list"):
+    with pytest.raises(DTypeError, match=r"x: expected an array, got list"):
         F.conv2d([[1.0]], weight)
 
 

@@ -63,7 +63,9 @@ def layer(name, channels):
         "average": lambda: nn.AvgPool2d(3, stride=1, padding=1),
         "swish": Swish,
         "scale": Scale,
-        "residual": lambda: nn.Residual(nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1), nn.BatchNorm2d(channels))),
+        "residual": lambda: nn.Residual(
+            nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1), nn.BatchNorm2d(channels))
+        ),
     }  # fmt: skip
     return makers[name]()
 

@@ -436,14 +436,14 @@ def test_errors(rng):
     with pytest.raises(ShapeError, match="records: expected 0 or more, got -1"):
         nn.Inference(nn.ReLU(), records=-1)
     infer = nn.Inference(models.create("lenet5"))
-    with pytest.raises(DTypeError, match="expected an array of"):
+    with pytest.raises(DTypeError, match="expected an array, got list"):
         infer([[1.0]])
     for batch in (2, 100):
         with pytest.raises(ShapeError, match=rf"got 3 in shape \({batch}, 3, 32, 32\)"):
             infer(np.zeros((batch, 3, 32, 32), "float32"))
         with pytest.raises(DTypeError, match="floating"):
             infer(np.zeros((batch, 1, 32, 32), "uint8"))
-    for wrong in (np.float32(1.0).reshape(()), np.zeros((0, 1, 32, 32), "float32"), np.zeros((1, 32), "float32")):
+    for wrong in (np.float32(1.0).reshape(()), np.zeros((1, 32), "float32")):
         with pytest.raises(XpcnnError):
             infer(wrong)
     with use_backend("fake") as fake, pytest.raises(MixedBackendsError):

@@ -19,7 +19,6 @@ DIFFERENT = {
     "nn.Parameter": "the second argument is the name",
     "optim.GradScaler": "there is no device, for the arrays say it",
 }
-PENDING = {"optim.SGD"}  # weight_decay and nesterov are to be given by name
 DEFAULTS = {
     ("optim.SGD", "lr"),
     ("optim.OneCycleLR", "total_steps"),
@@ -94,7 +93,7 @@ def test_every_name_has_its_counterpart(torch):
 
 
 def test_by_position_as_in_pytorch_or_by_name(torch):
-    wrong = {path: misplaced(ours, theirs) for path, ours, theirs in common(torch) if path not in PENDING}
+    wrong = {path: misplaced(ours, theirs) for path, ours, theirs in common(torch)}
     wrong = {path: name for path, name in wrong.items() if name is not None}
     assert wrong.keys() == DIFFERENT.keys(), f"give these by name alone, or list them in README: {wrong}"
 

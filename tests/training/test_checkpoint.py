@@ -178,7 +178,7 @@ def loop(model, optimizer, schedule, batches, compiled):
     def step(x, target):
         loss = criterion(model(x), target)
         optimizer.zero_grad()
-        model.backward_parameters(criterion.backward())
+        model.backward(criterion.backward(), input_gradient=False)
         optimizer.step()
         return loss
 
@@ -418,8 +418,6 @@ import resource, signal, sys
 from tests.training.common import loader, trainer
 from xpcnn.training import Checkpointer
 from xpcnn.errors import DataError
-
-pytestmark = pytest.mark.usefixtures("backend")
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 mine = trainer(checkpoint=Checkpointer({str(started)!r}, every_steps=2))
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))

@@ -535,7 +535,7 @@ def test_a_regression_has_no_accuracy(backend, outputs, capture, tmp_path):
     file = io.StringIO()
     checkpoint = Checkpointer(tmp_path / "kept", every_steps=1, keep=1)
     mine = Trainer(
-        model, optim.SGD(model.parameters(), 0.1), nn.MSELoss(), capture=capture, callbacks=[Progress(3, file)],
+        model, optim.SGD(model.parameters(), 0.1), nn.MSELoss(), compile=capture, callbacks=[Progress(3, file)],
         checkpoint=checkpoint,
     )  # fmt: skip
     history = mine.fit(batches, batches, epochs=3)
@@ -585,7 +585,7 @@ def test_80_columns_show_loss_and_accuracy(monkeypatch):
     file = Terminal()
     progress = Progress(file=file)
     progress.REFRESH = 0.0
-    made = trainer(callbacks=[progress])
+    made = trainer(callbacks=[progress], read_every=1)
     made.fit(loader(), epochs=1)
     shown = [line for line in file.getvalue().split("\r") if "|" in line]
     assert all(len(line) <= 80 for line in shown)

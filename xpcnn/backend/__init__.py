@@ -12,14 +12,13 @@ import os
 import threading
 from collections.abc import Iterator
 from contextvars import ContextVar
-from typing import Any
 
-from xpcnn.backend.base import Array, Backend
+from xpcnn.backend.base import Array, Backend, _backends, _by_type, _lock, backend_of
 from xpcnn.backend.graph import changed, compile
 from xpcnn.backend.numpy import NumpyBackend
 from xpcnn.backend.numpy.plain import PlainNumpyBackend
 from xpcnn.backend.portable import is_portable
-from xpcnn.errors import BackendError, ConfigError, DTypeError, MixedBackendsError
+from xpcnn.errors import BackendError, ConfigError
 
 __all__ = [
     "Array",
@@ -39,9 +38,8 @@ __all__ = [
     "use_backend",
 ]
 
-_lock = threading.RLock()
-_backends: dict[str, Backend] = {"numpy": PlainNumpyBackend() if is_portable() else NumpyBackend()}
-_by_type: dict[type, Backend] = {type(_backends["numpy"].asarray(0)): _backends["numpy"]}
+_backends["numpy"] = PlainNumpyBackend() if is_portable() else NumpyBackend()
+_by_type[type(_backends["numpy"].asarray(0))] = _backends["numpy"]
 _default: Backend | None = None
 _thread = threading.local()
 _override: ContextVar[Backend | None] = ContextVar("xpcnn_backend", default=None)
@@ -164,48 +162,6 @@ def set_winograd(enabled: bool) -> None:
         raise ConfigError(f"enabled: expected True or False, got {enabled!r}")
     _backends["numpy"].winograd = enabled  # type: ignore[attr-defined]
     changed()
-
-
-def backend_of(*arrays: Array | None) -> Backend:
-    """Return the backend that owns all of `arrays`; None stands for an array that is not there.
-
-    Raises
-    ------
-    DTypeError
-        One of them is no array of a known backend.
-    MixedBackendsError
-        They belong to two backends (also a TypeError and a BackendError).
-    """
-    found: Backend | None = None
-    kind: type | None = None
-    for array in arrays:
-        if array is None:
-            continue
-        if type(array) is not kind:
-            kind = type(array)
-            owner = _by_type.get(kind) or _find(array)
-        backend = owner.for_array(array)
-        if found is not None and backend is not found:
-            raise MixedBackendsError(
-                f"arrays: expected all on one backend, got {found.name} and {backend.name}; bring them together with "
-                f'xpcnn.get_backend().asarray(...) or model.to("{found.name}")'
-            )
-        found = backend
-    if found is None:
-        raise DTypeError("arrays: expected at least one array, got none")
-    return found
-
-
-def _find(array: Any) -> Backend:
-    with _lock:
-        for backend in [*reversed(_backends.values())]:
-            if backend.owns(array):
-                _by_type[type(array)] = backend
-                return backend
-    raise DTypeError(
-        f"array: expected an array of {', '.join(_backends)}, got {type(array).__name__}; "
-        "make one with xpcnn.get_backend().asarray(...)"
-    )
 
 
 def resolve(name: str) -> Backend:

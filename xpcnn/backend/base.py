@@ -7,10 +7,12 @@ A backend of the user's own subclasses `Backend` and gives `name`, `xp`, `owns`,
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from xpcnn.backend.graph import guards
+from xpcnn.errors import DTypeError, MixedBackendsError
 
 Array = Any  # an array of some backend; NumPy-like modules share no base class
 
@@ -247,3 +249,52 @@ class Backend:
 
 
 guards.by_identity(Backend)
+
+
+# --- whose an array is: the backends that there are, by name, and the owner of each type of array ---------------------
+
+_lock = threading.RLock()
+_backends: dict[str, Backend] = {}
+_by_type: dict[type, Backend] = {}
+
+
+def backend_of(*arrays: Array | None) -> Backend:
+    """Return the backend that owns all of `arrays`; None stands for an array that is not there.
+
+    Raises
+    ------
+    DTypeError
+        One of them is no array of a known backend.
+    MixedBackendsError
+        They belong to two backends (also a TypeError and a BackendError).
+    """
+    found: Backend | None = None
+    kind: type | None = None
+    for array in arrays:
+        if array is None:
+            continue
+        if type(array) is not kind:
+            kind = type(array)
+            owner = _by_type.get(kind) or _find(array)
+        backend = owner.for_array(array)
+        if found is not None and backend is not found:
+            raise MixedBackendsError(
+                f"arrays: expected all on one backend, got {found.name} and {backend.name}; bring them together with "
+                f'xpcnn.get_backend().asarray(...) or model.to("{found.name}")'
+            )
+        found = backend
+    if found is None:
+        raise DTypeError("arrays: expected at least one array, got none")
+    return found
+
+
+def _find(array: Any) -> Backend:
+    with _lock:
+        for backend in [*reversed(_backends.values())]:
+            if backend.owns(array):
+                _by_type[type(array)] = backend
+                return backend
+    raise DTypeError(
+        f"array: expected an array of {', '.join(_backends)}, got {type(array).__name__}; "
+        "make one with xpcnn.get_backend().asarray(...)"
+    )

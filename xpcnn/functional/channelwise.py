@@ -207,6 +207,8 @@ def _run(
 
 def first_refusing(ops: Sequence[ChannelOp], x: Array) -> int:
     """Return which of `ops`, applied in turn, does not take what comes from `x`; 0 where x itself is not taken."""
+    if getattr(x, "ndim", 0) not in (2, 4):
+        return 0
     shape: Shape = (*x.shape[1:], *x.shape[:1])
     for i, op in enumerate(ops):
         try:

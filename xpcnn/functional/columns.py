@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from xpcnn.backend import Array, backend_of
+from xpcnn.backend import Array
 from xpcnn.errors import ShapeError
 from xpcnn.functional.convolution import add_columns, fill_columns
-from xpcnn.functional.layout import batch_first, batch_last, check_floating, check_like, check_ndim
+from xpcnn.functional.layout import batch_first, batch_last, check_floating, check_images, check_like, take
 from xpcnn.windows import Padding, Size
 from xpcnn.windows import windows as make_windows
 
@@ -29,14 +29,16 @@ def im2col(x: Array, kernel_size: Size, *, stride: Size = 1, padding: Padding = 
     ShapeError, DTypeError
         `x` is not (N, C, H, W), not floating, or smaller than the window.
     """
-    backend = backend_of(x)
-    check_ndim("x", x, "N, C, H, W")
+    backend, x = take("x", x)
+    check_images("x", tuple(x.shape))
     check_floating("x", x)
     n, c, h, w = x.shape
     windows = make_windows((h, w), kernel_size, stride=stride, padding=padding, dilation=dilation)
     cols = backend.empty((c, *windows.kernel, *windows.out, n), x.dtype)
     fill_columns(backend, batch_last(backend, x), windows, range(windows.h.out), cols)
-    return cols.reshape(c * windows.h.kernel * windows.w.kernel, -1)  # (C*KH*KW, OH*OW*N)
+    return cols.reshape(
+        c * windows.h.kernel * windows.w.kernel, windows.h.out * windows.w.out * n
+    )  # (C*KH*KW, OH*OW*N)
 
 
 def col2im(
@@ -67,7 +69,7 @@ def col2im(
     ShapeError, DTypeError
         `cols` does not fit `x_shape`, or is not floating.
     """
-    backend = backend_of(cols)
+    backend, cols = take("cols", cols)
     if len(x_shape) != 4:
         raise ShapeError(f"x_shape: expected (N, C, H, W), got {tuple(x_shape)}")
     n, c, h, w = x_shape
@@ -76,5 +78,6 @@ def col2im(
     shape = (c, *windows.kernel, *windows.out, n)
     check_like("cols", cols, (c * windows.h.kernel * windows.w.kernel, windows.h.out * windows.w.out * n), cols.dtype)
     dx = backend.zeros((c, h, w, n), cols.dtype)
-    add_columns(backend, backend.contiguous(cols).reshape(shape), windows, range(windows.h.out), dx)
+    with backend.errstate():
+        add_columns(backend, backend.contiguous(cols).reshape(shape), windows, range(windows.h.out), dx)
     return batch_first(dx)

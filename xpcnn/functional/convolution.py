@@ -15,7 +15,16 @@ from typing import Any, NamedTuple
 
 from xpcnn.backend import Array, Backend, backend_of
 from xpcnn.errors import DTypeError, ShapeError
-from xpcnn.functional.layout import batch_first, batch_last, check_floating, check_like, check_ndim
+from xpcnn.functional.layout import (
+    batch_first,
+    batch_last,
+    check_floating,
+    check_images,
+    check_like,
+    check_ndim,
+    take,
+    take_gradient,
+)
 from xpcnn.functional.precision import cast, cast_all, cast_batch
 from xpcnn.functional.primitive import primitive
 from xpcnn.windows import Padding, Size, Windows, integer
@@ -238,15 +247,18 @@ def conv2d(
     ----------
     LeCun et al. 1998, Gradient-based learning applied to document recognition, section II.
     """
-    backend = backend_of(x, weight, bias)
+    backend, x, weight, bias = take("x weight bias", x, weight, bias)
     windows = _check(x, weight, bias, stride, padding, dilation, groups)
     images, groups = batch_last(backend, x), int(groups)  # (C, H, W, N)
     cache = ConvCache(images, weight, bias is not None, windows, groups)
-    if not backend.multiplies(x.dtype):
-        images, weight, bias = cast_all(backend, (images, weight, bias), "float32")
-        y = conv2d_forward(backend, images, weight, bias, windows, groups)
-        return batch_first(cast(backend, y, x.dtype)), cache
-    return batch_first(conv2d_forward(backend, images, weight, bias, windows, groups)), cache
+    if not x.shape[0]:
+        return batch_first(backend.zeros((weight.shape[0], *windows.out, 0), x.dtype)), cache
+    with backend.errstate():
+        if not backend.multiplies(x.dtype):
+            images, weight, bias = cast_all(backend, (images, weight, bias), "float32")
+            y = conv2d_forward(backend, images, weight, bias, windows, groups)
+            return batch_first(cast(backend, y, x.dtype)), cache
+        return batch_first(conv2d_forward(backend, images, weight, bias, windows, groups)), cache
 
 
 def conv2d_backward(
@@ -276,8 +288,13 @@ def conv2d_backward(
         `dy` does not fit what the forward returned.
     """
     x, weight, has_bias, windows, groups = cache
-    backend = backend_of(dy, x)
+    backend = backend_of(x)
+    dy = take_gradient(dy, backend)
     check_like("dy", dy, (x.shape[3], weight.shape[0], *windows.out), x.dtype)
+    if not x.shape[3]:
+        dbias = backend.zeros(weight.shape[:1], x.dtype) if has_bias and weight_gradient else None
+        dweight = backend.zeros(weight.shape, x.dtype) if weight_gradient else None
+        return (batch_first(backend.zeros(x.shape, x.dtype)) if input_gradient else None), dweight, dbias
     if not backend.multiplies(x.dtype):
         kept = cache._replace(x=cast(backend, x, "float32"), weight=cast(backend, weight, "float32"))
         dx, *rest = conv2d_backward(
@@ -288,10 +305,13 @@ def conv2d_backward(
     if not weight_gradient:
         if not input_gradient:
             return None, None, None
-        return batch_first(conv2d_input_gradient(backend, batch_last(backend, dy), weight, windows, groups)), None, None
-    dx, dweight, dbias = conv2d_gradients(
-        backend, batch_last(backend, dy), x, weight, windows, groups, has_bias, input_gradient
-    )
+        with backend.errstate():
+            dx = conv2d_input_gradient(backend, batch_last(backend, dy), weight, windows, groups)
+        return batch_first(dx), None, None
+    with backend.errstate():
+        dx, dweight, dbias = conv2d_gradients(
+            backend, batch_last(backend, dy), x, weight, windows, groups, has_bias, input_gradient
+        )
     return None if dx is None else batch_first(dx), dweight, dbias
 
 
@@ -308,20 +328,20 @@ class FixedConvolution:
 
     def __call__(self, x: Array) -> Array:
         """Return y (N, F, OH, OW) for x (N, C, H, W)."""
-        backend = backend_of(x, self.weight)
+        backend, x, _ = take("x weight", x, self.weight)
         windows = _check(x, self.weight, self.bias, **self.geometry)
         images, groups = batch_last(backend, x), int(self.geometry["groups"])
+        if not x.shape[0]:
+            return batch_first(backend.zeros((self.weight.shape[0], *windows.out, 0), x.dtype))
         return batch_first(conv2d_forward(backend, images, self.weight, self.bias, windows, groups, self._packed))
 
 
 def _check(
     x: Array, weight: Array, bias: Array | None, stride: Size, padding: Padding, dilation: Size, groups: int
 ) -> Windows:
-    check_ndim("x", x, "N, C, H, W")
+    check_images("x", tuple(x.shape))
     check_floating("x", x)
     check_ndim("weight", weight, "F, C/groups, KH, KW")
-    if not x.shape[0]:
-        raise ShapeError(f"x: expected at least one image, got shape {tuple(x.shape)}")
     c, f = x.shape[1], weight.shape[0]
     if c % integer("groups", groups, 1) or f % groups:
         raise ShapeError(f"groups: expected a divisor of {c} channels and {f} filters, got {groups}")

@@ -14,7 +14,16 @@ from typing import NamedTuple
 from xpcnn.backend import Array, backend_of
 from xpcnn.errors import DTypeError, ShapeError
 from xpcnn.functional.convolution import add_bias, conv2d_forward, conv2d_gradients, conv2d_input_gradient
-from xpcnn.functional.layout import batch_first, batch_last, check_floating, check_like, check_ndim
+from xpcnn.functional.layout import (
+    batch_first,
+    batch_last,
+    check_floating,
+    check_images,
+    check_like,
+    check_ndim,
+    take,
+    take_gradient,
+)
 from xpcnn.functional.precision import cast, cast_all
 from xpcnn.windows import Padding, Size, Windows, integer, transposed_windows
 
@@ -70,7 +79,7 @@ def conv_transpose2d(
     ----------
     Zeiler et al. 2010, Deconvolutional networks; Dumoulin and Visin 2016, arXiv:1603.07285, chapter 4.
     """
-    backend = backend_of(x, weight, bias)
+    backend, x, weight, bias = take("x weight bias", x, weight, bias)
     _check(x, weight, bias, groups)
     windows = transposed_windows(
         x.shape[2:],
@@ -82,12 +91,16 @@ def conv_transpose2d(
     )
     images, groups = batch_last(backend, x), int(groups)  # (C, H, W, N)
     cache = ConvTransposeCache(images, weight, bias is not None, windows, groups)
+    if not x.shape[0]:
+        shape = groups * weight.shape[1], windows.h.size, windows.w.size, 0
+        return batch_first(backend.zeros(shape, x.dtype)), cache
     is_taken = backend.multiplies(x.dtype)
     if not is_taken:
         images, weight, bias = cast_all(backend, (images, weight, bias), "float32")
-    y = conv2d_input_gradient(backend, images, weight, windows, groups)  # (F, OH, OW, N)
-    if bias is not None:
-        add_bias(backend, y, bias)
+    with backend.errstate():
+        y = conv2d_input_gradient(backend, images, weight, windows, groups)  # (F, OH, OW, N)
+        if bias is not None:
+            add_bias(backend, y, bias)
     return batch_first(y if is_taken else cast(backend, y, x.dtype)), cache
 
 
@@ -116,28 +129,32 @@ def conv_transpose2d_backward(
         `dy` does not fit what the forward returned.
     """
     x, weight, has_bias, windows, groups = cache
-    backend = backend_of(dy, x)
+    backend = backend_of(x)
+    dy = take_gradient(dy, backend)
     check_like("dy", dy, (x.shape[3], groups * weight.shape[1], windows.h.size, windows.w.size), x.dtype)
+    if not x.shape[3]:
+        dbias = backend.zeros(dy.shape[1:2], x.dtype) if has_bias else None
+        dx = batch_first(backend.zeros(x.shape, x.dtype)) if input_gradient else None
+        return dx, backend.zeros(weight.shape, x.dtype), dbias
     grad = batch_last(backend, dy)  # (F, OH, OW, N)
     dtype, is_taken = x.dtype, backend.multiplies(x.dtype)
     if not is_taken:
         grad, x, weight = cast_all(backend, (grad, x, weight), "float32")
-    _, dweight, _ = conv2d_gradients(backend, x, grad, weight, windows, groups, input_gradient=False)
-    results = [
-        conv2d_forward(backend, grad, weight, None, windows, groups) if input_gradient else None,  # (C, H, W, N)
-        dweight,
-        backend.row_sums(grad.reshape(grad.shape[0], -1)) if has_bias else None,
-    ]
+    with backend.errstate():
+        _, dweight, _ = conv2d_gradients(backend, x, grad, weight, windows, groups, input_gradient=False)
+        results = [
+            conv2d_forward(backend, grad, weight, None, windows, groups) if input_gradient else None,  # (C, H, W, N)
+            dweight,
+            backend.row_sums(grad.reshape(grad.shape[0], -1)) if has_bias else None,
+        ]
     dx, dweight, dbias = results if is_taken else cast_all(backend, results, dtype)
     return None if dx is None else batch_first(dx), dweight, dbias
 
 
 def _check(x: Array, weight: Array, bias: Array | None, groups: int) -> None:
-    check_ndim("x", x, "N, C, H, W")
+    check_images("x", tuple(x.shape))
     check_floating("x", x)
     check_ndim("weight", weight, "C, F/groups, KH, KW")
-    if not x.size:
-        raise ShapeError(f"x: expected at least one image of one pixel, got shape {tuple(x.shape)}")
     if x.shape[1] % integer("groups", groups, 1):
         raise ShapeError(f"groups: expected a divisor of {x.shape[1]} channels, got {groups}")
     if weight.shape[0] != x.shape[1]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from xpcnn.backend import Array, Backend, backend_of
-from xpcnn.backend.graph import Guarded, changed, tracing
+from xpcnn.backend.graph import Guarded, changed, traces, tracing
 from xpcnn.backend.graph.guards import Tokens
 from xpcnn.errors import ConfigError, DTypeError, ShapeError
 from xpcnn.functional.precision import cast
@@ -65,7 +65,7 @@ class Parameter(Guarded):
     @property
     def data(self) -> Array:
         """The values."""
-        return _seen(self._data)
+        return _seen(self._data) if traces[0] else self._data
 
     @data.setter
     def data(self, value: Array) -> None:
@@ -175,7 +175,9 @@ class Parameter(Guarded):
 
     def gradient_target(self) -> Array | None:
         """Return where the next gradient may be computed in place; None where it must be added to one that is there."""
-        return _seen(self._grad) if self.grad_is_zero and self._requires_grad else None
+        if not self.grad_is_zero or not self._requires_grad:
+            return None
+        return _seen(self._grad) if traces[0] else self._grad
 
     @property
     def gradient_array(self) -> Array:

@@ -58,7 +58,7 @@ class Step:
         Steps are to be recorded on a backend that cannot.
     """
 
-    # --- what is done on a batch: compiled, so nothing here may depend on a value that only the step itself knows --------
+    # --- what is done on a batch, compiled: nothing here may depend on a value that only the step itself knows --------
 
     def forward_backward(self, x: Array, labels: Array) -> Array:
         """Write loss and scale to the ledger and gradients, times the scale, to the parameters; return the logits."""

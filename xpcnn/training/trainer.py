@@ -374,9 +374,8 @@ class Trainer:
         NonFiniteError
             As for `fit`.
         """
-        if self._step is None:
-            if not self.model.training:
-                self.model.train()
+        if self._step is None and not self.model.training:
+            self.model.train()
         with self._renew().backend.errstate():
             unbroken(self._do, x, labels)
 

@@ -1,8 +1,8 @@
 """Recording: a function that runs once is a graph of its calls, and later runs are replays of the graph.
 
-The life of a graph: *eager*, the function runs as written a few times; *traced*, it runs once more while the backend notes
-its calls (`numpy/trace.py`) or CUDA captures them (`cupy/capture.py`); *bound*, the calls lie over fixed memory, or, for
-lone operations, over the memory of each call (`numpy/plans.py`); *shared*, worker processes play a part of it
+The life of a graph: *eager*, the function runs as written a few times; *traced*, it runs once more while the backend
+notes its calls (`numpy/trace.py`) or CUDA captures them (`cupy/capture.py`); *bound*, the calls lie over fixed memory,
+or, for lone operations, over the memory of each call (`numpy/plans.py`); *shared*, worker processes play a part of it
 (`numpy/regions.py`). `compiled.py` is the door, `xpcnn.compile`; `guards.py` says what a graph depends on that is no
 array, and `tracing.py` what a function does on the host while it is traced.
 """

@@ -1,4 +1,4 @@
-"""`xpcnn.compile`: a function that records what it does and replays it, unless something that it depends on has changed.
+"""`xpcnn.compile`: a function that records what it does and replays it, unless what it depends on has changed.
 
 A call whose arguments look as they did (arrays by shape, dtype and strides, all else by value) and whose guards hold
 copies its arrays to where the graph reads them, replays, and hands out copies of the results. Any other call runs the
@@ -167,6 +167,7 @@ class Compiled(Generic[P, R]):
 
         tokens = Tokens(lambda value: type(value) in switch._by_type, backend.untraced)
         tracing = Tracing(tokens, backend.tools)
+        self._settle(backend, args, kwargs)
         slots = [backend.place(backend.duplicate(array)) for array in arrays]
         outcome: list[Any] = []
 
@@ -222,6 +223,16 @@ class Compiled(Generic[P, R]):
             result = record.replay(arrays)
         case.free.append(record)
         return result
+
+    def _settle(self, backend: Backend, args: Any, kwargs: Any) -> None:
+        """Let the library's objects follow what the user changed: it may need copies on the host, as no capture can."""
+        from xpcnn import backend as switch
+
+        met = Tracing(Tokens(lambda value: type(value) in switch._by_type, backend.untraced), backend.tools)
+        met.read_function(self._function)
+        met.consider([args, kwargs, getattr(getattr(self._function, "__self__", None), "__dict__", {})])
+        for thing in met.seen.values():
+            thing.settle()
 
     def _say(self, reason: str) -> None:
         if self._strict:

@@ -15,6 +15,7 @@ from xpcnn.backend.base import Backend
 from xpcnn.backend.numpy import convolution, plans, products, trace
 from xpcnn.backend.numpy.memory import BlockPool, aligned, trim
 from xpcnn.backend.numpy.plain import PlainNumpyBackend
+from xpcnn.backend.numpy.quiet import quiet
 from xpcnn.backend.numpy.threads import Blas, ThreadPool
 from xpcnn.backend.numpy.traced import plain
 from xpcnn.backend.numpy.workers import WorkerProcesses
@@ -253,6 +254,9 @@ class NumpyBackend(PlainNumpyBackend):
             setattr(self._local, slot, ones)
         row: np.ndarray[Any, Any] = ones[:n]
         return row
+
+    def errstate(self) -> contextlib.AbstractContextManager[Any]:
+        return quiet()
 
     def info(self) -> dict[str, Any]:
         libraries = [library.info() for library in self.blas.libraries]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +20,7 @@ class Call(NamedTuple):
 
     function: Callable[..., Any]
     args: tuple[Any, ...] = ()
-    options: Any = {}
+    options: Mapping[str, Any] = MappingProxyType({})
 
 
 def refill(result: Any, *args: Any, function: Callable[..., Any], options: dict[str, Any]) -> None:

@@ -1,8 +1,8 @@
 """Which calls of a graph somebody reads the results of: the others are left out.
 
-Backwards over the calls, as compilers do it: what is read later is live; a call that writes to nothing live is dead; one
-that fills a piece of memory ends what was live of it. Memory is counted in extents, so that a strided array counts as all
-that it spans when it is read, and ends nothing when it is written.
+Backwards over the calls, as compilers do it: what is read later is live; a call that writes to nothing live is dead;
+one that fills a piece of memory ends what was live of it. Memory is counted in extents, so that a strided array counts
+as all that it spans when it is read, and ends nothing when it is written.
 """
 
 from __future__ import annotations

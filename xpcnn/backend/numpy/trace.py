@@ -1,9 +1,9 @@
 """A function traced as a list of NumPy calls over fixed arrays, and replayed without the Python between them.
 
-What a CUDA graph is to a GPU. Layers, checks and views cost some microseconds of Python around every call, under a
-lock that the threads share; a replay is a bare loop. While it is traced, the function runs on a `TracingBackend`, whose
-arrays (`traced.py`) and `xp` note each call with the very memory that it read and wrote. Memory comes from a pool of its
-own, in which the graph uses a block again as soon as the function has dropped it.
+What a CUDA graph is to a GPU. Layers, checks and views cost some microseconds of Python around every call, under a lock
+that the threads share; a replay is a bare loop. While it is traced, the function runs on a `TracingBackend`, whose
+arrays (`traced.py`) and `xp` note each call with the very memory that it read and wrote. Memory comes from a pool of
+its own, in which the graph uses a block again as soon as the function has dropped it.
 """
 
 from __future__ import annotations

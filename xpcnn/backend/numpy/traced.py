@@ -1,8 +1,9 @@
 """Arrays as a traced function sees them: they compute at once, and whatever is done with them goes into the trace.
 
-A `TracedArray` stands for one `numpy.ndarray`. Operators, methods, NumPy's functions and what is assigned to parts of it
-are calls of the trace; looking at it (shape, slices, transposes) is none. Whatever brings a value to the host (`if`,
-`float`, `print`, a library that wants a plain array) gets the true value, and the trace learns that it cannot be replayed.
+A `TracedArray` stands for one `numpy.ndarray`. Operators, methods, NumPy's functions and what is assigned to parts of
+it are calls of the trace; looking at it (shape, slices, transposes) is none. Whatever brings a value to the host (`if`,
+`float`, `print`, a library that wants a plain array) gets the true value, and the trace learns that it cannot be
+replayed.
 """
 
 from __future__ import annotations
