@@ -16,12 +16,12 @@ class _Loss(Guarded):
     unguarded = frozenset({"_gradient"})
     classifies: ClassVar[bool] = True  # whether labels are classes, so that a training has an accuracy
 
-    def leave_trace(self, before: None, undo: bool) -> None:
-        """Drop a gradient that nobody has taken: replays leave none."""
-        self._gradient = None
-
     def __init__(self) -> None:
         self._gradient: Array | None = None
+
+    def leave_trace(self, before: Any, undo: bool) -> None:
+        """Drop a gradient that nobody has taken: replays leave none."""
+        self._gradient = None
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"_gradient": None}

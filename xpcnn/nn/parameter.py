@@ -104,7 +104,7 @@ class Parameter(Guarded):
 
     # --- traced by `xpcnn.compile` -----------------------------------------------------------------------------------
 
-    __setattr__ = object.__setattr__  # what matters says so itself
+    __setattr__ = object.__setattr__  # type: ignore[assignment]  # what matters says so itself
 
     def guard_token(self, tokens: Tokens, without: frozenset[str] = frozenset()) -> Any:
         """Return where values and gradient lie, and whether they are trained."""

@@ -134,7 +134,8 @@ class Progress(Callback):
         try:
             self._draw_bar(trainer)
         except (OSError, ValueError):  # the terminal has gone
-            self._is_bar, self._bar = False, None
+            self._is_bar = False
+            self._close()
 
     def _draw_bar(self, trainer: Trainer) -> None:
         if self._bar is None and trainer.batch:
@@ -146,6 +147,7 @@ class Progress(Callback):
                 file=self.file,
                 leave=False,
                 mininterval=0,
+                delay=1e-9,  # nothing is written before there is a bar to close
                 dynamic_ncols=True,
                 # What matters most stands first: a narrow terminal cuts off the end.
                 bar_format="{desc} |{bar}| {n_fmt}/{total_fmt} {elapsed}<{remaining}{postfix}",

@@ -16,6 +16,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
+from xpcnn.backend import base
 from xpcnn.backend.graph import guards
 from xpcnn.backend.graph.guards import Guarded, Tokens, TooMuch
 from xpcnn.backend.graph.tracing import MISSING, TOO_MUCH, Tracing, is_tracing, look_up, put
@@ -98,7 +99,7 @@ class Compiled(Generic[P, R]):
         self._largest: dict[Any, int] = {}  # batches that are recorded
         self._said: set[str] = set()
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Any:
         if kwargs:
             kwargs = dict(sorted(kwargs.items()))  # type: ignore[assignment]
         if not is_enabled() or is_tracing() or any(bypass() for bypass in bypasses):
@@ -117,20 +118,22 @@ class Compiled(Generic[P, R]):
             if record is not None:
                 if record.holds():
                     try:
-                        return record.replay(arrays)  # type: ignore[no-any-return]
+                        return record.replay(arrays)
                     finally:
                         case.free.append(record)
                 case.drop(record)
         return self._otherwise(backend, key, args, kwargs, arrays)
 
     def _home(self, arrays: Any) -> Backend:
-        from xpcnn import backend as switch
-
         for each in arrays:
-            owner = switch._by_type.get(type(each))
+            owner = base._by_type.get(type(each))
             if owner is not None:
                 return owner.for_array(each)
-        return self._backend or switch.get_backend()
+        if self._backend is not None:
+            return self._backend
+        from xpcnn.backend import get_backend
+
+        return get_backend()
 
     def _as_written(self, backend: Backend, args: Any, kwargs: Any) -> Any:
         if is_tracing():
@@ -163,9 +166,7 @@ class Compiled(Generic[P, R]):
         return case.calls <= RARE_CALLS or 4 * case.calls < self._calls
 
     def _record(self, backend: Backend, case: _Case, args: Any, kwargs: Any, arrays: list[Any]) -> Any:
-        from xpcnn import backend as switch
-
-        tokens = Tokens(lambda value: type(value) in switch._by_type, backend.untraced)
+        tokens = Tokens(_is_array, backend.untraced)
         tracing = Tracing(tokens, backend.tools)
         self._settle(backend, args, kwargs)
         slots = [backend.place(backend.duplicate(array)) for array in arrays]
@@ -226,9 +227,7 @@ class Compiled(Generic[P, R]):
 
     def _settle(self, backend: Backend, args: Any, kwargs: Any) -> None:
         """Let the library's objects follow what the user changed: it may need copies on the host, as no capture can."""
-        from xpcnn import backend as switch
-
-        met = Tracing(Tokens(lambda value: type(value) in switch._by_type, backend.untraced), backend.tools)
+        met = Tracing(Tokens(_is_array, backend.untraced), backend.tools)
         met.read_function(self._function)
         met.consider([args, kwargs, getattr(getattr(self._function, "__self__", None), "__dict__", {})])
         for thing in met.seen.values():
@@ -311,8 +310,8 @@ class _Record:
         self._hosted = tuple(tracing.hosted)
         self._afterwards = tuple(tracing.afterwards)
         self.replays = 0
-        is_own = getattr(replay, "is_own", None) or (lambda array: not any(array is root for root in known))
         known = [*tracing.roots.values(), *(a for part in tracing.seen.values() for a in part.arrays())]
+        is_own = getattr(replay, "is_own", None) or (lambda array: not any(array is root for root in known))
         self._template = _template(result, backend, slots, is_own, self._is_array)
         effects = tracing.array_effects
         self._effects = [
@@ -531,10 +530,8 @@ def _key(args: Any, kwargs: Any, arrays: list[Any]) -> Any:
 
 
 def _part(value: Any, arrays: list[Any]) -> Any:
-    from xpcnn import backend as switch
-
     kind = type(value)
-    if kind in switch._by_type:
+    if kind in base._by_type:
         arrays.append(value)
         return value.shape, value.dtype, value.strides
     if kind in guards.PLAIN:
@@ -543,16 +540,14 @@ def _part(value: Any, arrays: list[Any]) -> Any:
         return kind, tuple([_part(each, arrays) for each in value])
     if kind is dict:
         return kind, tuple([(name, _part(each, arrays)) for name, each in value.items()])
-    tokens = Tokens(lambda value: type(value) in switch._by_type, lambda value: value)
+    tokens = Tokens(_is_array, lambda value: value)
     return tokens.of(value)
 
 
 def _with_arrays(value: Any, there: Iterator[Any]) -> Any:
     """Return nested arguments with other arrays in the place of theirs."""
-    from xpcnn import backend as switch
-
     kind = type(value)
-    if kind in switch._by_type:
+    if kind in base._by_type:
         return next(there)
     if kind is tuple or kind is list:
         return kind([_with_arrays(each, there) for each in value])
@@ -571,6 +566,10 @@ def _untraced(value: Any, backend: Backend) -> Any:
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return kind(*[_untraced(each, backend) for each in value])
     return backend.untraced(value)
+
+
+def _is_array(value: Any) -> bool:
+    return type(value) in base._by_type
 
 
 def _token(tokens: Tokens, thing: Any, without: frozenset[str]) -> Any:

@@ -87,7 +87,7 @@ class Graph:
 
     def is_own(self, array: Any) -> bool:
         """Whether an array lies in memory of the graph, which replays write again."""
-        return self._own.holds(array)
+        return bool(self._own.holds(array))
 
     def __call__(self) -> None:
         link, blas = self._link, self._backend.blas
@@ -261,7 +261,7 @@ def tracing_backend(
 
         def own_memory(self) -> OwnMemory:
             """Return what belongs to the graph."""
-            extents = [(store.address, store.address + store.nbytes) for store in self.blocks.kept]
+            extents = [(store.address, store.address + store.nbytes) for store in self.blocks.kept or ()]
             for array in self.small:
                 start = array.__array_interface__["data"][0]
                 extents.append((start, start + array.nbytes))
@@ -539,9 +539,11 @@ def _is_reduction(function: Any) -> bool:
 
 def _arrays(value: Any) -> Iterator[Any]:
     """Yield the plain arrays in nested tuples, lists and dicts."""
+    kind: type = type(value)
+    if kind is TracedArray:
+        return
     if isinstance(value, np.ndarray):
-        if type(value) is not TracedArray:
-            yield value
+        yield value
     elif isinstance(value, (tuple, list)):
         for each in value:
             yield from _arrays(each)

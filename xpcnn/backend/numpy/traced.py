@@ -11,12 +11,9 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from xpcnn.backend.numpy.trace import Trace
 
 Array = np.ndarray[Any, Any]
 
@@ -71,11 +68,11 @@ class TracedArray:
     __slots__ = ("__weakref__", "_array", "_trace")
     __array_priority__ = 1000.0
 
-    def __init__(self, array: Array, trace: Trace) -> None:
+    def __init__(self, array: Array, trace: Any) -> None:
         self._array, self._trace = array, trace
 
     # `isinstance(x, numpy.ndarray)` holds, for code that asks.
-    __class__ = property(lambda self: np.ndarray)  # type: ignore[assignment]
+    __class__ = property(lambda self: np.ndarray)
 
     # --- what it looks like: no call of the trace ---------------------------------------------------------------------
 
@@ -185,13 +182,13 @@ class TracedArray:
         return getattr(np, name)(self, *args, **options)
 
     def astype(
-        self, dtype: Any, order: str = "K", casting: str = "unsafe", subok: bool = True, copy: bool = True
+        self, dtype: Any, order: Any = "K", casting: Any = "unsafe", subok: bool = True, copy: bool = True
     ) -> Any:
         if not copy and self._array.dtype == dtype:
             return self
         return _applied(self, lambda a: a.astype(dtype, order=order, casting=casting))
 
-    def copy(self, order: str = "C") -> Any:
+    def copy(self, order: Any = "C") -> Any:
         return _applied(self, lambda a: a.copy(order=order))
 
     def __copy__(self) -> Any:
@@ -200,7 +197,7 @@ class TracedArray:
     def __deepcopy__(self, memo: Any) -> Any:
         return self.copy()
 
-    def flatten(self, order: str = "C") -> Any:
+    def flatten(self, order: Any = "C") -> Any:
         return _applied(self, lambda a: a.flatten(order=order))
 
     def fill(self, value: Any) -> None:
