@@ -198,6 +198,30 @@ def test_moving_the_model_between_two_epochs(backend):
         np.testing.assert_allclose(arrays(moved.model)[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
+def test_the_way_back_from_a_device(backend):
+    stays = trainer()
+    stays.fit(loader(seed=1), epochs=1)
+    stays.fit(loader(seed=2), epochs=1)
+    moved = trainer()
+    moved.fit(loader(seed=1), epochs=1)
+    moved.model.to("numpy")
+    with xpcnn.use_backend("numpy"):
+        moved.fit(loader(seed=2), epochs=1)
+    for name, value in arrays(stays.model).items():
+        np.testing.assert_allclose(arrays(moved.model)[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_a_step_of_ones_own_after_a_trainers(backend):
+    made = trainer("sgd", "none")
+    made.fit(loader(), epochs=1)
+    before = arrays(made.model)["0.weight"]
+    for parameter in made.model.parameters():
+        parameter.grad[...] = 1.0
+    made.optimizer.param_groups[0]["lr"] = 0.25
+    made.optimizer.step()
+    np.testing.assert_allclose(arrays(made.model)["0.weight"], before - 0.25, rtol=0, atol=1e-6)
+
+
 def test_clipped_steps_are_the_loop_written_out(backend):
     mine = trainer("momentum", "none", clip_norm=0.1)
     mine.fit(loader(), epochs=2)

@@ -174,6 +174,11 @@ class Flat:
         self.applied[...] = xp.where(ok, self.hyper, self._identity)
         xp.copyto(self.grad, self._zero, where=xp.logical_not(ok))
 
+    def unguard(self) -> None:
+        """Let the next update use the hyperparameters as they are, whatever `guard` has left."""
+        if self.applied is not self.hyper:
+            self.backend.xp.copyto(self.applied, self.hyper)
+
     def flush_denormals(self) -> None:
         """Set denormal numbers to zero, in the data and the state, where no step can tell; the gaps stay zero.
 

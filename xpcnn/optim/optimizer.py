@@ -155,6 +155,10 @@ class Optimizer(Guarded):
         host(self.upload)
         if ok is not None:
             self.guard(ok)
+        else:
+            for plan in self._plans:
+                for flat in plan.flats:
+                    flat.unguard()
         self.apply()
 
     # --- traced by `xpcnn.compile` --------------------------------------------------------------------------------
