@@ -90,7 +90,9 @@ def test_progress_outside_the_command_stops_nothing_either(monkeypatch):
             made = trainer(callbacks=[reporter])
             made.fit(loader(), epochs=1)
             assert made.step == -(-SAMPLES // 8)
-            assert not getattr(tqdm.tqdm, "_instances", ())  # later bars would leave a line for one that is never closed
+            assert not getattr(
+                tqdm.tqdm, "_instances", ()
+            )  # later bars would leave a line for one that is never closed
 
 
 def test_letters_that_an_encoding_lacks(monkeypatch, run_folder):

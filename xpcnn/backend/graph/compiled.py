@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 from xpcnn.backend import base
 from xpcnn.backend.graph import guards
 from xpcnn.backend.graph.guards import Guarded, Tokens, TooMuch
-from xpcnn.backend.graph.tracing import MISSING, TOO_MUCH, Tracing, is_tracing, look_up, put
+from xpcnn.backend.graph.tracing import MISSING, TOO_MUCH, Tracing, is_tracing, levels_to_caller, look_up, put
 from xpcnn.errors import BackendError, ConfigError
 
 if TYPE_CHECKING:
@@ -239,7 +239,7 @@ class Compiled(Generic[P, R]):
         if reason not in self._said:
             self._said.add(reason)
             name = getattr(self, "__qualname__", type(self._function).__name__)
-            warnings.warn(f"compile: {name} runs as written: {reason}", RuntimeWarning, stacklevel=4)
+            warnings.warn(f"compile: {name} runs as written: {reason}", RuntimeWarning, stacklevel=levels_to_caller())
 
     @property
     def graphs(self) -> int:

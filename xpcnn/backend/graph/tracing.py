@@ -112,6 +112,7 @@ class Tracing:
         self.afterwards: list[Callable[[], None]] = []  # what is done on the host after each call
         self.swapped: list[tuple[Any, str, Any, Any]] = []
         self.objects: dict[int, Any] = {}  # of the user's own
+        self.generators: dict[int, tuple[Any, Any]] = {}  # of random numbers, and their states
         self.roots: dict[int, Any] = {}  # arrays that were there before
         self.used: set[int] = set()  # of roots, those that a call has read
         self._codes: set[Any] = set()
@@ -146,6 +147,9 @@ class Tracing:
         traces[0] += 1
         self._collects = gc.isenabled()
         gc.disable()  # what runs when garbage is collected is no part of the function
+        legacy = sys.modules.get("numpy.random.mtrand")
+        if legacy is not None:
+            self._watch_draws(legacy._rand)
         self._profile = sys.getprofile()
         sys.setprofile(self._watch)
         return self
@@ -282,6 +286,8 @@ class Tracing:
             self.consider(value.__self__, depth + 1)
         elif isinstance(value, guards.BY_IDENTITY):
             return
+        elif type(value).__name__ in OUTSIDE_TYPES and _drawn(value) is not None:
+            self._watch_draws(value)
         elif hasattr(value, "__dict__") and self._is_users_class(type(value)) and id(value) not in self.objects:
             self.objects[id(value)] = value
             attributes = dict(vars(value))
@@ -307,11 +313,20 @@ class Tracing:
         for name, value in self.before[id(thing)][1].items():
             if self.tokens.is_array(value):
                 self._swap(attributes, name, value)
-        for kind in type(thing).__mro__:  # plain attributes of the user's own classes are read as the object's
-            if self._is_users_class(kind):
-                for name, value in list(vars(kind).items()):
-                    if not name.startswith("__") and isinstance(value, PLAIN_VALUES):
-                        self._note_attribute(kind, name, value)
+            elif type(value).__name__ in OUTSIDE_TYPES:
+                self.consider(value)
+        # Plain attributes of the user's own classes are read as the object's, unless something nearer hides them.
+        kinds = [kind for kind in type(thing).__mro__ if self._is_users_class(kind)]
+        for kind in kinds:
+            for name, value in list(vars(kind).items()):
+                if not name.startswith("__") and isinstance(value, PLAIN_VALUES):
+                    for other in kinds:
+                        self._note_attribute(other, name, look_up(other, name))
+                    if name not in attributes:
+                        self._note_attribute(attributes, name, MISSING)
+
+    def _watch_draws(self, generator: Any) -> None:
+        self.generators[id(generator)] = generator, _drawn(generator)
 
     def _swap(self, place: Any, name: str, value: Any) -> None:
         self.roots[id(value)] = value
@@ -340,6 +355,9 @@ class Tracing:
             _local.tracing = before
 
     def _leave(self, undo: bool) -> None:
+        for generator, state in self.generators.values():
+            if _drawn(generator) != state:
+                self.fail(f"it draws random numbers from a {type(generator).__name__}")
         for thing in self.seen.values():
             reason = thing.leave_trace(self.states[id(thing)], undo)
             if reason is not None:
@@ -448,6 +466,12 @@ class Named(NamedTuple):
     is_attribute: bool  # looked up only where the user's code has such a name
 
 
+def _drawn(generator: Any) -> Any:
+    """Return what tells whether a generator of NumPy's has drawn; None for anything else."""
+    bits = getattr(generator, "bit_generator", None) or getattr(generator, "_bit_generator", None)
+    return None if bits is None else repr(bits.state)
+
+
 def _named(thing: Any) -> str:
     return f"a {type(thing).__name__}"
 
@@ -516,6 +540,14 @@ def where() -> str:
             return f" ({frame.f_code.co_filename}:{frame.f_lineno}, in {frame.f_code.co_name})"
         frame = frame.f_back
     return ""
+
+
+def levels_to_caller() -> int:
+    """Return the `stacklevel` with which a warning of the caller's points at the line that called into the library."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(PACKAGE):
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def callers_are_users() -> bool:

@@ -1,0 +1,426 @@
+"""`xpcnn.compile`: what is guarded, what cannot be recorded, what belongs to whom."""
+
+import copy
+import os
+import pickle
+import random
+import subprocess
+import sys
+import warnings
+
+import numpy as np
+import pytest
+
+import xpcnn
+from xpcnn import nn, optim
+from xpcnn.errors import ConfigError
+
+FACTOR = 2.0
+
+
+class Swish(nn.Module):
+    def forward(self, x):
+        s = 1 / (1 + np.exp(-x))
+        self.keep((x, s))
+        return x * s
+
+    def backward(self, dy):
+        x, s = self.take()
+        return dy * s * (1 + x * (1 - s))
+
+
+class KeepsAnAttribute(nn.Module):
+    """Remembers its output itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = np.full((1, 8, 1, 1), 1.5, "float32")
+        self.y = None
+
+    def forward(self, x):
+        self.y = x * self.scale
+        return self.y
+
+    def backward(self, dy):
+        return dy * self.scale + 0.125 * self.y
+
+
+class Branches(nn.Module):
+    def forward(self, x):
+        return x * 2 if x.mean() > 0 else x
+
+    def backward(self, dy):
+        return dy
+
+
+class Counts(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return x * self.calls
+
+    def backward(self, dy):
+        return dy * self.calls
+
+
+class ReadsOnTheHost(nn.Module):
+    def forward(self, x):
+        return x * float(np.asarray(x).max())
+
+    def backward(self, dy):
+        return dy
+
+
+class Draws(nn.Module):
+    def forward(self, x):
+        return x * np.random.normal(size=x.shape).astype("float32")
+
+    def backward(self, dy):
+        return dy
+
+
+class DrawsANumber(Draws):
+    def forward(self, x):
+        return x * np.random.random()
+
+
+class DrawsFromItsOwn(Draws):
+    def __init__(self):
+        super().__init__()
+        self.rng = np.random.default_rng(0)
+
+    def forward(self, x):
+        return x * self.rng.random()
+
+
+class DrawsByPython(Draws):
+    def forward(self, x):
+        return x * random.random()
+
+
+class ReadsAGlobal(nn.Module):
+    def forward(self, x):
+        return x * FACTOR
+
+    def backward(self, dy):
+        return dy * FACTOR
+
+
+def make(extra):
+    xpcnn.manual_seed(0)
+    layers = [nn.Conv2d(1, 8, 3), extra(), nn.BatchNorm2d(8), nn.MaxPool2d(2), nn.Flatten(), nn.Dropout(0.3)]
+    model = nn.Sequential(*layers, nn.Linear(8 * 5 * 5, 10))
+    optimizer, criterion = optim.Adam(model.parameters(), lr=0.01), nn.CrossEntropyLoss()
+
+    def step(x, y):
+        loss = criterion(model(x), y)
+        model.backward(criterion.backward())
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss
+
+    return model, step
+
+
+@pytest.fixture
+def batches(rng):
+    return [(rng.normal(size=(16, 1, 12, 12)).astype("float32"), rng.integers(0, 10, 16)) for _ in range(14)]
+
+
+@pytest.fixture
+def numpy_backend():
+    with xpcnn.use_backend("numpy") as backend:
+        yield backend
+
+
+@pytest.fixture
+def captures(numpy_backend):
+    """For what is recorded, where anything is."""
+    if not numpy_backend.captures:
+        pytest.skip("nothing is recorded here (XPCNN_COMPILE, XPCNN_PORTABLE)")
+    return numpy_backend
+
+
+@pytest.mark.parametrize(
+    ("extra", "recorded", "why"),
+    [
+        (Swish, True, None),
+        (KeepsAnAttribute, True, None),
+        (ReadsAGlobal, True, None),
+        (Branches, False, r"test_compile\.py:\d+, in forward"),
+        (Counts, False, "attribute 'calls' of a Counts"),
+        (ReadsOnTheHost, False, r"test_compile\.py:\d+, in forward"),
+        (Draws, False, r"test_compile\.py:\d+, in forward"),
+        (DrawsANumber, False, "draws random numbers"),
+        (DrawsFromItsOwn, False, "draws random numbers"),
+        (DrawsByPython, False, "gives or does something else at each call"),
+    ],
+)
+def test_layers_of_ones_own(captures, batches, extra, recorded, why, monkeypatch):
+    (first, as_written), (second, step) = make(extra), make(extra)
+    compiled = xpcnn.compile(step)
+    said = []
+    for i, (x, y) in enumerate(batches):
+        if i == 10:
+            monkeypatch.setattr(sys.modules[__name__], "FACTOR", 3.0)
+        losses = []
+        for run in (as_written, compiled):
+            np.random.seed(i)
+            random.seed(i)
+            xpcnn.manual_seed(100 + i)
+            with captures.as_recorded(), warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                losses.append(run(x, y))
+            said += [str(each.message) for each in caught]
+            assert all(each.filename == __file__ for each in caught)  # the line of the call
+        assert losses[0] == losses[1]
+        for a, b in zip(first.parameters(), second.parameters(), strict=True):
+            np.testing.assert_array_equal(a.data, b.data)
+    assert bool(compiled.graphs) is recorded
+    assert len(said) == (0 if recorded else 1)
+    if not recorded:
+        assert "runs as written" in said[0]
+        with pytest.raises(AssertionError, match=why):
+            raise AssertionError(said[0])
+
+
+def test_results_belong_to_the_caller(captures, rng):
+    double = xpcnn.compile(lambda x: {"twice": x * 2, "both": (x, [x + 1])})
+    xs = [rng.normal(size=(3, 4)) for _ in range(8)]
+    results = [double(x) for x in xs]
+    assert double.graphs == 1
+    for x, result in zip(xs, results, strict=True):
+        np.testing.assert_array_equal(result["twice"], x * 2)
+        assert result["both"][0] is x
+        np.testing.assert_array_equal(result["both"][1][0], x + 1)
+        assert type(result["twice"]) is np.ndarray
+
+
+def test_arguments_are_written_in_place(captures, rng):
+    @xpcnn.compile
+    def add_one(x, y):
+        x += 1.0
+        np.multiply(x, 2.0, out=y)
+
+    for _ in range(8):
+        x, y = rng.normal(size=(2, 5))
+        before = x.copy()
+        assert add_one(x, y) is None
+        np.testing.assert_array_equal(x, before + 1)
+        np.testing.assert_array_equal(y, x * 2)
+    assert add_one.graphs == 1
+
+
+def test_arguments_that_are_no_arrays_count_by_value(captures, rng):
+    scale = xpcnn.compile(lambda x, factor, *, options=(): x * factor + sum(options))
+    x = rng.normal(size=7)
+    for _ in range(6):
+        for factor in (2.0, 3.0, np.float64(2.0)):
+            np.testing.assert_array_equal(scale(x, factor), x * factor)
+        np.testing.assert_array_equal(scale(x, 2.0, options=(1, 2)), x * 2.0 + 3)
+    assert scale.graphs == 4
+
+
+def test_kinds_that_were_not_used_for_long_give_way(captures):
+    double = xpcnn.compile(lambda x: x * 2)
+    for n in range(1, 20):
+        for _ in range(20):
+            np.testing.assert_array_equal(double(np.full(n, 3.0)), 6.0)
+    assert double.graphs == 8
+
+
+def test_what_a_closure_holds(captures):
+    factor, shifts, table = 2.0, [1.0], {"a": 0.5}
+
+    class Options:
+        gain = 1.0
+
+        def __init__(self):
+            self.bias = 0.0
+
+    options = Options()
+
+    def helper(x):
+        return x * factor
+
+    @xpcnn.compile
+    def run(x):
+        return (helper(x) + shifts[-1] + table["a"]) * options.gain + options.bias
+
+    def expected(x):
+        return (x * factor + shifts[-1] + table["a"]) * options.gain + options.bias
+
+    x = np.arange(5.0)
+
+    def settle():
+        for _ in range(8):
+            np.testing.assert_array_equal(run(x), expected(x))
+        assert run.graphs == 1
+
+    settle()
+    factor = 3.0
+    settle()
+    shifts.append(4.0)
+    settle()
+    table["a"] = 7.0
+    settle()
+    options.bias = 1.5
+    settle()
+    Options.gain = 2.5
+    settle()
+    options.gain = 3.5
+    settle()
+
+    def helper(x):
+        return x * factor * 2
+
+    np.testing.assert_array_equal(run(x), (x * 6.0 + 11.0) * 3.5 + 1.5)
+
+
+def test_what_is_another_at_each_call_runs_as_written(captures):
+    now = 0.0
+    run = xpcnn.compile(lambda x: x + now)
+    x = np.arange(4.0)
+    with pytest.warns(RuntimeWarning, match="another at each call; pass it as an argument"):
+        for _ in range(20):
+            now += 1.0
+            np.testing.assert_array_equal(run(x), x + now)
+    assert run.graphs == 0
+
+
+def test_modes_and_frozen_parameters(captures, batches):
+    (first, as_written), (second, step) = make(nn.ReLU), make(nn.ReLU)
+    compiled = xpcnn.compile(step)
+
+    def change(model, i):
+        if i == 5:
+            model.layers[0].requires_grad_(False)
+        if i == 8:
+            model.layers[2].eval()
+        if i == 11:
+            model.layers[5].p = 0.5
+        if i == 12:
+            model.layers[0].requires_grad_(True)
+
+    for i, (x, y) in enumerate(batches):
+        for model, run in ((first, as_written), (second, compiled)):
+            change(model, i)
+            xpcnn.manual_seed(i)
+            with captures.as_recorded():
+                run(x, y)
+        for a, b in zip(first.parameters(), second.parameters(), strict=True):
+            np.testing.assert_array_equal(a.data, b.data)
+    assert compiled.graphs == 1
+    assert compiled.reasons == []
+
+
+def test_errors_come_as_written(captures):
+    @xpcnn.compile
+    def run(x, y):
+        return x @ y
+
+    for _ in range(6):
+        with pytest.raises(ValueError, match="matmul"):
+            run(np.ones((2, 3)), np.ones((2, 3)))
+    np.testing.assert_array_equal(run(np.ones((2, 3)), np.ones((3, 1))), 3.0)
+    with pytest.raises(ConfigError, match="function: expected something to call, got int"):
+        xpcnn.compile(3)
+
+
+def test_copies_and_pickles(captures):
+    double = xpcnn.compile(np.square)
+    x = np.arange(3.0)
+    for _ in range(6):
+        double(x)
+    for other in (copy.deepcopy(double), pickle.loads(pickle.dumps(double))):
+        assert other.graphs == 0
+        np.testing.assert_array_equal(other(x), x * x)
+
+
+def test_a_method(captures):
+    class Scales:
+        def __init__(self, factor):
+            self.factor = factor
+
+        @xpcnn.compile
+        def run(self, x):
+            """Scale."""
+            return x * self.factor
+
+    two, three = Scales(2.0), Scales(3.0)
+    x = np.arange(3.0)
+    for _ in range(8):
+        np.testing.assert_array_equal(two.run(x), x * 2)
+        np.testing.assert_array_equal(three.run(x), x * 3)
+    two.factor = 5.0
+    np.testing.assert_array_equal(two.run(x), x * 5)
+    assert Scales.run.__doc__ == "Scale."
+
+
+def test_a_compiled_function_in_another(captures):
+    inner = xpcnn.compile(lambda x: x * 2)
+    outer = xpcnn.compile(lambda x: inner(x) + inner(x + 1))
+    for i in range(8):
+        np.testing.assert_array_equal(outer(np.full(3, float(i))), 4.0 * i + 2)
+    assert outer.graphs == 1
+
+
+def test_work_whose_result_nobody_reads_is_left_out(captures, rng):
+    from xpcnn.backend.graph.compiled import Compiled
+
+    def run(x):
+        np.exp(x)
+        kept = x * 3
+        np.sin(kept)
+        return kept
+
+    calls = []
+    for function in (run, lambda x: x * 3):
+        compiled = Compiled(function)
+        for _ in range(5):
+            compiled(rng.normal(size=64))
+        ((record,),) = [case.free for case in compiled._cases.values()]
+        calls.append(len(record._replay.calls))
+    assert calls[0] == calls[1] == 1
+
+
+def test_threads_of_one_function(captures):
+    from concurrent.futures import ThreadPoolExecutor
+
+    run = xpcnn.compile(lambda x: np.sqrt(x * x + 1) * 2)
+    with ThreadPoolExecutor(4) as pool:
+        for i, result in enumerate(pool.map(run, [np.full((50, 50), float(i)) for i in range(200)])):
+            np.testing.assert_array_equal(result, np.sqrt(np.full((50, 50), float(i)) ** 2 + 1) * 2)
+
+
+PROGRAM = """
+import hashlib, numpy as np, xpcnn
+from tests.graph.test_compile import Swish, make
+xpcnn.set_num_threads(2)
+rng = np.random.default_rng(0)
+model, step = make(Swish)
+step = xpcnn.compile(step)
+for i in range(9):
+    step(rng.normal(size=(16, 1, 12, 12)).astype("float32"), rng.integers(0, 10, 16))
+print(step.graphs, hashlib.sha256(b"".join(p.data.tobytes() for p in model.parameters())).hexdigest())
+"""
+
+
+def test_switched_off_it_gives_every_bit(captures):
+    said = {}
+    for value in ("1", "0"):
+        settings = {**os.environ, "XPCNN_COMPILE": value}
+        run = subprocess.run(
+            [sys.executable, "-c", PROGRAM], env=settings, capture_output=True, text=True, check=True, timeout=120
+        )
+        said[value] = run.stdout.split()
+    assert (said["1"][0], said["0"][0]) == ("1", "0")
+    assert said["1"][1] == said["0"][1]
+    settings = {**os.environ, "XPCNN_COMPILE": "yes"}
+    run = subprocess.run(
+        [sys.executable, "-c", PROGRAM], env=settings, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert "XPCNN_COMPILE: expected 0 or 1, got 'yes'" in run.stderr
