@@ -132,7 +132,7 @@ class TestMemoryOfGraphs:
         for _ in range(3):
             trainer.train_batch(x, labels)
         trainer.read()
-        assert trainer._step._replay[0].exists
+        assert trainer._step.compiled[0].graphs
         assert base - gpu.xp.cuda.runtime.memGetInfo()[0] <= 1.2 * eager
 
 

@@ -1,11 +1,13 @@
 """`xpcnn.compile`: what is guarded, what cannot be recorded, what belongs to whom."""
 
 import copy
+import gc
 import os
 import pickle
 import random
 import subprocess
 import sys
+import time
 import warnings
 
 import numpy as np
@@ -76,7 +78,7 @@ class ReadsOnTheHost(nn.Module):
 
 class Draws(nn.Module):
     def forward(self, x):
-        return x * np.random.normal(size=x.shape).astype("float32")
+        return x * np.random.normal(size=x.shape).astype("float32")  # noqa: NPY002
 
     def backward(self, dy):
         return dy
@@ -84,7 +86,7 @@ class Draws(nn.Module):
 
 class DrawsANumber(Draws):
     def forward(self, x):
-        return x * np.random.random()
+        return x * np.random.random()  # noqa: NPY002
 
 
 class DrawsFromItsOwn(Draws):
@@ -168,7 +170,7 @@ def test_layers_of_ones_own(captures, batches, extra, recorded, why, monkeypatch
             monkeypatch.setattr(sys.modules[__name__], "FACTOR", 3.0)
         losses = []
         for run in (as_written, compiled):
-            np.random.seed(i)
+            np.random.seed(i)  # noqa: NPY002
             random.seed(i)
             xpcnn.manual_seed(100 + i)
             with captures.as_recorded(), warnings.catch_warnings(record=True) as caught:
@@ -274,20 +276,21 @@ def test_what_a_closure_holds(captures):
     options.gain = 3.5
     settle()
 
-    def helper(x):
-        return x * factor * 2
-
-    np.testing.assert_array_equal(run(x), (x * 6.0 + 11.0) * 3.5 + 1.5)
+    helper = np.negative  # noqa: F811
+    np.testing.assert_array_equal(run(x), (-x + 11.0) * 3.5 + 1.5)
 
 
 def test_what_is_another_at_each_call_runs_as_written(captures):
     now = 0.0
     run = xpcnn.compile(lambda x: x + now)
     x = np.arange(4.0)
-    with pytest.warns(RuntimeWarning, match="another at each call; pass it as an argument"):
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
         for _ in range(20):
             now += 1.0
             np.testing.assert_array_equal(run(x), x + now)
+    (only,) = [str(each.message) for each in said]
+    assert only.endswith("is another at each call; pass it as an argument")
     assert run.graphs == 0
 
 
@@ -394,6 +397,20 @@ def test_threads_of_one_function(captures):
     with ThreadPoolExecutor(4) as pool:
         for i, result in enumerate(pool.map(run, [np.full((50, 50), float(i)) for i in range(200)])):
             np.testing.assert_array_equal(result, np.sqrt(np.full((50, 50), float(i)) ** 2 + 1) * 2)
+
+
+def test_what_collects_garbage_is_no_part_of_it(captures):
+    heard = []
+    callback = lambda phase, info: heard.append((phase, time.perf_counter()))  # noqa: E731
+    gc.callbacks.append(callback)
+    try:
+        run = xpcnn.compile(lambda x: x * 2 + gc.collect() * 0)
+        for i in range(8):
+            np.testing.assert_array_equal(run(np.full(3, float(i))), 2.0 * i)
+    finally:
+        gc.callbacks.remove(callback)
+    assert heard
+    assert (run.graphs, run.reasons) == (1, [])
 
 
 PROGRAM = """

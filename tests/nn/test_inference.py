@@ -13,6 +13,7 @@ from tests.fake_device.recording import RecordingBackend
 from tests.functional.strategies import values
 from xpcnn import models, nn
 from xpcnn.backend import register_backend, use_backend
+from xpcnn.backend.graph import Compiled
 from xpcnn.errors import ConfigError, DTypeError, MixedBackendsError, ShapeError, XpcnnError
 from xpcnn.testing import assert_close
 
@@ -61,6 +62,11 @@ def threads():
     xpcnn.set_num_threads(before)
 
 
+def shapes(compiled):
+    """Return the shapes of batches for which there are graphs."""
+    return [key[-1][-1][0] for key, case in compiled._cases.items() if case.free]
+
+
 # --- the same numbers -------------------------------------------------------------------------------------------------
 
 
@@ -84,8 +90,8 @@ def test_a_large_batch_goes_through_in_pieces(threads, rng, name, count):
     for batch in (100, 16, 17, 100):
         x = values(rng, (batch, *SHAPES[name]), "float32")
         assert_close(infer(x), expected(model, x), tolerance=1e-5)
-    assert any(key[2] for key in infer._shelf), "no batch was cut"
-    assert max(key[0][0] for key in infer._shelf) < 100
+    assert shapes(infer._shared), "no batch was cut"
+    assert max(shape[0] for shape in shapes(infer._whole) + shapes(infer._shared)) < 100
 
 
 @pytest.mark.parametrize("batch", [1, 5, 100])
@@ -97,8 +103,9 @@ def test_recorded_is_unrecorded(rng, name, batch):
     for _ in range(3):
         x = values(rng, (batch, *SHAPES[name]), "float32")
         np.testing.assert_array_equal(recorded(x), written(x))
-    assert recorded._shelf
-    assert not written._shelf
+    assert shapes(recorded._whole) + shapes(recorded._shared)
+    assert not isinstance(written._whole, Compiled)
+    assert not isinstance(written._shared, Compiled)
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -244,23 +251,24 @@ def test_inputs_may_lie_anyhow(rng, lies):
 def test_records_are_few(rng, monkeypatch):
     infer = nn.Inference(models.create("conv8"), records=2)
     made = []
-    capture = type(infer.backend).capture
-    monkeypatch.setattr(type(infer.backend), "capture", lambda self, step: made.append(1) or capture(self, step))
+    record = Compiled._record
+    monkeypatch.setattr(Compiled, "_record", lambda *arguments: made.append(1) or record(*arguments))
     images = values(rng, (5, 1, 28, 28), "float32")
 
     def call(*batches):
         made.clear()
         for n in batches:
             infer(images[:n])
-        assert len(infer._shelf) <= 2
+        assert len(shapes(infer._whole)) <= 2
         return len(made)
 
+    assert call(1, 2) == 0  # what comes once is not worth it
     assert call(1, 2) == 2
     assert call(1, 2, 1, 1) == 0
-    assert call(3) == 1  # in the place of 2
+    assert call(3, 3) == 1  # in the place of 2
     assert call(1) == 0
-    assert call(2) == 1
-    assert call(3) == 1
+    assert call(2, 2) == 1
+    assert call(3, 3) == 1
 
 
 def test_sizes_are_forgotten_too(rng):
@@ -272,8 +280,9 @@ def test_sizes_are_forgotten_too(rng):
 
 def test_a_dead_record_takes_its_memory_along(rng):
     infer = nn.Inference(models.create("deep3"), records=1)
-    infer(values(rng, (2, 1, 28, 28), "float32"))
-    ((record,),) = infer._shelf.values()
+    for _ in range(2):
+        infer(values(rng, (2, 1, 28, 28), "float32"))
+    ((record,),) = [case.free for case in infer._whole._cases.values()]
     blocks = weakref.ref(record._replay.blocks)
     del record
     gc.disable()
@@ -336,7 +345,7 @@ def test_what_cannot_be_recorded_is_said_once(device, rng, monkeypatch):
     model = trained("tiny", rng)
     infer = nn.Inference(model)
     x = device.asarray(values(rng, (2, 1, 28, 28), "float32"))
-    with pytest.warns(RuntimeWarning, match="inference goes on unrecorded: .*copies to the host") as said:
+    with pytest.warns(RuntimeWarning, match="runs as written: .*copies to the host") as said:
         results = [device.to_numpy(infer(x)) for _ in range(3)]
     assert len(said) == 1
     for y in results:
@@ -347,7 +356,7 @@ def test_what_cannot_be_recorded_is_said_once(device, rng, monkeypatch):
 
 
 class Centred(nn.Module):
-    """Takes the mean of the batch off, which no record and no piece of a batch could do, and counts its calls."""
+    """Takes the mean of the batch off, as no piece of a batch can, and counts its calls, as no record can."""
 
     def __init__(self):
         super().__init__()
@@ -367,10 +376,11 @@ def test_a_module_of_ones_own_runs_as_it_is(rng):
     model = nn.Sequential(nn.Conv2d(1, 3, 3, bias=False), nn.BatchNorm2d(3), own, nn.ReLU(), nn.Flatten())
     infer = nn.Inference(model)
     x = values(rng, (60, 1, 8, 8), "float32")
-    ys = [infer(x) for _ in range(2)]
+    with pytest.warns(RuntimeWarning, match="sets the attribute 'calls' of a Centred"):
+        ys = [infer(x) for _ in range(5)]
     assert own.calls == 0, "the copy is called, not the model's own"
     assert own.training
-    assert not infer._shelf
+    assert not shapes(infer._whole) + shapes(infer._shared)
     for y in ys:
         assert_close(y, expected(model, x), tolerance=1e-5)  # counts along
     own.shift.data[...] = 100
@@ -398,8 +408,10 @@ def test_subclasses_are_ones_own(rng, layer):
     model = nn.Sequential(nn.Conv2d(1, 3, 3), layer(), nn.ReLU())
     x = values(rng, (20, 1, 8, 8), "float32")
     infer = nn.Inference(model)
-    assert_close(infer(x), expected(model, x), tolerance=1e-5)
-    assert not infer._shelf
+    for _ in range(3):
+        x = x[::-1] * 1.5
+        assert_close(infer(x), expected(model, x), tolerance=1e-5)
+    assert shapes(infer._whole) == [x.shape]
 
 
 def test_what_its_own_module_returns_is_not_written_over(rng):

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import threading
-import warnings
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
-from xpcnn.backend import Array, Backend, resolve
+from xpcnn.backend import Array, Backend, graph, resolve
 from xpcnn.backend.split import split_evenly
-from xpcnn.errors import BackendError, ConfigError, ShapeError, XpcnnError
+from xpcnn.errors import ConfigError, ShapeError, XpcnnError
 from xpcnn.functional.layout import check_backend, copy_batch_last, empty_batch_last
-from xpcnn.nn.folding import Path, fold
+from xpcnn.nn.folding import fold
 from xpcnn.nn.module import Module, no_grad
 from xpcnn.nn.precision import computes_in_float16
 from xpcnn.windows import integer
@@ -22,24 +21,21 @@ GRAIN = 16  # images: pieces of a batch are multiples, so that the rows of a pro
 # lenet5 on 1024 images takes 7.2 ms, with one slab 9.1 (without the lock 6.2 and 6.1).
 SLABS = 2
 
-Key = tuple[tuple[int, ...], Any, bool]  # shape and dtype of a batch, and whether one of several threads works on it
-
 
 class Inference:
     """A model's forward in evaluation mode, as fast as it gets; calling it with x gives what `model.eval()(x)` gives.
 
     Batch norm is folded into the convolution or dense layer before it, w' = w gamma / sqrt(var + eps), and dropout is
-    left out. Results differ from the model's by rounding. Where the backend records steps, the forward is recorded
-    for each shape of batch and replayed. On NumPy a large batch goes through the whole network in pieces that stay
-    in a core's cache, one thread each.
+    left out. Results differ from the model's by rounding. The forward is compiled (`xpcnn.compile`). On NumPy a large
+    batch goes through the whole network in pieces that stay in a core's cache, one thread each.
 
     Parameters
     ----------
     model : Module
         Stays as it is and is copied: training it later does not reach this object. A module of the user's own, a
-        subclass of a layer included, is copied and run as it is; batches are then neither recorded nor cut.
+        subclass of a layer included, is copied and run as it is; batches are then not cut.
     records : int
-        How many shapes to keep records of; the one used longest ago gives way. 0 records nothing.
+        For how many shapes of batches to keep graphs; the one used longest ago gives way. 0 records nothing.
 
     Attributes
     ----------
@@ -69,7 +65,7 @@ class Inference:
             )
         self.backend: Backend = model.backend
         self._path = fold(model)
-        self._records = integer("records", records, 0) if self._path.is_known and self.backend.captures else 0
+        self._records = integer("records", records, 0)
         self._start_empty()
 
     def __call__(self, x: Array) -> Array:
@@ -86,12 +82,13 @@ class Inference:
         with no_grad(), self.backend.errstate():
             pieces, sizes = self._pieces(x)
             if sizes is None:
-                return self._run(x, False, copy_batch_last)
+                y = self._whole(x)
+                return y if y is not x else self.backend.copy(y)
             y = empty_batch_last(self.backend, (x.shape[0], *sizes.out), x.dtype)
 
             def work(piece: slice) -> None:
                 with no_grad(), self.backend.errstate():  # both belong to a thread
-                    self._run(x[piece], True, lambda backend, part: backend.xp.copyto(y[piece], part))
+                    self.backend.xp.copyto(y[piece], self._shared(x[piece]))
 
             self.backend.parallel(work, pieces, sizes.work * x.shape[0])
             return y
@@ -105,7 +102,7 @@ class Inference:
         self._start_empty()
 
     def _start_empty(self) -> None:
-        self._shelf: OrderedDict[Key, list[_Record]] = OrderedDict()
+        self._whole, self._shared = self._compiled(), self._compiled()  # what is one of several pieces is not split
         self._sizes: OrderedDict[Any, _Sizes] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -146,40 +143,14 @@ class Inference:
                     self._sizes.popitem(last=False)
         return found
 
-    # --- records ----------------------------------------------------------------------------------------------------
-
-    def _run(self, x: Array, shared: bool, take: Callable[[Backend, Array], Any]) -> Any:
-        """Return what `take` makes of the network's y for x, which the next replay overwrites."""
+    def _compiled(self) -> Callable[[Array], Array]:
         if not self._records:
-            return take(self.backend, self._path(x))
-        key = (tuple(x.shape), x.dtype, shared)
-        record = self._borrow(key)
-        if record is None:
-            try:
-                record = _Record(self.backend, self._path, x)
-            except BackendError as error:
-                warnings.warn(f"inference goes on unrecorded: {error}", RuntimeWarning, stacklevel=3)
-                self._records = 0
-                return take(self.backend, self._path(x))
-        else:
-            record(x)
-        result = take(self.backend, record.y)
-        self._give_back(key, record)
-        return result
+            return self._as_written
+        return graph.Compiled(self._path, self.backend, kept=self._records, layout=copy_batch_last, eager=1)
 
-    def _borrow(self, key: Key) -> _Record | None:
-        """Take a record that nobody uses, or None where there is none."""
-        with self._lock:
-            free = self._shelf.setdefault(key, [])
-            self._shelf.move_to_end(key)
-            while len(self._shelf) > self._records:
-                self._shelf.popitem(last=False)
-            return free.pop() if free else None
-
-    def _give_back(self, key: Key, record: _Record) -> None:
-        with self._lock:
-            if key in self._shelf:
-                self._shelf[key].append(record)
+    def _as_written(self, x: Array) -> Array:
+        with self.backend.as_recorded():  # to the same bits
+            return self._path(x)
 
 
 class _Sizes:
@@ -187,31 +158,3 @@ class _Sizes:
 
     def __init__(self, out: tuple[int, ...], largest: int, work: float) -> None:
         self.out, self.largest, self.work = out, largest, work
-
-
-class _Record:
-    """A forward for one shape, with its input and output in fixed memory; making it does the work for `x`."""
-
-    def __init__(self, backend: Backend, path: Path, x: Array) -> None:
-        self._backend = backend
-        self._x = given = copy_batch_last(backend, x)
-        self._results = results = [given]
-
-        def forward() -> None:  # without `self`: a record that is dropped is to go at once, with its memory
-            results[0] = path(given)
-
-        if not backend.capture_runs:
-            forward()  # kernels must be compiled and weights laid out before a device records
-        self._replay = backend.capture(forward)
-        results[0] = backend.untraced(results[0])
-        if not backend.capture_runs:
-            self._replay()
-
-    @property
-    def y(self) -> Array:
-        """The result of the last call, until the next."""
-        return self._results[0]
-
-    def __call__(self, x: Array) -> None:
-        self._backend.xp.copyto(self._x, x)
-        self._replay()

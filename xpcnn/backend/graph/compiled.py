@@ -8,11 +8,11 @@ function: as written a few times, then traced, or as written for good where ther
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import threading
 import types
 import warnings
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
@@ -86,14 +86,43 @@ def compile(function: Callable[P, R]) -> Compiled[P, R]:
 
 
 class Compiled(Generic[P, R]):
-    """What `compile` returns."""
+    """What `compile` returns.
 
-    def __init__(self, function: Callable[P, R], backend: Backend | None = None, *, strict: bool = False) -> None:
+    Parameters
+    ----------
+    function : callable
+        See `compile`.
+    backend : Backend, optional
+        Where calls without arrays compute; by default on the active one.
+    strict : bool
+        Whether what cannot be recorded is an error.
+    kept : int
+        How many kinds of calls to keep graphs of.
+    layout : callable, optional
+        Copies an array argument, from a backend and an array, to memory of the graph. The layout of arguments is then
+        no part of the kind of a call.
+    eager : int, optional
+        How many calls of each kind run as written before one is recorded. By default those of a training step: a few in
+        all, and more of a batch that is smaller than another.
+    """
+
+    def __init__(
+        self,
+        function: Callable[P, R],
+        backend: Backend | None = None,
+        *,
+        strict: bool = False,
+        kept: int = GRAPHS_KEPT,
+        layout: Callable[[Backend, Any], Any] | None = None,
+        eager: int | None = None,
+    ) -> None:
         if not callable(function):
             raise ConfigError(f"function: expected something to call, got {type(function).__name__}")
         functools.update_wrapper(self, function, updated=())
-        self._function, self._backend, self._strict = function, backend, strict
-        self._cases: OrderedDict[Any, _Case] = OrderedDict()
+        self._function, self._backend, self._strict, self._kept = function, backend, strict, kept
+        self._layout, self._eager = layout, eager
+        self._cases: dict[Any, _Case] = {}
+        self._clock = itertools.count()  # tells which kind was used longest ago
         self._lock = threading.Lock()
         self._calls = 0
         self._largest: dict[Any, int] = {}  # batches that are recorded
@@ -106,7 +135,7 @@ class Compiled(Generic[P, R]):
             return self._as_written(self._home(args), args, kwargs)
         arrays: list[Any] = []
         try:
-            key = _key(args, kwargs, arrays)
+            key = _key(args, kwargs, arrays, self._layout is None)
             backend = self._home(arrays)
             key = backend, key
             hash(key)
@@ -114,6 +143,7 @@ class Compiled(Generic[P, R]):
             return self._as_written(self._home(args), args, kwargs)
         case = self._cases.get(key)
         if case is not None and case.free:
+            case.used = next(self._clock)
             record = _taken(case.free)
             if record is not None:
                 if record.holds():
@@ -146,15 +176,18 @@ class Compiled(Generic[P, R]):
             case = self._cases.get(key)
             if case is None:
                 case = self._cases[key] = _Case()
-            self._cases.move_to_end(key)
-            while len(self._cases) > GRAPHS_KEPT:
-                self._cases.popitem(last=False)
+            case.used = next(self._clock)
+            while len(self._cases) > self._kept:
+                del self._cases[min(self._cases, key=lambda each: self._cases[each].used)]
             case.calls += 1
             self._calls += 1
         if case.misses >= MISSES and case.reason is None:
             case.reason = "something that it depends on is another at each call; pass it as an argument"
             self._say(case.reason)
-        ready = self._calls > EAGER_CALLS and not self._is_rest(case, arrays)
+        if self._eager is None:
+            ready = self._calls > EAGER_CALLS and not self._is_rest(case, arrays)
+        else:
+            ready = case.calls > self._eager
         if case.reason is not None or not backend.captures or not ready:
             return self._as_written(backend, args, kwargs)
         return self._record(backend, case, args, kwargs, arrays)
@@ -169,7 +202,8 @@ class Compiled(Generic[P, R]):
         tokens = Tokens(_is_array, backend.untraced)
         tracing = Tracing(tokens, backend.tools)
         self._settle(backend, args, kwargs)
-        slots = [backend.place(backend.duplicate(array)) for array in arrays]
+        copied = backend.duplicate if self._layout is None else functools.partial(self._layout, backend)
+        slots = [backend.place(copied(array)) for array in arrays]
         outcome: list[Any] = []
 
         def step() -> None:
@@ -260,12 +294,16 @@ class Compiled(Generic[P, R]):
         return self if instance is None else types.MethodType(self, instance)
 
     def __reduce__(self) -> Any:
-        return Compiled, (self._function, self._backend)
+        options: dict[str, Any] = {"strict": self._strict, "kept": self._kept}
+        options |= {"layout": self._layout, "eager": self._eager}
+        return functools.partial(Compiled, **options), (self._function, self._backend)
 
     def __deepcopy__(self, memo: Any) -> Compiled[P, R]:
         import copy
 
-        return Compiled(copy.deepcopy(self._function, memo), self._backend)
+        make, _ = self.__reduce__()
+        made: Compiled[P, R] = make(copy.deepcopy(self._function, memo), self._backend)
+        return made
 
     def __repr__(self) -> str:
         return f"compile({self._function!r})"
@@ -278,7 +316,7 @@ class _Case:
     """Calls of one kind: how many came, and their graphs that are not in use."""
 
     def __init__(self) -> None:
-        self.calls = self.misses = 0
+        self.calls = self.misses = self.used = 0
         self.second_chances = 2
         self.reason: str | None = None
         self.free: list[_Record] = []
@@ -521,25 +559,25 @@ def _leaves(template: Any) -> Iterator[Any]:
             yield from _leaves(each)
 
 
-def _key(args: Any, kwargs: Any, arrays: list[Any]) -> Any:
+def _key(args: Any, kwargs: Any, arrays: list[Any], strides: bool) -> Any:
     """Return what calls of one kind have in common; append the arrays among the arguments."""
     parts: list[Any] = [context() for context in contexts]
-    parts += [_part(each, arrays) for each in args]
-    parts += [(name, _part(value, arrays)) for name, value in kwargs.items()]
+    parts += [_part(each, arrays, strides) for each in args]
+    parts += [(name, _part(value, arrays, strides)) for name, value in kwargs.items()]
     return tuple(parts)
 
 
-def _part(value: Any, arrays: list[Any]) -> Any:
+def _part(value: Any, arrays: list[Any], strides: bool) -> Any:
     kind = type(value)
     if kind in base._by_type:
         arrays.append(value)
-        return value.shape, value.dtype, value.strides
+        return value.shape, value.dtype, value.strides if strides else None
     if kind in guards.PLAIN:
         return kind, value
     if kind is tuple or kind is list:
-        return kind, tuple([_part(each, arrays) for each in value])
+        return kind, tuple([_part(each, arrays, strides) for each in value])
     if kind is dict:
-        return kind, tuple([(name, _part(each, arrays)) for name, each in value.items()])
+        return kind, tuple([(name, _part(each, arrays, strides)) for name, each in value.items()])
     tokens = Tokens(_is_array, lambda value: value)
     return tokens.of(value)
 

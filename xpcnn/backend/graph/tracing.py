@@ -117,6 +117,7 @@ class Tracing:
         self.used: set[int] = set()  # of roots, those that a call has read
         self._codes: set[Any] = set()
         self._profile: Any = None
+        self._is_collecting = False
 
     # --- the library's objects ----------------------------------------------------------------------------------------
 
@@ -147,6 +148,8 @@ class Tracing:
         traces[0] += 1
         self._collects = gc.isenabled()
         gc.disable()  # what runs when garbage is collected is no part of the function
+        gc.callbacks.insert(0, self._begin_collection)
+        gc.callbacks.append(self._end_collection)
         legacy = sys.modules.get("numpy.random.mtrand")
         if legacy is not None:
             self._watch_draws(legacy._rand)
@@ -156,10 +159,20 @@ class Tracing:
 
     def __exit__(self, *details: object) -> None:
         sys.setprofile(self._profile)
+        gc.callbacks.remove(self._begin_collection)
+        gc.callbacks.remove(self._end_collection)
         if self._collects:
             gc.enable()
         traces[0] -= 1
         _local.tracing = None
+
+    def _begin_collection(self, phase: str, info: Any) -> None:
+        if phase == "start" and tracing() is self:
+            self._is_collecting = True
+
+    def _end_collection(self, phase: str, info: Any) -> None:
+        if phase == "stop" and tracing() is self:
+            self._is_collecting = False
 
     def _is_users(self, filename: str | None) -> bool:
         return is_users(filename) and not str(filename).startswith(self._tools)
@@ -172,6 +185,8 @@ class Tracing:
     def _watch(self, frame: types.FrameType, event: str, argument: Any) -> None:
         if self._profile is not None:
             self._profile(frame, event, argument)
+        if self._is_collecting:
+            return
         if event == "call":
             code = frame.f_code
             if code not in self._codes:
