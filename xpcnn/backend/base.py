@@ -80,6 +80,10 @@ class Backend:
         """Return an uninitialised C-contiguous array that belongs to the caller."""
         return self.xp.empty(shape, dtype=dtype)
 
+    def empty_input(self, shape: Sequence[int], dtype: Any) -> Array:
+        """Return an uninitialised array that the host writes before each replay of a graph: no call of it may."""
+        return self.empty(shape, dtype)
+
     def zeros(self, shape: Sequence[int], dtype: Any) -> Array:
         """Return a C-contiguous array of zeros that belongs to the caller."""
         return self.xp.zeros(shape, dtype=dtype)

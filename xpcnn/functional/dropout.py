@@ -60,7 +60,7 @@ def apply_mask(backend: Backend, values: Array, kept: Array, p: float, out: Arra
 
 def new_key(backend: Backend) -> Array:
     """Return an array (1,), uint32, with a key of the library's generator, which each replay of a graph draws anew."""
-    key = backend.empty((1,), "uint32")
+    key = backend.empty_input((1,), "uint32")
     host(partial(_draw_into, backend.untraced(key)))
     return key
 

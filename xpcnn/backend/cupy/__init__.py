@@ -223,6 +223,10 @@ class CupyBackend(Backend):
         except MemoryError as error:
             raise self._out_of_memory(error) from error
 
+    def empty_input(self, shape: Sequence[int], dtype: Any) -> Array:
+        with self.graphs.inputs():
+            return self.empty(shape, dtype)
+
     def zeros(self, shape: Sequence[int], dtype: Any) -> Array:
         self.activate()
         try:

@@ -42,6 +42,7 @@ class GraphMemory:
         # weak references inside the pool before anybody could ask the pool for its blocks.
         self._pools: dict[int, Any] = {}
         self._dropped: set[int] = set()  # graphs that are gone; arrays may still lie in their pools
+        self._inputs: Any = None
 
     @property
     def stream(self) -> Any:
@@ -96,6 +97,20 @@ class GraphMemory:
         finally:
             self._is_recording = outer
             self.give_back()
+
+    @contextlib.contextmanager
+    def inputs(self) -> Iterator[None]:
+        """Allocate, while a step is recorded, what the host writes before each replay.
+
+        In the graph's own memory an earlier node may have had, and write again, what a later one was given.
+        """
+        if not self._is_recording:
+            yield
+            return
+        if self._inputs is None:
+            self._inputs = self._cupy.cuda.MemoryPool()
+        with self._cupy.cuda.using_allocator(self._inputs.malloc):
+            yield
 
     def drop(self, number: int) -> None:
         """Say that a graph is gone. May be called anywhere, by Python's collector too."""
