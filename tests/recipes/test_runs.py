@@ -86,7 +86,8 @@ def test_the_folder_holds_what_a_run_was(digits, tmp_path, backend):
     assert content["test"]["accuracy"] == done.metrics.accuracy
     assert [each["seconds"] > 0 for each in content["epochs"]] == [True, True]
     assert content["machine"]["backend"] == backend.name
-    assert {"python", "xpcnn"} | (set() if backend.name == "fake" else {"device", "numpy"}) <= set(content["machine"])
+    own = {"numpy": {"device", "numpy"}, "cupy": {"device", "cupy"}}.get(backend.name, set())
+    assert {"python", "xpcnn"} | own <= set(content["machine"])
     assert len(History.load(done.folder / "history.json")) == len(done.history)
     assert not [path.name for path in done.folder.rglob("*.tmp")]
 

@@ -24,7 +24,7 @@ from xpcnn.functional.layout import (
     take,
     take_gradient,
 )
-from xpcnn.functional.precision import cast, cast_all
+from xpcnn.functional.precision import cast, cast_all, is_narrow
 from xpcnn.windows import Padding, Size, Windows, integer, transposed_windows
 
 
@@ -94,7 +94,7 @@ def conv_transpose2d(
     if not x.shape[0]:
         shape = groups * weight.shape[1], windows.h.size, windows.w.size, 0
         return batch_first(backend.zeros(shape, x.dtype)), cache
-    is_taken = backend.multiplies(x.dtype)
+    is_taken = backend.multiplies(x.dtype) and not is_narrow(x.dtype)  # taps are added: each sum would be rounded
     if not is_taken:
         images, weight, bias = cast_all(backend, (images, weight, bias), "float32")
     with backend.errstate():
