@@ -26,12 +26,12 @@ def versions() -> dict[str, str]:
 
 
 def variants(workload: w.Workload, threads: list[int]) -> list[str]:
-    """Training as the Trainer does it, recorded and replayed, and as a loop of one's own writes it out.
+    """Training as the Trainer does it, recorded and replayed, and as a loop of one's own does, compiled and as written.
 
     Inference by `nn.Inference`, batch norm folded and the forward recorded, and by the model itself. Threads are left
     at the library's own default.
     """
-    kinds = {"train": ["trainer", "written out"], "inference": ["folded and recorded", "plain"]}
+    kinds = {"train": ["trainer", "compiled loop", "written out"], "inference": ["folded and recorded", "plain"]}
     return kinds.get(workload.kind, ["default"])
 
 
@@ -44,7 +44,7 @@ def build(workload: w.Workload, variant: str) -> Step:
     xpcnn.set_backend("numpy")
     xpcnn.manual_seed(0)
     if workload.kind == "train":
-        return _train(workload, by_trainer=variant == "trainer")
+        return _train(workload, variant)
     if workload.kind == "inference":
         return _inference(workload, folded=variant != "plain")
     return {"conv": _conv, "pool": _pool}[workload.kind](workload)
@@ -63,7 +63,7 @@ def optimiser(spec: w.Optimiser, model: Any) -> Any:
     return xpcnn.optim.SGD(groups, spec.lr, momentum=spec.momentum)
 
 
-def _train(workload: w.Workload, by_trainer: bool) -> Step:
+def _train(workload: w.Workload, variant: str) -> Step:
     net = w.NETS[workload.net]
     model = xpcnn.models.create(workload.net)
     model.train()
@@ -77,16 +77,20 @@ def _train(workload: w.Workload, by_trainer: bool) -> Step:
     )
     last: list[Any] = []
 
-    def call() -> None:
-        x, target = next(data)
+    def step(x: Any, target: Any) -> Any:
         optimizer.zero_grad()
         loss = criterion(model(x), target)
         model.backward(criterion.backward(), input_gradient=False)
         optimizer.step()
-        last[:] = [loss]
+        return loss
 
     size = sum(p.data.size for p in model.parameters())
-    if not by_trainer:
+    if variant != "trainer":
+        run = xpcnn.compile(step) if variant == "compiled loop" else step
+
+        def call() -> None:
+            last[:] = [run(*next(data))]
+
         return Step(call, loss=lambda: float(last[0]), parameters=size)
     trainer = xpcnn.training.Trainer(model, optimizer, criterion)
     history = trainer.history.steps

@@ -86,6 +86,7 @@ class Step:
         if self.clip_norm is not None:
             clip_grad_norm(self.optimizer.parameters(), self.clip_norm, scale=self._scale)
         self.optimizer.update()
+        self.zero_grad()
 
     def compute_and_update(self, x: Array, labels: Array) -> None:
         """Run a whole step that changes nothing where a number is not finite, without the host having to know."""
@@ -109,6 +110,7 @@ class Step:
             bad = xp.logical_not(ok)
             for buffer, copy in self._kept:
                 xp.copyto(buffer, copy, where=bad)
+        self.zero_grad()
 
     def _scaled(self, dlogits: Array) -> Array:
         backend = backend_of(dlogits)
@@ -171,28 +173,32 @@ class Step:
             compute(x, labels)
             row = self._judged(*self.backend.to_numpy(self._ledger.row).tolist())
             _, _, bad, fatal = row
-            if bad:
-                self.restore_buffers()
-                self._batch = x, labels
-            else:
+            if not bad:
                 update()
-            if self.scaler is not None and not (fatal and self.stops):
-                self.scaler.update(self.backend.asarray([not bad]))
-            self._rows.append(row)
-        finally:
+        except BaseException:
             self.zero_grad()
+            raise
+        if bad:
+            self.zero_grad()
+            self.restore_buffers()
+            self._batch = x, labels
+        if self.scaler is not None and not (fatal and self.stops):
+            self.scaler.update(self.backend.asarray([not bad]))
+        self._rows.append(row)
 
     def _deferred(self, x: Array, labels: Array) -> None:
         self._batch = x, labels
         (whole,) = self.compiled
         try:
             whole(x, labels)
-            self._ledger.keep()
-        finally:
+        except BaseException:
             self.zero_grad()
+            raise
+        self._ledger.keep()
 
     def zero_grad(self) -> None:
         """Declare all gradients zero, those of parameters that the optimiser has not too."""
+        graph.see(self.model)
         self.optimizer.zero_grad()
         self.model.zero_grad()
 

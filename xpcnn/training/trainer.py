@@ -325,11 +325,7 @@ class Trainer:
     def _renew(self, backend: Backend | None = None) -> Step:
         """Return the step that does what the trainer's attributes say now."""
         wanted = self.criterion, self.clip_norm, self.scaler, self.nonfinite, self.compile
-        if (
-            self._step is None
-            or backend is not None
-            or any(a is not b for a, b in zip(wanted, self._wanted, strict=True))
-        ):
+        if self._step is None or backend is not None or wanted != self._wanted:
             self.read()
             backend = backend or backend_of(next(iter(self.model.parameters())).data)
             self._wanted = wanted

@@ -13,6 +13,8 @@ Bound = list[tuple[Callable[..., Any], tuple[Any, ...]]]  # what a replay plays:
 
 # Their third positional argument is deprecated; for the others it is the quickest way to say where results go.
 _NEED_KEYWORD = (np.maximum, np.minimum)
+# What these functions of NumPy's do after they have looked at their arguments.
+_REDUCTIONS = {np.sum: np.add, np.prod: np.multiply, np.max: np.maximum, np.min: np.minimum}
 
 
 class Call(NamedTuple):
@@ -41,6 +43,13 @@ def bind(calls: Iterable[Call]) -> Bound:
         if isinstance(function, np.ufunc) and "out" in options and function not in _NEED_KEYWORD:
             rest = {name: value for name, value in options.items() if name != "out"}
             bound.append((partial(function, **rest) if rest else function, (*args, options["out"])))
+        elif function in _REDUCTIONS and len(args) == 1 and "out" in options:
+            rest = {name: value for name, value in options.items() if name not in ("axis", "dtype", "out")}
+            reduce = _REDUCTIONS[function].reduce
+            places = (*args, options.get("axis"), options.get("dtype"), options["out"])
+            bound.append((partial(reduce, **rest) if rest else reduce, places))
+        elif function in (np.argmax, np.argmin) and len(args) == 1 and options.keys() <= {"axis", "out"}:
+            bound.append((getattr(args[0], function.__name__), (options.get("axis"), options.get("out"))))
         else:
             bound.append((partial(function, **options) if options else function, args))
     return bound

@@ -39,7 +39,7 @@ DEPENDS_ON_VALUES = frozenset({
 })  # fmt: skip
 # Reductions and others that say where the result goes by `out`.
 TAKE_OUT = frozenset({
-    "sum", "max", "min", "amax", "amin", "prod", "mean", "dot", "cumsum", "cumprod",
+    "sum", "max", "min", "amax", "amin", "prod", "mean", "dot", "cumsum", "cumprod", "argmax", "argmin",
 })  # fmt: skip
 
 
