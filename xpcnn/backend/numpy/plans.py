@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from xpcnn.backend.numpy import trace
-from xpcnn.backend.numpy.calls import Bound, Call, bind
+from xpcnn.backend.numpy.calls import Bound, Call, positional
 from xpcnn.backend.numpy.calls import arrays_of as arrays_in
 from xpcnn.backend.numpy.places import Array, Nested, Part, Places, are_apart, arrays_of, layouts_of, mapped, memory_of
 from xpcnn.backend.numpy.regions import Region, play
@@ -173,16 +173,16 @@ class Plan:
 
     def _filled(self, calls: list[Any], values: list[Any]) -> Bound:
         """Return calls over these arguments."""
-        filled: list[Call] = []
+        bound: Bound = []
         for function, numbers, options in calls:
             if function is Region:
                 region = Region(self._backend.pool, [], options)
                 region.bound = [self._filled(each, values) for each in numbers]
-                filled.append(Call(region))
+                bound.append((region, ()))
                 continue
-            given = {name: values[i] for name, i in options.items()} if options else {}
-            filled.append(Call(function, tuple([values[i] for i in numbers]), given))
-        return bind(filled)
+            call = partial(function, **{name: values[i] for name, i in options.items()}) if options else function
+            bound.append((call, tuple([values[i] for i in numbers])))
+        return bound
 
 
 def _record(
@@ -258,7 +258,9 @@ def _with_gaps(calls: list[Call], plan: Plan, places: Places, numbers: dict[Any,
             continue
         if any(isinstance(value, (tuple, list, dict)) and arrays_in(value) for value in (*args, *options.values())):
             raise BackendError(f"plans: {function} takes nested arrays")
-        gaps.append((function, [number(value) for value in args], {name: number(v) for name, v in options.items()}))
+        given = positional(Call(function, args, options))
+        numbered = {name: number(value) for name, value in given.options.items()}
+        gaps.append((given.function, [number(value) for value in given.args], numbered))
     return gaps
 
 
