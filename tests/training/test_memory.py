@@ -1,42 +1,39 @@
-"""Running out of memory: which layer, and which batch fits."""
+"""The memory that a training takes: peak of a fresh process, by the kernel's own count."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
-from tests.nn.layers import kept_by
-from xpcnn import nn
-from xpcnn.errors import OutOfMemoryError
+MOST = 90e6  # bytes: interpreter, NumPy, the batches and the step of lenet5 on 128 images
 
-from .common import arrays, assert_same, loader, trainer
+PROGRAM = """
+import sys
+from pathlib import Path
+import numpy as np
+import xpcnn
+from xpcnn import models, nn, optim
+from xpcnn.training import Trainer
+xpcnn.set_num_threads(2)
+model = models.create("lenet5")
+optimizer = optim.SGD(model.parameters(), 0.02, momentum=0.9)
+trainer = Trainer(model, optimizer, nn.CrossEntropyLoss(), compile=sys.argv[1] == "True")
+rng = np.random.default_rng(0)
+x, labels = rng.normal(size=(128, 1, 32, 32)).astype("float32"), rng.integers(0, 10, 128)
+for _ in range(40):
+    trainer.train_batch(x, labels)
+trainer.read()
+lines = Path("/proc/self/status").read_text().splitlines()
+print(next(int(line.split()[1]) * 1024 for line in lines if "VmHWM" in line))
+"""
 
 
-class Small(nn.Module):
-    """Fits batches up to a size."""
-
-    def __init__(self, most):
-        super().__init__()
-        self.most = most
-
-    def forward(self, x):
-        if x.shape[0] > self.most:
-            raise OutOfMemoryError("the device has no memory left\nand says so at length")
-        return x
-
-    def backward(self, dy):
-        return dy
-
-
-@pytest.mark.parametrize(
-    ("most", "advice"),
-    [(3, "a batch of 2 fits"), (0, "not even a batch of 1 fits: make the images or the net smaller")],
-)
-def test_the_layer_and_a_batch_that_fits(backend, most, advice):
-    model = nn.Sequential(*trainer().model, Small(most))
-    mine = trainer(model=model)
-    before = arrays(model)
-    with pytest.raises(OutOfMemoryError) as caught:
-        mine.fit(loader())
-    assert str(caught.value) == (
-        f"step 1: out of memory in layer '7' (Small) with a batch of 8; {advice} (the device has no memory left)"
-    )
-    assert_same(before, arrays(model))
-    assert not kept_by(model)
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux says it")
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_step_of_lenet5(compiled):
+    settings = {**os.environ, "XPCNN_PROCESSES": "0", "XPCNN_BACKEND": "numpy"}
+    command = [sys.executable, "-c", PROGRAM, str(compiled)]
+    run = subprocess.run(command, env=settings, capture_output=True, text=True, check=True, timeout=300)
+    assert int(run.stdout) <= MOST
