@@ -199,7 +199,7 @@ def test_what_cublas_does_not_take():
 def test_float16_goes_to_cublas_as_it_is_and_adds_up_in_float32(monkeypatch):
     """Dense layers and pointwise convolutions, forward and backward: no cast, no copy, no launch."""
     backend = HostCupyBackend()
-    monkeypatch.setattr("xpcnn.backend._by_type", {cupy.ndarray: backend})
+    monkeypatch.setattr("xpcnn.backend.base._by_type", {cupy.ndarray: backend})
     x, weight = (laid_out(shape, "plain", "float16") for shape in ((5, 4), (3, 5)))  # (in, N), (out, in)
     y, cache = F.linear(x.T, weight)
     np.testing.assert_array_equal(view(y).T, view(weight) @ view(x))

@@ -1,7 +1,11 @@
 """`xpcnn.compile`: what is guarded, what cannot be recorded, what belongs to whom."""
 
+import collections
 import copy
+import functools
 import gc
+import itertools
+import logging
 import os
 import pickle
 import random
@@ -397,6 +401,134 @@ def test_threads_of_one_function(captures):
     with ThreadPoolExecutor(4) as pool:
         for i, result in enumerate(pool.map(run, [np.full((50, 50), float(i)) for i in range(200)])):
             np.testing.assert_array_equal(result, np.sqrt(np.full((50, 50), float(i)) ** 2 + 1) * 2)
+
+
+class Totals:
+    """What a loop of one's own keeps beside the model."""
+
+    def __init__(self):
+        self.total = np.zeros(())
+        self.pair = (np.zeros(3), [np.zeros(3)])
+        self.by_name = {"a": np.zeros(3)}
+        self.waiting = collections.deque([1.0, 2.0, 3.0], maxlen=3)
+        self.numbers = itertools.count()
+        self.log = logging.getLogger("tests.graph")
+
+
+def adds_to_a_number(totals, x):
+    totals.total = totals.total + x.sum()
+    return totals.total * 1.0
+
+
+def adds_in_place(totals, x):
+    first, (second,) = totals.pair
+    first *= 0.5
+    second += 1.0
+    first += x
+    return first + second
+
+
+def adds_to_a_dict(totals, x):
+    totals.by_name["a"] *= 0.5
+    totals.by_name["a"] += x
+    return totals.by_name["a"] * 2
+
+
+def puts_in_a_dict(totals, x):
+    totals.by_name["a"] = totals.by_name["a"] * 0.5 + x
+    return totals.by_name["a"] * 2
+
+
+def puts_in_a_tuple(totals, x):
+    totals.pair = (totals.pair[0] * 0.5 + x, totals.pair[1])
+    return totals.pair[0] * 2
+
+
+def waits(totals, x):
+    totals.waiting.append(x.shape[0] + totals.waiting[0])
+    return x * totals.waiting[-1]
+
+
+def counts(totals, x):
+    return x * next(totals.numbers)
+
+
+def logs(totals, x):
+    totals.log.warning("a step")
+    return x * 2
+
+
+def prints(totals, x):
+    print("a step")
+    return x * 2
+
+
+def seeds(totals, x):
+    xpcnn.manual_seed(0)
+    return x * 2
+
+
+def reads_a_value(totals, x):
+    return x * float(totals.pair[1][0][0])
+
+
+@pytest.mark.parametrize(
+    ("function", "recorded"),
+    [
+        (adds_to_a_number, False),
+        (adds_in_place, True),
+        (adds_to_a_dict, True),
+        (puts_in_a_dict, False),
+        (puts_in_a_tuple, False),
+        (waits, False),
+        (counts, False),
+        (logs, False),
+        (prints, False),
+        (seeds, False),
+        (reads_a_value, False),
+    ],
+)
+def test_what_lies_beside_the_model(captures, rng, capsys, caplog, function, recorded):
+    here, there = Totals(), Totals()
+    compiled = xpcnn.compile(functools.partial(function, there))
+    said = []
+    for _ in range(12):
+        x = rng.normal(size=3)
+        expected = function(here, x)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            np.testing.assert_array_equal(compiled(x), expected)
+        said += caught
+    for a, b in zip(
+        (*here.pair, here.by_name["a"], here.total), (*there.pair, there.by_name["a"], there.total), strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
+        assert not type(b).__module__.startswith("xpcnn")
+    assert here.waiting == there.waiting
+    assert bool(compiled.graphs) is recorded
+    assert len(said) == (not recorded)
+    assert capsys.readouterr().out.count("a step") == (24 if function is prints else 0)
+    assert len(caplog.records) == (24 if function is logs else 0)
+
+
+def test_a_schedule_within(captures, batches):
+    rates = []
+    for wrap in (lambda step: step, xpcnn.compile):
+        _, step = make(nn.ReLU)
+        optimizer = step.__closure__[step.__code__.co_freevars.index("optimizer")].cell_contents
+        schedule = optim.StepLR(optimizer, 2)
+
+        def both(x, y, step=step, schedule=schedule):
+            loss = step(x, y)
+            schedule.step()
+            return loss
+
+        run = wrap(both)
+        for x, y in batches:
+            run(x, y)
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert run.graphs == 1
+    assert rates[0] == rates[1] < 1e-8
 
 
 def test_what_collects_garbage_is_no_part_of_it(captures):

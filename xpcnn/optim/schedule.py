@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
+from xpcnn.backend.graph import host
 from xpcnn.errors import ConfigError, DataError
 from xpcnn.optim.groups import check_flag, check_range
 from xpcnn.optim.optimizer import Optimizer
@@ -56,6 +57,9 @@ class Schedule:
 
     def step(self) -> None:
         """Count one step and set the rates of the next."""
+        host(self._advance)
+
+    def _advance(self) -> None:
         self.last_step += 1
         self._write()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dis
 import functools
 import gc
@@ -23,6 +24,9 @@ _STANDARD = os.path.abspath(sysconfig.get_path("stdlib")) + os.sep
 _NUMPY = os.path.dirname(os.path.abspath(numpy.__file__)) + os.sep
 # Modules whose functions tell what no replay could know, or do what no replay would do again.
 OUTSIDE = frozenset({"random", "_random", "time", "secrets", "posix", "nt", "_io", "socket", "numpy.random"})
+SPOKEN = frozenset({"print", "input", "open"})  # builtins that do something outside
+HANDED_ON = tuple(_STANDARD + each for each in ("logging", "queue.py", "threading.py", "subprocess.py", "asyncio"))
+SET_UP = frozenset({"manual_seed", "set_state", "set_num_threads", "set_backend", "set_winograd"})  # the library's own
 OUTSIDE_TYPES = frozenset({"Random", "SystemRandom", "Generator", "RandomState", "TextIOWrapper", "BufferedWriter"})
 
 _local = threading.local()
@@ -110,7 +114,8 @@ class Tracing:
         self.assigned: dict[int, set[str]] = {}
         self.changes_host = False
         self.afterwards: list[Callable[[], None]] = []  # what is done on the host after each call
-        self.swapped: list[tuple[Any, str, Any, Any]] = []
+        self.swapped: list[tuple[Any, Any, Any, Any]] = []
+        self.containers: dict[int, Any] = {}  # lists and dicts in which something stands for arrays
         self.objects: dict[int, Any] = {}  # of the user's own
         self.generators: dict[int, tuple[Any, Any]] = {}  # of random numbers, and their states
         self.roots: dict[int, Any] = {}  # arrays that were there before
@@ -195,11 +200,22 @@ class Tracing:
                     "namedtuple_"
                 ):
                     self.read(code, frame.f_globals, frame.f_locals)
+                elif self._is_outside(code, frame.f_back):
+                    self._codes.discard(code)
+                    self.fail(f"{code.co_qualname} does something beside arrays at each call")
         elif event == "c_call" and self._is_users(frame.f_code.co_filename):
             module = getattr(argument, "__module__", None)
             owner = getattr(argument, "__self__", None)
-            if module in OUTSIDE or type(owner).__name__ in OUTSIDE_TYPES:
+            spoken = module == "builtins" and getattr(argument, "__name__", "") in SPOKEN
+            if spoken or module in OUTSIDE or type(owner).__name__ in OUTSIDE_TYPES:
                 self.fail(f"{getattr(argument, '__qualname__', argument)} gives or does something else at each call")
+
+    def _is_outside(self, code: types.CodeType, caller: types.FrameType | None) -> bool:
+        """Whether the user's code calls something that no replay would do again."""
+        name = code.co_filename
+        if not name.startswith(HANDED_ON) and not (code.co_name in SET_UP and name.startswith(PACKAGE)):
+            return False
+        return caller is not None and self._is_users(caller.f_code.co_filename)
 
     def read(self, code: types.CodeType, namespace: dict[str, Any], variables: dict[str, Any]) -> None:
         """Guard what a function of the user's own reads: globals, what its closure holds, its arguments' attributes."""
@@ -251,8 +267,7 @@ class Tracing:
         self.values[key] = self._named(place, name, value)
         if self.values[key].token is TOO_MUCH:
             self.fail(f"{name!r} holds more than is worth comparing at every call")
-        if self.tokens.is_array(value):
-            self._swap(place, name, value)
+        self._swap(place, name, value)
         self.consider(value)
         if isinstance(value, types.ModuleType) and self._is_users(getattr(value, "__file__", None)):
             self._meet_plain(vars(value))
@@ -326,9 +341,9 @@ class Tracing:
             return
         self.before[id(thing)] = thing, dict(attributes)
         for name, value in self.before[id(thing)][1].items():
-            if self.tokens.is_array(value):
+            if self.tokens.is_array(value) or self._is_users_class(type(thing)):
                 self._swap(attributes, name, value)
-            elif type(value).__name__ in OUTSIDE_TYPES:
+            if type(value).__name__ in OUTSIDE_TYPES:
                 self.consider(value)
         # Plain attributes of the user's own classes are read as the object's, unless something nearer hides them.
         kinds = [kind for kind in type(thing).__mro__ if self._is_users_class(kind)]
@@ -343,11 +358,32 @@ class Tracing:
     def _watch_draws(self, generator: Any) -> None:
         self.generators[id(generator)] = generator, _drawn(generator)
 
-    def _swap(self, place: Any, name: str, value: Any) -> None:
-        self.roots[id(value)] = value
-        if self.wrap is not None:
-            put(place, name, self.wrap(value))
-            self.swapped.append((place, name, value, look_up(place, name)))
+    def _swap(self, place: Any, name: Any, value: Any) -> None:
+        new = self._stand_in(value)
+        if new is not value:
+            put(place, name, new)
+            self.swapped.append((place, name, value, new))
+
+    def _stand_in(self, value: Any, depth: int = 0) -> Any:
+        """Return what stands for an array, or for a tuple of them; lists and dicts are filled with it in place."""
+        kind = type(value)
+        if self.tokens.is_array(value):
+            self.roots[id(value)] = value
+            return value if self.wrap is None else self.wrap(value)
+        if self.wrap is None or depth > 3:
+            return value
+        if kind is list or kind is dict:
+            if len(value) <= 1000:
+                for key, each in list(enumerate(value)) if kind is list else list(value.items()):
+                    new = self._stand_in(each, depth + 1)
+                    if new is not each:
+                        value[key] = new
+                        self.containers[id(value)] = value
+        elif isinstance(value, tuple) and len(value) <= 1000:
+            parts = [self._stand_in(each, depth + 1) for each in value]
+            if any(new is not each for new, each in zip(parts, value, strict=True)):
+                return kind(*parts) if hasattr(value, "_fields") else kind(parts)
+        return value
 
     def put_back(self) -> None:
         """Put the arrays back where something stands for them; what was assigned meanwhile stays."""
@@ -355,6 +391,11 @@ class Tracing:
             if look_up(place, name) is stand_in:
                 put(place, name, value)
         self.swapped.clear()
+        for container in self.containers.values():
+            for key, each in list(enumerate(container)) if isinstance(container, list) else list(container.items()):
+                if type(each) is tuple or self.tokens.untraced(each) is not each:
+                    container[key] = _deep(each, self.tokens.untraced)
+        self.containers.clear()
 
     # --- afterwards ---------------------------------------------------------------------------------------------------
 
@@ -385,7 +426,9 @@ class Tracing:
                 if new is old or name in skipped:
                     continue
                 if self._has_arrays(new):
-                    if self.tokens.is_array(self.tokens.untraced(old)) and id(old) in self.used:
+                    leaves = self._leaves(old)
+                    number = not leaves and old is not MISSING and old is not None and self._is_read(name)
+                    if number or any(id(each) in self.used for each in leaves):
                         self.changes_host = True
                         self.fail(f"it reads the attribute {name!r} of {_named(thing)} that the last call has assigned")
                     self.array_effects.append((now, name, new))
@@ -401,6 +444,8 @@ class Tracing:
                 self.fail(f"it deletes an attribute of {_named(thing)}")
         for each in self.read_values():
             place, name, value = each.place, each.name, each.value
+            if moves_on(value):
+                self.fail(f"it reads {name!r}, a {type(value).__name__}, which may be another at each call")
             if (
                 each.is_attribute
                 and not isinstance(place, type)
@@ -445,6 +490,13 @@ class Tracing:
             things.append((thing, token, without, loose))
         return things
 
+    def _leaves(self, value: Any, depth: int = 0) -> list[Any]:
+        value = self.tokens.untraced(value)
+        if self.tokens.is_array(value):
+            return [value]
+        inside = value.values() if isinstance(value, dict) else value if isinstance(value, (tuple, list)) else ()
+        return [leaf for each in inside for leaf in self._leaves(each, depth + 1)] if depth < 4 else []
+
     def _is_read(self, name: str) -> bool:
         return self.reads_all or name in self.names_read
 
@@ -479,6 +531,11 @@ class Named(NamedTuple):
     token: Any
     loose: bool  # whether the value can change while it stays the same object
     is_attribute: bool  # looked up only where the user's code has such a name
+
+
+def moves_on(value: Any) -> bool:
+    """Whether an object changes in ways that no guard sees: an iterator, a queue, a buffer."""
+    return hasattr(type(value), "__next__") or isinstance(value, (collections.deque, bytearray, memoryview))
 
 
 def _drawn(generator: Any) -> Any:
