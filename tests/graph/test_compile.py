@@ -220,6 +220,23 @@ def test_arguments_are_written_in_place(captures, rng):
     assert add_one.graphs == 1
 
 
+def test_arguments_that_share_memory(captures):
+    @xpcnn.compile
+    def add_one(x, y):
+        np.add(x, 1.0, out=x)
+        return y * 2
+
+    for i in range(12):
+        z = np.arange(6.0) + i
+        expected = z.copy()
+        expected[:3] += 1
+        first, second = ((z[:3], z[1:4]), (z[:3], z[:3]), (z[:3], z[3:]))[i % 3]
+        there = expected[:3] if second.base is None else expected[(1, 0, 3)[i % 3] :][:3]
+        np.testing.assert_array_equal(add_one(first, second), there * 2)
+        np.testing.assert_array_equal(z, expected)
+    assert add_one.graphs == 1
+
+
 def test_arguments_that_are_no_arrays_count_by_value(captures, rng):
     scale = xpcnn.compile(lambda x, factor, *, options=(): x * factor + sum(options))
     x = rng.normal(size=7)
@@ -468,6 +485,10 @@ def seeds(totals, x):
     return x * 2
 
 
+def draws_from_the_library(totals, x):
+    return x * 0 + xpcnn.random.generator().integers(0, 1)
+
+
 def reads_a_value(totals, x):
     return x * float(totals.pair[1][0][0])
 
@@ -485,6 +506,7 @@ def reads_a_value(totals, x):
         (logs, False),
         (prints, False),
         (seeds, False),
+        (draws_from_the_library, False),
         (reads_a_value, False),
     ],
 )

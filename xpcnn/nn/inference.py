@@ -146,7 +146,9 @@ class Inference:
     def _compiled(self) -> Callable[[Array], Array]:
         if not self._records:
             return self._as_written
-        return graph.Compiled(self._path, self.backend, kept=self._records, layout=copy_batch_last, eager=1)
+        return graph.Compiled(
+            self._path, self.backend, kept=self._records, layout=copy_batch_last, eager=1, writes=False
+        )
 
     def _as_written(self, x: Array) -> Array:
         with self.backend.as_recorded():  # to the same bits

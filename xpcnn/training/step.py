@@ -155,7 +155,11 @@ class Step:
         self._batch: tuple[Array, Array] | None = None
         if not self.immediate:
             optimizer.guard_updates()
-        compiled = (lambda part: graph.Compiled(part, backend, strict=compile is True)) if compile else self._as_written
+        compiled = (
+            (lambda part: graph.Compiled(part, backend, strict=compile is True, writes=False))
+            if compile
+            else self._as_written
+        )
         self.compiled = (
             [compiled(self.compute), compiled(self.update)] if self.immediate else [compiled(self.compute_and_update)]
         )

@@ -214,6 +214,9 @@ class CupyBackend(Backend):
 
         return prefetch(self, batches)
 
+    def overlap(self, a: Array, b: Array) -> bool:
+        return bool(self.xp.may_share_memory(a, b))
+
     # --- memory ---------------------------------------------------------------------------------------------------
 
     def empty(self, shape: Sequence[int], dtype: Any) -> Array:

@@ -104,6 +104,8 @@ class Compiled(Generic[P, R]):
     eager : int, optional
         How many calls of each kind run as written before one is recorded. By default those of a training step: a few in
         all, and more of a batch that is smaller than another.
+    writes : bool
+        Whether the function may write to its arguments.
     """
 
     def __init__(
@@ -115,12 +117,13 @@ class Compiled(Generic[P, R]):
         kept: int = GRAPHS_KEPT,
         layout: Callable[[Backend, Any], Any] | None = None,
         eager: int | None = None,
+        writes: bool = True,
     ) -> None:
         if not callable(function):
             raise ConfigError(f"function: expected something to call, got {type(function).__name__}")
         functools.update_wrapper(self, function, updated=())
         self._function, self._backend, self._strict, self._kept = function, backend, strict, kept
-        self._layout, self._eager = layout, eager
+        self._layout, self._eager, self._writes = layout, eager, writes
         self._cases: dict[Any, _Case] = {}
         self._clock = itertools.count()  # tells which kind was used longest ago
         self._lock = threading.Lock()
@@ -148,9 +151,11 @@ class Compiled(Generic[P, R]):
             if record is not None:
                 if record.holds():
                     try:
-                        return record.replay(arrays)
+                        if not (record.written and _overlap(backend, arrays)):
+                            return record.replay(arrays)
                     finally:
                         case.free.append(record)
+                    return self._as_written(backend, args, kwargs)
                 case.drop(record)
         return self._otherwise(backend, key, args, kwargs, arrays)
 
@@ -188,7 +193,7 @@ class Compiled(Generic[P, R]):
             ready = self._calls > EAGER_CALLS and not self._is_rest(case, arrays)
         else:
             ready = case.calls > self._eager
-        if case.reason is not None or not backend.captures or not ready:
+        if case.reason is not None or not backend.captures or not ready or _overlap(backend, arrays):
             return self._as_written(backend, args, kwargs)
         return self._record(backend, case, args, kwargs, arrays)
 
@@ -232,7 +237,7 @@ class Compiled(Generic[P, R]):
                 tracing.leave(undo=tracing.reason is not None)
         if tracing.reason is None and ready:
             try:
-                record = _Record(backend, tracing, replay, slots, outcome[0])
+                record = _Record(backend, tracing, replay, slots, outcome[0], self._writes)
             except NotReplayable as error:
                 tracing.changes_host = True
                 tracing.fail(str(error))
@@ -295,7 +300,7 @@ class Compiled(Generic[P, R]):
 
     def __reduce__(self) -> Any:
         options: dict[str, Any] = {"strict": self._strict, "kept": self._kept}
-        options |= {"layout": self._layout, "eager": self._eager}
+        options |= {"layout": self._layout, "eager": self._eager, "writes": self._writes}
         return functools.partial(Compiled, **options), (self._function, self._backend)
 
     def __deepcopy__(self, memo: Any) -> Compiled[P, R]:
@@ -341,6 +346,7 @@ class _Record:
         replay: Callable[[], None],
         slots: list[Any],
         result: Any,
+        writes: bool,
     ) -> None:
         self._backend, self._replay, self._slots = backend, replay, slots
         self._is_array = tracing.tokens.is_array
@@ -378,11 +384,11 @@ class _Record:
         if not self._same():
             raise NotReplayable(f"it changes what it depends on ({self.changed})")
         self._version = guards.version[0]
-        written = getattr(replay, "writes", None)
-        self._written = [i for i, slot in enumerate(slots) if written is not None and written(slot)]
+        known_writes = getattr(replay, "writes", None)  # of what a device records nobody knows
+        self.written = [i for i, slot in enumerate(slots) if writes and (known_writes is None or known_writes(slot))]
         live = [each for each in _leaves(self._template) if not isinstance(each, int)]
         live += [each for _, _, template in self._effects for each in _leaves(template) if not isinstance(each, int)]
-        live += [slots[i] for i in self._written]
+        live += [slots[i] for i in self.written]
         keep_only = getattr(replay, "keep_only", None)
         if keep_only is not None:
             keep_only(live)
@@ -467,7 +473,7 @@ class _Record:
 
     def first(self, arrays: list[Any]) -> Any:
         """Hand out copies of what the last replay, or the tracing, has left."""
-        for i in self._written:
+        for i in self.written:
             self._copyto(arrays[i], self._slots[i])
         for function in self._afterwards:
             function()
@@ -604,6 +610,13 @@ def _untraced(value: Any, backend: Backend) -> Any:
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return kind(*[_untraced(each, backend) for each in value])
     return backend.untraced(value)
+
+
+def _overlap(backend: Backend, arrays: list[Any]) -> bool:
+    """Whether two arguments share memory: what is written to one is then seen in the other, but not in its copy."""
+    if len(arrays) < 2:
+        return False
+    return any(backend.overlap(a, b) for i, a in enumerate(arrays) for b in arrays[:i])
 
 
 def _is_array(value: Any) -> bool:

@@ -26,7 +26,9 @@ _NUMPY = os.path.dirname(os.path.abspath(numpy.__file__)) + os.sep
 OUTSIDE = frozenset({"random", "_random", "time", "secrets", "posix", "nt", "_io", "socket", "numpy.random"})
 SPOKEN = frozenset({"print", "input", "open"})  # builtins that do something outside
 HANDED_ON = tuple(_STANDARD + each for each in ("logging", "queue.py", "threading.py", "subprocess.py", "asyncio"))
-SET_UP = frozenset({"manual_seed", "set_state", "set_num_threads", "set_backend", "set_winograd"})  # the library's own
+SET_UP = frozenset(
+    {"manual_seed", "generator", "set_state", "set_num_threads", "set_backend", "set_winograd"}
+)  # the library's own
 OUTSIDE_TYPES = frozenset({"Random", "SystemRandom", "Generator", "RandomState", "TextIOWrapper", "BufferedWriter"})
 
 _local = threading.local()
