@@ -180,6 +180,7 @@ def resolve(name: str) -> Backend:
                 f"name: expected one of {', '.join([*_backends, 'cupy', 'auto'])}, got {name!r}; "
                 "a backend of your own needs xpcnn.register_backend first"
             )
-        backend = cupy.create(name)
-        _backends.setdefault(backend.name, backend)
-        return _backends[backend.name]
+        made = cupy.create(name)
+        backend = _backends.setdefault(made.name, made)
+    backend_of(backend.empty((0,), "float32"))  # from now on its arrays are known by their type
+    return backend
