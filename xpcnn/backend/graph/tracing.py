@@ -8,7 +8,6 @@ import functools
 import gc
 import os
 import sys
-import sysconfig
 import threading
 import types
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from xpcnn.backend.graph import guards
 from xpcnn.backend.graph.guards import PLAIN, Guarded, Tokens, TooMuch
 
 PACKAGE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))) + os.sep
-_STANDARD = os.path.abspath(sysconfig.get_path("stdlib")) + os.sep
+_STANDARD = os.path.dirname(os.path.abspath(os.__file__)) + os.sep
 _NUMPY = os.path.dirname(os.path.abspath(numpy.__file__)) + os.sep
 # Modules whose functions tell what no replay could know, or do what no replay would do again.
 OUTSIDE = frozenset({"random", "_random", "time", "secrets", "posix", "nt", "_io", "socket", "numpy.random"})

@@ -6,7 +6,6 @@ import contextlib
 import math
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 from xpcnn.errors import ConfigError
 
@@ -49,7 +48,7 @@ def from_openmp() -> int | None:
     return int(value) if value.isdecimal() and int(value) > 0 else None
 
 
-def quota(root: Path = Path("/")) -> int | None:
+def quota(root: str | os.PathLike[str] = "/") -> int | None:
     """Return the cores that this process's control groups grant it, rounded up; None where they grant all.
 
     Both versions are read, and every group above the process's own: the tightest holds. In a container the path that
@@ -57,20 +56,20 @@ def quota(root: Path = Path("/")) -> int | None:
 
     Parameters
     ----------
-    root : Path
+    root : str or Path
         Of the file system.
 
     References
     ----------
     Linux kernel documentation: "Control Group v2", cpu.max; "CFS Bandwidth Control", cpu.cfs_quota_us.
     """
-    shares = list(_shares(root))
+    shares = list(_shares(os.fspath(root)))
     return max(1, math.ceil(min(shares))) if shares else None
 
 
-def _shares(root: Path) -> Iterator[float]:
+def _shares(root: str) -> Iterator[float]:
     try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
+        lines = _text(root, "proc/self/cgroup").splitlines()
     except (OSError, ValueError):
         return
     for line in lines:
@@ -80,30 +79,35 @@ def _shares(root: Path) -> Iterator[float]:
             continue
         bases = ("sys/fs/cgroup", "sys/fs/cgroup/unified") if not controllers else _mounts(controllers)
         for base in bases:
-            place = root / base / path.lstrip("/")
-            for group in (place, *place.parents):
+            top = os.path.join(root, base)
+            names = [name for name in path.split("/") if name]
+            for depth in range(len(names), -1, -1):
+                group = os.path.join(top, *names[:depth])
                 share = _share_v1(group) if controllers else _share_v2(group)
                 if share is not None:
                     yield share
-                if group == root / base:
-                    break
 
 
 def _mounts(controllers: str) -> tuple[str, ...]:
     return tuple(f"sys/fs/cgroup/{name}" for name in dict.fromkeys((controllers, "cpu")))
 
 
-def _share_v2(group: Path) -> float | None:
+def _share_v2(group: str) -> float | None:
     with contextlib.suppress(OSError, ValueError):
-        limit, period = (group / "cpu.max").read_text().split()[:2]
+        limit, period = _text(group, "cpu.max").split()[:2]
         if limit != "max" and int(limit) > 0 and int(period) > 0:
             return int(limit) / int(period)
     return None
 
 
-def _share_v1(group: Path) -> float | None:
+def _share_v1(group: str) -> float | None:
     with contextlib.suppress(OSError, ValueError):
-        limit, period = (int((group / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
+        limit, period = (int(_text(group, f"cpu.cfs_{name}_us")) for name in ("quota", "period"))
         if limit > 0 and period > 0:  # -1: no limit
             return limit / period
     return None
+
+
+def _text(folder: str, name: str) -> str:
+    with open(os.path.join(folder, name)) as file:  # pathlib would take as long to import as half of this package
+        return file.read()
