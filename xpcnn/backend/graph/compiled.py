@@ -80,7 +80,8 @@ def compile(function: Callable[P, R]) -> Compiled[P, R]:
     Notes
     -----
     XPCNN_COMPILE=0 runs everything as written, to the same bits. Forwards that keep caches belong into one compiled
-    function with their backward.
+    function with their backward. An argument that the function also writes by another way, such as a parameter's array,
+    is read as it was when the call began. Numbers that NumPy would return as scalars are arrays of shape ().
     """
     return Compiled(function)
 
