@@ -33,6 +33,9 @@ DEFAULTS = {
 BUILT_IN = {
     "avg_pool2d": "input, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True",
     "conv2d": "input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1",
+    "conv_transpose2d": (
+        "input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1"
+    ),
     "gelu": "input, approximate='none'",
     "linear": "input, weight, bias=None",
     "max_pool2d": "input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False",
