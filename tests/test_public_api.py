@@ -108,6 +108,11 @@ API = {
         InverseTimeLR(optimizer, decay)
         CosineAnnealingLR(optimizer, T_max, eta_min=0.0)
         OneCycleLR(optimizer, max_lr, total_steps)
+        LinearLR(optimizer, start_factor=1/3, end_factor=1.0, total_iters=5)
+        MultiStepLR(optimizer, milestones, gamma=0.1)
+        SequentialLR(optimizer, schedulers, milestones)
+        LambdaLR(optimizer, lr_lambda)
+        ReduceLROnPlateau(optimizer, mode='min', factor=0.1, patience=10, threshold=0.0001, threshold_mode='rel')
         clip_grad_norm(parameters, max_norm)
     """,
     "xpcnn.datasets": """

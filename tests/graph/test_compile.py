@@ -533,12 +533,20 @@ def test_what_lies_beside_the_model(captures, rng, capsys, caplog, function, rec
     assert len(caplog.records) == (24 if function is logs else 0)
 
 
-def test_a_schedule_within(captures, batches):
+@pytest.mark.parametrize(
+    "schedule_over",
+    [
+        lambda o: optim.StepLR(o, 2),
+        lambda o: optim.SequentialLR(o, [optim.LinearLR(o, 0.1), optim.ExponentialLR(o, 0.1)], [3]),
+        lambda o: optim.LambdaLR(o, lambda step: 0.1**step),
+    ],
+)
+def test_a_schedule_within(schedule_over, captures, batches):
     rates = []
     for wrap in (lambda step: step, xpcnn.compile):
         _, step = make(nn.ReLU)
         optimizer = step.__closure__[step.__code__.co_freevars.index("optimizer")].cell_contents
-        schedule = optim.StepLR(optimizer, 2)
+        schedule = schedule_over(optimizer)
 
         def both(x, y, step=step, schedule=schedule):
             loss = step(x, y)

@@ -36,6 +36,12 @@ SCHEDULES = [
     ("StepLR", {"step_size": 4, "gamma": 0.5}),
     ("ExponentialLR", {"gamma": 0.9}),
     ("CosineAnnealingLR", {"T_max": 30, "eta_min": 0.001}),
+    ("MultiStepLR", {"milestones": [3, 8, 8, 20], "gamma": 0.5}),
+    ("LinearLR", {}),
+    ("LinearLR", {"start_factor": 0.1, "end_factor": 0.7, "total_iters": 12}),
+    ("LinearLR", {"start_factor": 1.0, "end_factor": 0.0, "total_iters": 25}),
+    ("LambdaLR", {"lr_lambda": lambda step: 0.9**step + 0.1}),
+    ("LambdaLR", {"lr_lambda": [lambda step: 1 / (1 + step)]}),
     ("OneCycleLR", {"max_lr": 0.3, "total_steps": 30}),
     ("OneCycleLR", {"max_lr": 0.3, "total_steps": 31, "pct_start": 0.2, "anneal_strategy": "linear"}),
     ("OneCycleLR", {"max_lr": 0.3, "total_steps": 30, "cycle_momentum": False, "final_div_factor": 10.0}),
@@ -88,6 +94,57 @@ def test_schedule(name, options, schedule, arguments, rng):
         step_both(ours, theirs, (mine, other), rng)
         my_schedule.step()
         other_schedule.step()
+
+
+SEQUENCES = {
+    "warm-up, cosine": lambda lib, o: ([lib.LinearLR(o, 0.1, total_iters=5), lib.CosineAnnealingLR(o, 20)], [5]),
+    "constant, steps": lambda lib, o: ([lib.LambdaLR(o, lambda step: 1.0), lib.StepLR(o, 3, 0.5)], [4]),
+    "three": lambda lib, o: (
+        [lib.LinearLR(o, 0.25, total_iters=3), lib.ExponentialLR(o, 0.8), lib.MultiStepLR(o, [2, 4], 0.3)],
+        [6, 15],
+    ),
+    "one": lambda lib, o: ([lib.ExponentialLR(o, 0.9)], []),
+}
+
+
+@pytest.mark.parametrize("name", SEQUENCES)
+def test_schedules_in_sequence(name, rng):
+    _, _, mine, other = pair("SGD", {"lr": 0.1}, "float64", rng)
+    here = optim.SequentialLR(mine, *SEQUENCES[name](optim, mine))
+    there = torch.optim.lr_scheduler.SequentialLR(other, *SEQUENCES[name](torch.optim.lr_scheduler, other))
+    other.step()
+    for _ in range(29):
+        assert math.isclose(mine.lr, other.param_groups[0]["lr"], rel_tol=1e-9)
+        here.step()
+        there.step()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"patience": 1, "factor": 0.5},
+        {"patience": 0, "factor": 0.5, "cooldown": 3, "min_lr": 0.01},
+        {"mode": "max", "patience": 2, "threshold": 0.05, "threshold_mode": "abs"},
+        {"mode": "max", "patience": 2, "threshold": 0.05},
+        {"patience": 1, "threshold": 0.1, "threshold_mode": "abs", "min_lr": [0.02]},
+        {"patience": 0, "eps": 0.005},
+    ],
+)
+def test_plateau(options, rng):
+    _, _, mine, other = pair("SGD", {"lr": 0.1}, "float64", rng)
+    here = optim.ReduceLROnPlateau(mine, **options)
+    there = torch.optim.lr_scheduler.ReduceLROnPlateau(other, **options)
+    rates = set()
+    for value in [*(1.0 + 0.3 * rng.standard_normal(30)), float("nan"), 0.0, -1.0, -1.0, -1.05, *rng.random(20)]:
+        here.step(value)
+        there.step(value)
+        assert mine.lr == other.param_groups[0]["lr"]
+        assert (here.best, here.num_bad_epochs, here.cooldown_counter) == (
+            there.best, there.num_bad_epochs, there.cooldown_counter,
+        )  # fmt: skip
+        rates.add(mine.lr)
+    assert len(rates) > 1
 
 
 def test_groups_have_their_own_options(rng):

@@ -24,6 +24,8 @@ SCHEDULES = {
     "inverse": lambda o: optim.InverseTimeLR(o, 0.1),
     "cosine": lambda o: optim.CosineAnnealingLR(o, 40),
     "one-cycle": lambda o: optim.OneCycleLR(o, 0.05, 40),
+    "warm-up": lambda o: optim.SequentialLR(o, [optim.LinearLR(o), optim.CosineAnnealingLR(o, 40)], [5]),
+    "plateau": lambda o: optim.ReduceLROnPlateau(o, patience=0, threshold=0.2, factor=0.5),
 }
 SAMPLES, BATCH = 43, 8  # the last batch of an epoch is ragged
 
@@ -62,7 +64,7 @@ def trainer(optimiser="momentum", schedule="step", seed=0, model=None, **options
     xpcnn.manual_seed(seed)
     model = net() if model is None else model
     optimizer = OPTIMISERS[optimiser](model.parameters())
-    options.setdefault("schedule_every", "batch")
+    options.setdefault("schedule_every", "epoch" if schedule == "plateau" else "batch")
     return Trainer(model, optimizer, nn.CrossEntropyLoss(), schedule=SCHEDULES[schedule](optimizer), **options)
 
 

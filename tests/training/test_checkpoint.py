@@ -27,7 +27,7 @@ from .common import OPTIMISERS, SCHEDULES, StopAfter, arrays, assert_same, loade
 
 pytestmark = pytest.mark.usefixtures("backend")
 
-PAIRS = list(itertools.zip_longest(OPTIMISERS, SCHEDULES, fillvalue="step"))
+PAIRS = [(o or "momentum", s or "step") for o, s in itertools.zip_longest(OPTIMISERS, SCHEDULES)]
 
 
 def undisturbed(optimiser, schedule, epochs=3, **options):

@@ -403,6 +403,44 @@ def test_a_schedule_that_counts_epochs(backend, tmp_path):
     assert mine.optimizer.lr == pytest.approx(0.05 * 0.95**3)
 
 
+def test_a_schedule_that_watches_epochs(backend):
+    mine = trainer(schedule="plateau", schedule_every=None)
+    assert mine.schedule_every == "epoch"
+    mine.fit(loader(), loader(shuffle=False), epochs=4)
+    twin = optim.ReduceLROnPlateau(optim.SGD(net().parameters(), 0.05), patience=0, threshold=0.2, factor=0.5)
+    rates = []
+    for loss in mine.history.epochs["validation_loss"]:
+        rates += [twin.optimizer.lr] * 6
+        twin.step(loss)
+    assert list(mine.history.steps["lr"]) == rates
+    assert len(set(rates)) > 1
+    assert mine.schedule.best == twin.best
+
+
+@pytest.mark.parametrize(
+    ("options", "column"), [({}, "loss"), ({"mode": "max"}, "accuracy"), ({"monitor": "seconds"}, "seconds")]
+)
+def test_what_is_watched_without_validation_data(options, column):
+    mine = trainer(schedule="none")
+    mine = Trainer(
+        mine.model, mine.optimizer, mine.criterion, schedule=optim.ReduceLROnPlateau(mine.optimizer, **options)
+    )
+    mine.fit(loader(), epochs=1)
+    assert mine.schedule.best == mine.history.epochs[column][0]
+
+
+def test_what_cannot_be_watched():
+    with pytest.raises(ConfigError, match='schedule_every: expected "epoch" with ReduceLROnPlateau, got "batch"'):
+        trainer(schedule="plateau", schedule_every="batch")
+    mine = trainer(schedule="none")
+    wrong = optim.ReduceLROnPlateau(mine.optimizer, monitor="val_loss")
+    with pytest.raises(ConfigError, match=r"monitor: expected None or one of loss, accuracy, .*, got 'val_loss'"):
+        Trainer(mine.model, mine.optimizer, mine.criterion, schedule=wrong)
+    other = optim.ReduceLROnPlateau(mine.optimizer, monitor="validation_loss")
+    with pytest.raises(ConfigError, match="got 'validation_loss' without validation data"):
+        Trainer(mine.model, mine.optimizer, mine.criterion, schedule=other).fit(loader())
+
+
 def test_a_resumed_schedule_counts_what_it_counted(tmp_path):
     def make(unit="epoch", **options):
         return trainer(

@@ -6,7 +6,19 @@ from xpcnn.optim.clip import clip_grad_norm
 from xpcnn.optim.optimizer import Optimizer
 from xpcnn.optim.rmsprop import RMSprop
 from xpcnn.optim.scaler import GradScaler
-from xpcnn.optim.schedule import CosineAnnealingLR, ExponentialLR, InverseTimeLR, OneCycleLR, Schedule, StepLR
+from xpcnn.optim.schedule import (
+    CosineAnnealingLR,
+    ExponentialLR,
+    InverseTimeLR,
+    LambdaLR,
+    LinearLR,
+    MultiStepLR,
+    OneCycleLR,
+    ReduceLROnPlateau,
+    Schedule,
+    SequentialLR,
+    StepLR,
+)
 from xpcnn.optim.sgd import SGD
 
 __all__ = [
@@ -18,10 +30,15 @@ __all__ = [
     "ExponentialLR",
     "GradScaler",
     "InverseTimeLR",
+    "LambdaLR",
+    "LinearLR",
+    "MultiStepLR",
     "OneCycleLR",
     "Optimizer",
     "RMSprop",
+    "ReduceLROnPlateau",
     "Schedule",
+    "SequentialLR",
     "StepLR",
     "clip_grad_norm",
 ]

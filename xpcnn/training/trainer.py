@@ -25,6 +25,7 @@ from xpcnn.training.evaluation import evaluate
 from xpcnn.training.history import History
 from xpcnn.training.interrupt import Interruption, interruptible, unbroken
 from xpcnn.training.metrics import Metrics, RunningAverage, has_accuracy
+from xpcnn.training.monitor import check_monitor, latest_for
 from xpcnn.training.state import capture_state, restore_state
 from xpcnn.training.step import Step
 
@@ -47,7 +48,7 @@ class Trainer:
         Changes the rates.
     schedule_every : "batch" or "epoch", optional
         What the schedule counts: its `step()` is called after each batch (the default) or each epoch. Must be said
-        with a schedule whose numbers mean either in practice, such as `StepLR`.
+        with a schedule whose numbers mean either in practice, such as `StepLR`. `ReduceLROnPlateau` counts epochs.
     callbacks : sequence
         Objects with any of `on_fit_start`, `on_step`, `on_epoch`, `on_fit_end`, each called with the trainer.
     compile : "auto", True or False
@@ -111,6 +112,11 @@ class Trainer:
             raise ConfigError("schedule: expected one made with this trainer's optimizer")
         if schedule_every not in (None, "batch", "epoch"):
             raise ConfigError(f'schedule_every: expected "batch" or "epoch", got {schedule_every!r}')
+        if getattr(schedule, "monitors", False):
+            if schedule_every == "batch":
+                raise ConfigError(f'schedule_every: expected "epoch" with {type(schedule).__name__}, got "batch"')
+            check_monitor(getattr(schedule, "monitor", None))
+            schedule_every = "epoch"
         if schedule_every is None and getattr(schedule, "asks_unit", False):
             raise ConfigError(
                 f'schedule_every: expected "batch" or "epoch" with {type(schedule).__name__}, got none; say what its '
@@ -382,7 +388,8 @@ class Trainer:
 
     def _end_epoch(self, train: Any, metrics: Metrics | None) -> None:
         self.epoch += 1
-        if self.schedule is not None and self.schedule_every == "epoch":
+        watches = getattr(self.schedule, "monitors", False)
+        if self.schedule is not None and self.schedule_every == "epoch" and not watches:
             self.schedule.step()
         self.history.add_epoch(
             step=self.step,
@@ -393,6 +400,9 @@ class Trainer:
             seconds=self.seconds,
             images_per_second=self.average.weight / self.seconds if self.seconds else math.nan,
         )
+        if self.schedule is not None and watches:
+            step: Any = self.schedule.step
+            step(latest_for(self.history, self.schedule))
         score = -self.average.value
         if metrics is not None:
             score = -metrics.loss if math.isnan(metrics.accuracy) else metrics.accuracy
