@@ -259,6 +259,29 @@ def test_slabs_of_two_sizes_where_nothing_is_kept(plans, rng, monkeypatch):
     assert isinstance(plan, Plan)
 
 
+def test_arrays_that_lie_elsewhere_each_time(plans, rng, monkeypatch):
+    monkeypatch.setattr(plans_module, "ADDRESSES_KEPT", 2)
+    weight = values(rng, (4, 2, 3, 3), "float32")
+    held = [values(rng, (3, 2, 8, 8), "float32") for _ in range(5)]
+    results = []  # hold their memory: each call's results lie in another place too
+    for x in [*held, *held, *reversed(held)]:
+        results.append(F.conv2d(x, weight)[0])
+        same_bits([results[-1]], as_written(lambda x=x: F.conv2d(x, weight)[:1]))
+    assert any(isinstance(plan, Plan) for plan in kept(plans))
+
+
+def test_a_handler_that_computes_between_the_calls_of_a_plan(plans, rng):
+    weight, found = values(rng, (4, 2, 3, 3), "float32"), []
+    x, other = values(rng, (3, 2, 8, 8), "float32"), values(rng, (3, 2, 8, 8), "float32")
+    for _ in range(3):
+        expected = F.conv2d(x, weight)[0].copy()
+    (plan,) = kept(plans)
+    plan._bound.insert(1, (lambda: found.append(F.conv2d(other, weight)[0]), ()))
+    same_bits([F.conv2d(x, weight)[0]], [expected])
+    plan._bound.pop(1)
+    same_bits(found, as_written(lambda: F.conv2d(other, weight)[:1]))
+
+
 def test_a_copy_of_what_was_kept_has_arrays_of_its_own(rng):
     x, dy = values(rng, (3, 2, 8, 8), "float32"), values(rng, (3, 2, 4, 4), "float32")
     for _ in range(3):

@@ -224,7 +224,7 @@ def test_blas_is_held_while_a_plan_is_played(two_blas_threads, monkeypatch):
         F.conv2d(x, weight)
     (plan,) = plans._local.plans.values()
     seen = []
-    plan.calls.append((lambda: seen.append(blas_threads()), [], {}))
+    plan._bound.append((lambda: seen.append(blas_threads()), ()))
     F.conv2d(x, weight)
     assert seen == [[1] * len(before)]
     assert blas_threads() == before

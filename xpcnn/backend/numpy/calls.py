@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 
-Bound = list[tuple[Callable[..., Any], tuple[Any, ...]]]  # what a replay plays: functions with positional arguments
+Bound = list[tuple[Callable[..., Any], Sequence[Any]]]  # what a replay plays: functions with positional arguments
 
 # Their third positional argument is deprecated; for the others it is the quickest way to say where results go.
 _NEED_KEYWORD = (np.maximum, np.minimum)

@@ -11,6 +11,7 @@ import contextlib
 import math
 import threading
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -160,7 +161,8 @@ class BlockPool:
             near = [free for free in self.free if size <= free <= size + size // 4]
             fitting = self.free[min(near)] if near else None
         if fitting:
-            store = fitting.pop()
+            store = min(fitting, key=attrgetter("address"))  # memory that repeats keeps what is bound to it
+            fitting.remove(store)
             if not fitting:
                 del self.free[store.nbytes]
             self.free_bytes -= store.nbytes

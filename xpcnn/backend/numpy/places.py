@@ -28,7 +28,11 @@ class Part(NamedTuple):
 
     def of(self, addresses: Sequence[int], owner: Any = None) -> Array:
         """Return the array that lies there; it does not keep the memory where no owner is given."""
-        return np.asarray(_Address(self, addresses[self.slot] + self.offset, owner))
+        return self.at(addresses[self.slot], owner)
+
+    def at(self, address: int, owner: Any = None) -> Array:
+        """Return the array in what lies at this address."""
+        return np.asarray(_Address(self, address + self.offset, owner))
 
 
 class _Address:

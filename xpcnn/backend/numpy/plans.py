@@ -29,11 +29,11 @@ if TYPE_CHECKING:
     from xpcnn.backend.numpy import NumpyBackend
 
 # Calls before one is recorded, which runs in one thread and takes memory: more than a trainer makes before it records
-# whole steps. Plans and, of each, tapes for certain addresses that a thread keeps; bytes of small intermediate results
-# that a plan may keep, and arguments that its calls may have.
+# whole steps. Plans that a thread keeps, and addresses of one slot whose arrays a plan keeps; bytes of small
+# intermediate results that a plan may keep, and arguments that its calls may have.
 CALLS_BEFORE = 5
 PLANS_KEPT = 256
-BOUND_KEPT = 4
+ADDRESSES_KEPT = 32
 BYTES_KEPT = 1 << 20
 ARGUMENTS_KEPT = 10_000
 
@@ -64,6 +64,8 @@ class Plans:
         layout = backend.get_num_threads(), backend.region_worth, *layouts_of(arguments, arrays)
         known = plans.get((key, layout), 0)
         if known.__class__ is Plan:
+            if known.is_busy:  # a signal's handler came between its calls
+                return function(backend, *self.plain(arguments))
             return known(arrays)
         if known is not None and not backend.pool.inside:
             if not known and len(plans) >= PLANS_KEPT:
@@ -108,6 +110,8 @@ class Plan:
     ----------
     bytes_kept : int
         Size of small intermediate results, which lie in no slot.
+    is_busy : bool
+        Whether its calls are being played.
     """
 
     def __init__(self, backend: NumpyBackend, buffers: dict[Any, Array], scratch: list[Any], multiplies: bool) -> None:
@@ -117,13 +121,13 @@ class Plan:
         self.blocks: list[tuple[int, Part]] = []  # their sizes, and the array at the beginning of each
         self.results: list[Any] = []
         self.is_single = False
-        self.calls: list[Any] = []
-        self._values: list[Any] = []  # arguments of calls
-        self._bound: dict[tuple[int, ...], Bound] = {}
+        self._bound: Bound = []
+        self._slots: list[_Slot] = []
+        self.is_busy = False
 
     def __call__(self, arrays: list[Array]) -> Any:
         """Return the result for these arguments."""
-        backend, new = self._backend, self._backend.blocks.laid_out
+        new = self._backend.blocks.laid_out
         places = [a.__array_interface__["data"][0] for a in arrays]
         held = arrays
         for key in self._scratch:
@@ -133,24 +137,27 @@ class Plan:
             array, address = new(size, shape, strides, kind)
             held.append(array)
             places.append(address)
-        addresses = tuple(places)
-        bound = self._bound.get(addresses)
-        if bound is None:
-            if len(self._bound) >= BOUND_KEPT:
-                self._bound.clear()
-            values = [each.of(addresses) if each.__class__ is Part else each for each in self._values]
-            bound = self._bound[addresses] = self._filled(self.calls, values)
-        if self._multiplies:
-            backend.blas.hold()
-            try:
-                play(bound)
-            finally:
-                backend.blas.release()
-        else:
-            play(bound)
+        self.is_busy = True
+        try:
+            for slot, address in zip(self._slots, places, strict=True):
+                if slot.address != address:
+                    slot.move(address)
+            self._play()
+        finally:
+            self.is_busy = False
         if self.is_single:
-            return self._result(self.results[0], held, addresses)
-        return tuple([self._result(each, held, addresses) for each in self.results])
+            return self._result(self.results[0], held, places)
+        return tuple([self._result(each, held, places) for each in self.results])
+
+    def _play(self) -> None:
+        if self._multiplies:
+            self._backend.blas.hold()
+            try:
+                play(self._bound)
+            finally:
+                self._backend.blas.release()
+        else:
+            play(self._bound)
 
     def _result(self, template: Any, held: list[Array], addresses: Sequence[int]) -> Any:
         kind = template.__class__
@@ -163,26 +170,79 @@ class Plan:
 
     @property
     def size(self) -> int:
-        """How many arguments its calls have."""
-        return len(self._values)
+        """How many gaps its calls have."""
+        return sum(len(slot.gaps) for slot in self._slots)
 
-    def number(self, value: Any) -> int:
-        """Note an argument of calls; return its number."""
-        self._values.append(value)
-        return len(self._values) - 1
+    def bind(self, calls: list[Call], places: Places) -> None:
+        """Take the calls that were recorded, with gaps where arguments lie in slots."""
+        self._slots = [_Slot() for _ in range(places.count)]
+        self._bound = self._with_gaps(calls, places)
 
-    def _filled(self, calls: list[Any], values: list[Any]) -> Bound:
-        """Return calls over these arguments."""
+    def _with_gaps(self, calls: list[Call], places: Places) -> Bound:
         bound: Bound = []
-        for function, numbers, options in calls:
-            if function is Region:
-                region = Region(self._backend.pool, [], options)
-                region.bound = [self._filled(each, values) for each in numbers]
+        for call in calls:
+            if isinstance(call.function, Region):
+                region = Region(self._backend.pool, [], call.function.work)
+                region.bound = [self._with_gaps(each, places) for each in call.function.parts]
                 bound.append((region, ()))
                 continue
-            call = partial(function, **{name: values[i] for name, i in options.items()}) if options else function
-            bound.append((call, tuple([values[i] for i in numbers])))
+            function, args, options = positional(call)
+            if any(isinstance(value, (tuple, list, dict)) and arrays_in(value) for value in (*args, *options.values())):
+                raise BackendError(f"plans: {function} takes nested arrays")
+            given, named = list(args), dict(options)
+            self._note_gaps(given, enumerate(args), places)
+            if named:
+                function = partial(function, **named)
+                self._note_gaps(function.keywords, options.items(), places)
+            bound.append((function, given))
         return bound
+
+    def _note_gaps(self, arguments: Any, items: Iterable[tuple[Any, Any]], places: Places) -> None:
+        for key, value in items:
+            if isinstance(value, np.ndarray):
+                part = places.part(value)
+                if part is not None:
+                    self._slots[part.slot].add(part, arguments, key)
+                elif value.flags.writeable:  # others are constants of the whole backend
+                    places.outside.add(memory_of(value))
+
+
+class _Slot:
+    """What calls hold of one of the arrays that change from call to call, and where it lay the last time.
+
+    Attributes
+    ----------
+    gaps : list of (arguments, key, int)
+        Positional arguments or options of a call, the place in them, and the number of the part that belongs there.
+    """
+
+    __slots__ = ("_arrays", "_numbers", "_parts", "address", "gaps")
+
+    def __init__(self) -> None:
+        self.address = -1
+        self.gaps: list[tuple[Any, Any, int]] = []
+        self._parts: list[Part] = []
+        self._numbers: dict[Part, int] = {}
+        self._arrays: dict[int, list[Array]] = {}
+
+    def add(self, part: Part, arguments: Any, key: Any) -> None:
+        """Note that a part belongs to arguments[key]."""
+        number = self._numbers.setdefault(part, len(self._parts))
+        if number == len(self._parts):
+            self._parts.append(part)
+        self.gaps.append((arguments, key, number))
+
+    def move(self, address: int) -> None:
+        """Fill the gaps with the arrays that lie at this address."""
+        arrays = self._arrays.get(address)
+        if arrays is None:
+            if len(self._arrays) >= ADDRESSES_KEPT:
+                self._arrays.clear()
+            arrays = self._arrays[address] = [part.at(address) for part in self._parts]
+        self.address = -1  # until all of them are filled
+        for arguments, key, number in self.gaps:
+            arguments[key] = arrays[number]
+        self.address = address
 
 
 def _record(
@@ -230,38 +290,10 @@ def _record(
             plan.results.append(_Nest(slots, mapped(template, Part, partial(_counted, slots))))
         else:
             plan.results.append(_Whole(template.slot) if template in wholes else template)
-    plan.calls = _with_gaps(calls, plan, places, {})
+    plan.bind(calls, places)
     shared = set(map(memory_of, buffers.values()))
     plan.bytes_kept = sum(stop - start for start, stop in places.outside - shared)
     return plan, result
-
-
-def _with_gaps(calls: list[Call], plan: Plan, places: Places, numbers: dict[Any, int]) -> list[Any]:
-    """Return calls as functions, and arguments and options by number; regions with their own calls."""
-
-    def number(value: Any) -> int:
-        if isinstance(value, np.ndarray):
-            part = places.part(value)
-            if part is not None:
-                value = part
-            elif value.flags.writeable:  # others are constants of the whole backend
-                places.outside.add(memory_of(value))
-        key = value if isinstance(value, Part) else id(value)  # the plan keeps the value, and its identity
-        if key not in numbers:
-            numbers[key] = plan.number(value)
-        return numbers[key]
-
-    gaps: list[Any] = []
-    for function, args, options in calls:
-        if isinstance(function, Region):
-            gaps.append((Region, [_with_gaps(each, plan, places, numbers) for each in function.parts], function.work))
-            continue
-        if any(isinstance(value, (tuple, list, dict)) and arrays_in(value) for value in (*args, *options.values())):
-            raise BackendError(f"plans: {function} takes nested arrays")
-        given = positional(Call(function, args, options))
-        numbered = {name: number(value) for name, value in given.options.items()}
-        gaps.append((given.function, [number(value) for value in given.args], numbered))
-    return gaps
 
 
 def _multiplies(call: Call) -> bool:
