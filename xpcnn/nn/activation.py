@@ -23,6 +23,7 @@ class ReLU(ChannelLayer):
 
     def __init__(self, inplace: bool = False) -> None:
         super().__init__()
+        self.inplace = inplace
 
     def channel_op(self) -> ChannelOp:
         """Return the operation of one call."""
@@ -34,7 +35,7 @@ class LeakyReLU(ChannelLayer):
 
     def __init__(self, negative_slope: float = 0.01, inplace: bool = False) -> None:
         super().__init__()
-        self.negative_slope = LeakyReLUOp(negative_slope).negative_slope
+        self.negative_slope, self.inplace = LeakyReLUOp(negative_slope).negative_slope, inplace
 
     def channel_op(self) -> ChannelOp:
         """Return the operation of one call."""
@@ -68,6 +69,7 @@ class GELU(ChannelLayer):
         super().__init__()
         if approximate != "none":
             raise ConfigError(f'approximate: expected "none", got {approximate!r}; GELU is exact here')
+        self.approximate = approximate
 
     def channel_op(self) -> ChannelOp:
         """Return the operation of one call."""

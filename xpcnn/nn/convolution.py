@@ -62,6 +62,7 @@ class Conv2d(Module):
                 "groups: expected a divisor of in_channels and out_channels, "
                 f"got groups={groups}, in_channels={in_channels}, out_channels={out_channels}"
             )
+        self.in_channels, self.out_channels, self.kernel_size = in_channels, out_channels, kernel_size
         self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
         self.weight = new_parameter("weight", weight_init, (out_channels, in_channels // groups, *kernel), dtype)
         self.bias = new_parameter("bias", bias_init, (out_channels,), dtype) if bias else None

@@ -24,7 +24,7 @@ class Dropout(ChannelLayer):
 
     def __init__(self, p: float = 0.5, inplace: bool = False) -> None:
         super().__init__()
-        self.p = check_probability(p)
+        self.p, self.inplace = check_probability(p), inplace
 
     def channel_op(self) -> ChannelOp:
         """Return the operation of one call."""

@@ -25,6 +25,7 @@ class Flatten(Module):
             raise ConfigError(
                 f"start_dim, end_dim: expected 1 and -1, got {start_dim!r} and {end_dim!r}; the batch stays an axis"
             )
+        self.start_dim, self.end_dim = start_dim, end_dim
 
     def forward(self, x: Array) -> Array:
         """Return y (N, C*H*W)."""

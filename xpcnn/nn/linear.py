@@ -41,6 +41,7 @@ class Linear(Module):
     ) -> None:
         super().__init__()
         in_features, out_features = integer("in_features", in_features, 1), integer("out_features", out_features, 1)
+        self.in_features, self.out_features = in_features, out_features
         self.weight = new_parameter("weight", weight_init, (out_features, in_features), dtype)
         self.bias = new_parameter("bias", bias_init, (out_features,), dtype) if bias else None
 

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from xpcnn.backend import Array, backend_of, get_backend
 from xpcnn.functional.channelwise import ChannelOp
 from xpcnn.functional.normalization import BatchNormOp, check_eps, check_momentum
+from xpcnn.nn import init
 from xpcnn.nn.channelwise import ChannelLayer
 from xpcnn.nn.weights import new_parameter
 from xpcnn.windows import integer
@@ -48,14 +49,13 @@ class _BatchNorm(ChannelLayer):
     ) -> None:
         super().__init__()
         num_features = integer("num_features", num_features, 1)
-        self.eps, self.momentum = check_eps(eps), check_momentum(momentum)
+        self.num_features, self.eps, self.momentum = num_features, check_eps(eps), check_momentum(momentum)
         dtype = "float32" if str(dtype) == "float16" else dtype
-        ones, zeros = [1.0] * num_features, [0.0] * num_features
-        self.weight = new_parameter("weight", lambda shape: ones, (num_features,), dtype)
-        self.bias = new_parameter("bias", lambda shape: zeros, (num_features,), dtype)
-        backend = get_backend()
-        self.register_buffer("running_mean", backend.asarray(zeros, dtype))
-        self.register_buffer("running_var", backend.asarray(ones, dtype))
+        self.weight = new_parameter("weight", _ones, (num_features,), dtype)
+        self.bias = new_parameter("bias", init.zeros, (num_features,), dtype)
+        backend, dtype = get_backend(), self.weight.data.dtype
+        self.register_buffer("running_mean", backend.zeros((num_features,), dtype))
+        self.register_buffer("running_var", backend.zeros((num_features,), dtype) + 1)
         if momentum is None:
             self.register_buffer("num_batches_tracked", backend.asarray(0, "int64"))
 
@@ -85,6 +85,10 @@ class _BatchNorm(ChannelLayer):
     def extra_repr(self) -> str:
         """Return the arguments that its repr shows."""
         return f"{self.weight.size}, eps={self.eps}, momentum={self.momentum}"
+
+
+def _ones(shape: tuple[int, ...]) -> Array:
+    return get_backend().zeros(shape, "float32") + 1
 
 
 class BatchNorm1d(_BatchNorm):

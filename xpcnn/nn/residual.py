@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from xpcnn.backend import Array
 from xpcnn.backend.split import split_evenly
+from xpcnn.errors import ConfigError
 from xpcnn.functional.addition import check_paths
 from xpcnn.functional.layout import batch_first, batch_last, take
 from xpcnn.nn.module import Module, call_backward
@@ -21,6 +22,9 @@ class Residual(Module):
 
     def __init__(self, body: Module, shortcut: Module | None = None) -> None:
         super().__init__()
+        for name, path in (("body", body), ("shortcut", shortcut)):
+            if not isinstance(path, Module) and not (name == "shortcut" and path is None):
+                raise ConfigError(f"{name}: expected an instance of xpcnn.nn.Module, got {path!r:.60}")
         self.body, self.shortcut = body, shortcut
 
     def forward(self, x: Array) -> Array:
