@@ -146,6 +146,10 @@ API = {
         gradcheck(target, inputs, *, backward=None)
         relative_error(a, b)
     """,
+    "xpcnn.onnx": """
+        export(model, input_shape, path, *, opset=21, fold=False, classes=None, transform=None)
+        register(layer)
+    """,
     "xpcnn.plot": """
         history(history, path)
         predictions(images, labels, probabilities, path)

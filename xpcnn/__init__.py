@@ -50,6 +50,7 @@ _SUBPACKAGES = frozenset(
         "functional",
         "models",
         "nn",
+        "onnx",
         "optim",
         "plot",
         "random",

@@ -69,6 +69,12 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("images", nargs="+", metavar="IMAGE", help="PNG or JPEG of one digit")
     _add_backend(predict)
 
+    export = commands.add_parser("export", help="write the network of a run folder to an ONNX file")
+    export.add_argument("source", metavar="RUN_DIR")
+    export.add_argument("out", metavar="OUT.onnx", help="replaced where it is there")
+    export.add_argument("--opset", type=int, default=21, metavar="N", help="version of ONNX's operators, 18 to 21 (21)")
+    export.add_argument("--fold", action="store_true", help="batch norm goes into the layers before it")
+
     commands.add_parser("recipes", help="list the recipes")
     _add_backend(commands.add_parser("info", help="what runs here, how fast it multiplies, what would make it faster"))
 

@@ -1,0 +1,25 @@
+"""The library `onnx`, imported when it is asked for: `pip install ".[onnx]"`."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from xpcnn.errors import ConfigError
+
+
+def onnx() -> Any:
+    """Return the library.
+
+    Raises
+    ------
+    ConfigError
+        It is not installed.
+    """
+    try:
+        found = importlib.import_module("onnx")
+        for part in ("checker", "defs", "helper", "numpy_helper", "shape_inference"):
+            importlib.import_module(f"onnx.{part}")
+    except ImportError:
+        raise ConfigError('ONNX files need the library onnx, which is not installed: pip install ".[onnx]"') from None
+    return found
