@@ -161,9 +161,9 @@ class ShimBackend(FakeBackend):
     def scratch(self, slot: str, shape: Any, dtype: Any) -> FakeArray:
         return self.empty(shape, dtype)
 
-    def row_sums(self, a: Any) -> Any:
-        result = row_sums(self, a, None)
-        return super().row_sums(a) if result is NotImplemented else result
+    def row_sums(self, a: Any, out: Any = None) -> Any:
+        result = row_sums(self, a, None, out)
+        return super().row_sums(a, out) if result is NotImplemented else result
 
     def row_dots(self, a: Any, b: Any) -> Any:
         result = row_sums(self, a, b)

@@ -159,7 +159,7 @@ def test_batch_norm(channels, n, dtype, seed, offset):
     gamma, beta = (rng.standard_normal(channels).astype(dtype) for _ in "ab")
     got, expected = (shim.empty(x.shape, dtype) for _ in "ab")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Portable, "row_sums", lambda self, a: self.xp.sum(a, axis=1))
+        patch.setattr(Portable, "row_sums", lambda self, a, out=None: self.xp.sum(a, axis=1, out=out))
         patch.setattr(Portable, "row_dots", lambda self, a, b: self.xp.sum(a * b, axis=1))
         kernel = FUSED["batch_norm_train"](shim, device(x), device(gamma), device(beta), 1e-5, got)
         arrays = device(x.astype("float64")), device(gamma.astype("float64")), device(beta.astype("float64"))
@@ -176,10 +176,11 @@ def test_batch_norm(channels, n, dtype, seed, offset):
         dy = rng.standard_normal(x.shape).astype(dtype)
         centre, rest, _, scale = kernel
         dx, expected = shim.empty(x.shape, dtype), shim.empty(x.shape, "float64")
-        sums = FUSED["batch_norm_train_backward"](shim, device(dy), device(x), centre, rest, scale, device(gamma), dx)
+        sums, exact_sums = ([shim.empty((channels,), kind) for _ in "ab"] for kind in (dtype, "float64"))
         arrays = device(dy), device(x), centre, rest, scale, device(gamma)
+        assert FUSED["batch_norm_train_backward"](shim, *arrays, dx, *sums) is None
         wide = [device(a._host.astype("float64")) for a in arrays]
-        exact_sums = normalization.batch_norm_train_backward.portable(portable, *wide, expected)
+        normalization.batch_norm_train_backward.portable(portable, *wide, expected, *exact_sums)
         tight = {"rtol": 1e-9, "atol": 1e-8} if dtype == "float64" else {"rtol": 1e-3, "atol": 1e-3}
         for mine, theirs in zip((*sums, dx), (*exact_sums, expected), strict=True):
             np.testing.assert_allclose(mine._host, theirs._host, **tight)

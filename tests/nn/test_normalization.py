@@ -91,3 +91,17 @@ def test_of_no_images_there_are_no_statistics(backend):
 def test_batch_norm_refuses_options_that_are_not_allowed(layer, options, message):
     with pytest.raises(ConfigError, match=message):
         layer(3, **options)
+
+
+def test_one_layer_twice_in_a_chain_gets_the_sum_of_both_gradients(backend, rng):
+    """Gradients are written where the parameters have theirs: not by both places at once."""
+    shared, first, second = nn.BatchNorm1d(3), nn.BatchNorm1d(3), nn.BatchNorm1d(3)
+    x, dy = (backend.asarray(rng.normal(size=(5, 3)).astype("float32")) for _ in "ab")
+    for model in (nn.Sequential(shared, shared), nn.Sequential(first, second)):
+        model.train()
+        model(x)
+        model.backward(dy)
+    for name in ("weight", "bias"):
+        mine, *apart = (backend.to_numpy(getattr(layer, name).grad) for layer in (shared, first, second))
+        np.testing.assert_allclose(mine, apart[0] + apart[1], rtol=1e-5, atol=1e-6)
+        assert np.abs(apart).max() > 0

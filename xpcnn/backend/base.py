@@ -153,9 +153,9 @@ class Backend:
         """Return a view from the first element of `a` on; nothing checks that it stays inside."""
         return self.xp.lib.stride_tricks.as_strided(a, shape, strides)
 
-    def row_sums(self, a: Array) -> Array:
-        """Return the sum of each row of `a` (rows, n)."""
-        return self.xp.sum(a, axis=1)
+    def row_sums(self, a: Array, out: Array | None = None) -> Array:
+        """Return the sum of each row of `a` (rows, n), written to `out` (rows,) where given."""
+        return self.xp.sum(a, axis=1, out=out)
 
     def row_dots(self, a: Array, b: Array) -> Array:
         """Return the inner product of each row of `a` (rows, n) with the same row of `b`."""

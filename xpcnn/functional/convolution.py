@@ -65,16 +65,24 @@ def conv2d_gradients(
     groups: int,
     has_bias: bool = False,
     input_gradient: bool = True,
+    dweight: Array | None = None,
+    dbias: Array | None = None,
 ) -> tuple[Array | None, Array, Array | None]:
-    """Return dx (C, H, W, N) or None, dweight and dbias or None for dy (F, OH, OW, N)."""
+    """Return dx (C, H, W, N) or None, dweight and dbias or None for dy (F, OH, OW, N).
+
+    A `dweight` and `dbias` that are given may be where they are written, and are returned then.
+    """
     dx = conv2d_input_gradient(backend, dy, weight, windows, groups) if input_gradient else None
+    tiles = _row_tiles(backend, x, windows)
+    in_place = dweight is not None and len(tiles) == 1 and dweight.flags.c_contiguous
+    target = _weight_matrix(backend, dweight, groups) if in_place else None  # a view
     dw = None
-    for rows in _row_tiles(backend, x, windows):
+    for rows in tiles:
         cols = _im2col(backend, x, windows, groups, rows)  # (G, K, R*OW*N)
-        share = _multiply(backend, _rows_of(dy, groups, rows), cols.swapaxes(-1, -2))  # dW = dY X^T: (G, F/G, K)
-        dw = _add_up(backend, dw, share)
-    db = backend.row_sums(dy.reshape(dy.shape[0], -1)) if has_bias else None
-    return dx, _stored(backend, dw, weight.dtype).reshape(weight.shape), db
+        dy_rows = _rows_of(dy, groups, rows)  # (G, F/G, R*OW*N)
+        dw = _add_up(backend, dw, _multiply(backend, dy_rows, cols.swapaxes(-1, -2), out=target))  # dW = dY X^T
+    db = backend.row_sums(dy.reshape(dy.shape[0], -1), out=dbias) if has_bias else None
+    return dx, dweight if in_place else _stored(backend, dw, weight.dtype).reshape(weight.shape), db
 
 
 @primitive
@@ -262,7 +270,13 @@ def conv2d(
 
 
 def conv2d_backward(
-    dy: Array, cache: ConvCache, *, input_gradient: bool = True, weight_gradient: bool = True
+    dy: Array,
+    cache: ConvCache,
+    *,
+    input_gradient: bool = True,
+    weight_gradient: bool = True,
+    dweight: Array | None = None,
+    dbias: Array | None = None,
 ) -> tuple[Array | None, Array | None, Array | None]:
     """Return the gradients of `conv2d`.
 
@@ -275,6 +289,8 @@ def conv2d_backward(
         False leaves `dx` out (None), as the first layer of a network may.
     weight_gradient : bool
         False leaves `dweight` and `dbias` out (None), as a frozen layer may.
+    dweight, dbias : array like the weights and the bias, C-contiguous, optional
+        Where a backend may write the gradients; what is returned may be these or arrays of its own.
 
     Returns
     -------
@@ -310,7 +326,7 @@ def conv2d_backward(
         return batch_first(dx), None, None
     with backend.errstate():
         dx, dweight, dbias = conv2d_gradients(
-            backend, batch_last(backend, dy), x, weight, windows, groups, has_bias, input_gradient
+            backend, batch_last(backend, dy), x, weight, windows, groups, has_bias, input_gradient, dweight, dbias
         )
     return None if dx is None else batch_first(dx), dweight, dbias
 

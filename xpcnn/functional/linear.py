@@ -74,6 +74,7 @@ def linear_backward(
     input_gradient: bool = True,
     weight_gradient: bool = True,
     dweight: Array | None = None,
+    dbias: Array | None = None,
 ) -> tuple[Array | None, Array | None, Array | None]:
     """Return the gradients of `linear`: dX = W^T dY, dW = dY X^T, db = sum of dY over the batch.
 
@@ -88,6 +89,8 @@ def linear_backward(
         False leaves `dweight` and `dbias` out (None).
     dweight : array (out_features, in_features), C-contiguous, optional
         Where to write the gradient of the weights.
+    dbias : array (out_features,), C-contiguous, optional
+        Where to write that of the bias.
 
     Returns
     -------
@@ -108,19 +111,21 @@ def linear_backward(
         dx, *rest = linear_backward(
             cast_batch(backend, dy, "float32"), kept, input_gradient=input_gradient, weight_gradient=weight_gradient
         )
-        result, dbias = cast_all(backend, rest, x.dtype)
+        result, sums = cast_all(backend, rest, x.dtype)
+        if dbias is not None and sums is not None:
+            backend.xp.copyto(dbias, sums)
+            sums = dbias
         if dweight is not None and result is not None:
             backend.xp.copyto(dweight, result)
             result = dweight
-        return None if dx is None else cast_batch(backend, dx, x.dtype), result, dbias
+        return None if dx is None else cast_batch(backend, dx, x.dtype), result, sums
     dy = batch_last(backend, dy)  # (out, N)
-    dbias = None
     with backend.errstate():
         if weight_gradient:
             dweight = backend.matmul(dy, x.T, out=backend.empty(weight.shape, x.dtype) if dweight is None else dweight)
-            dbias = backend.row_sums(dy) if has_bias else None
+            dbias = backend.row_sums(dy, out=dbias) if has_bias else None
         else:
-            dweight = None
+            dweight = dbias = None
         if not input_gradient:
             return None, dweight, dbias
         dx = backend.matmul(weight.T, dy, out=backend.empty(x.shape, x.dtype))  # (in, N)

@@ -65,20 +65,28 @@ def batch_norm_train(
 
 @primitive
 def batch_norm_train_backward(
-    backend: Backend, dy: Array, x: Array, centre: Array, offset: Array, scale: Array, gamma: Array, out: Array
-) -> tuple[Array, Array]:
-    """Fill out (C, n) with dx from dy and x (C, n); return dgamma and dbeta, (C,)."""
+    backend: Backend,
+    dy: Array,
+    x: Array,
+    centre: Array,
+    offset: Array,
+    scale: Array,
+    gamma: Array,
+    out: Array,
+    dgamma: Array,
+    dbeta: Array,
+) -> None:
+    """Fill out (C, n) with dx from dy and x (C, n), and dgamma and dbeta, (C,)."""
     xp, n = backend.xp, x.shape[1]
-    dbeta = backend.row_sums(dy)
+    backend.row_sums(dy, out=dbeta)
     centred = backend.scratch("centred", x.shape, x.dtype)
     xp.subtract(x, centre[:, None], out=centred)
-    dgamma = xp.multiply(xp.subtract(backend.row_dots(dy, centred), xp.multiply(offset, dbeta)), scale)
+    xp.multiply(xp.subtract(backend.row_dots(dy, centred), xp.multiply(offset, dbeta)), scale, out=dgamma)
     slope = xp.multiply(xp.multiply(dgamma, scale), 1.0 / n)
     xp.multiply(centred, slope[:, None], out=centred)
     xp.subtract(dy, centred, out=out)
     xp.subtract(out, xp.subtract(xp.multiply(dbeta, 1.0 / n), xp.multiply(offset, slope))[:, None], out=out)
     xp.multiply(out, xp.multiply(gamma, scale)[:, None], out=out)
-    return dgamma, dbeta
 
 
 @primitive
@@ -175,22 +183,23 @@ class BatchNormOp(ChannelOp):
     def backward(self, backend: Backend, dy: Array, cache: Any, channels: slice, out: Array) -> None:
         rows, centre, offset, scale = cache
         grad, result, gamma = _rows(dy), _rows(out), self.gamma[channels]
+        dgamma, dbeta = self.dgamma[channels], self.dbeta[channels]
         if offset is not None:
-            dgamma, dbeta = batch_norm_train_backward(backend, grad, rows, centre, offset, scale, gamma, result)
+            batch_norm_train_backward(backend, grad, rows, centre, offset, scale, gamma, result, dgamma, dbeta)
         else:
             xp = backend.xp
-            dbeta = backend.row_sums(grad)
+            backend.row_sums(grad, out=dbeta)
             centred = backend.scratch("centred", rows.shape, rows.dtype)
             xp.subtract(rows, centre[:, None], out=centred)
-            dgamma = xp.multiply(backend.row_dots(grad, centred), scale)
+            xp.multiply(backend.row_dots(grad, centred), scale, out=dgamma)
             xp.multiply(grad, xp.multiply(gamma, scale)[:, None], out=result)
-        backend.xp.copyto(self.dgamma[channels], dgamma)
-        backend.xp.copyto(self.dbeta[channels], dbeta)
 
-    def make_gradients(self, backend: Backend) -> tuple[Array, Array]:
-        """Make the arrays that backward fills with dgamma and dbeta, and return them."""
-        self.dgamma = backend.empty(self.gamma.shape, self.gamma.dtype)
-        self.dbeta = backend.empty(self.beta.shape, self.beta.dtype)
+    def make_gradients(
+        self, backend: Backend, dgamma: Array | None = None, dbeta: Array | None = None
+    ) -> tuple[Array, Array]:
+        """Return the arrays that backward fills with dgamma and dbeta: those given, or new ones."""
+        self.dgamma = backend.empty(self.gamma.shape, self.gamma.dtype) if dgamma is None else dgamma
+        self.dbeta = backend.empty(self.beta.shape, self.beta.dtype) if dbeta is None else dbeta
         return self.dgamma, self.dbeta
 
     @property

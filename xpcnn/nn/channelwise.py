@@ -58,10 +58,14 @@ def forward_chain(ops: list[ChannelOp], x: Array, layers: Sequence[Module | None
 def backward_chain(layers: Sequence[ChannelLayer | None], cache: Cache, dy: Array) -> Array:
     """Return dx of a chain; each layer takes the gradients of its operation, None stands for one without a layer."""
     ops, kept = cache
-    _, dy = take("dy", dy)
+    backend, dy = take("dy", dy)
+    written: list[Array] = []
     for layer, op in zip(layers, ops, strict=True):
         if layer is not None:
             layer.prepare_backward(op)
+            if any(array is other for array in op.gradients for other in written):  # a layer that is there twice
+                op.make_gradients(backend)  # type: ignore[attr-defined]
+            written += op.gradients
     dx = run_backward(dy, kept)
     for layer, op in zip(layers, ops, strict=True):
         if layer is not None:

@@ -84,7 +84,12 @@ class Conv2d(Module):
     def backward(self, dy: Array, *, input_gradient: bool = True) -> Array:
         """Return dx (N, C, H, W) for dy (N, F, OH, OW)."""
         dx, dweight, dbias = conv2d_backward(
-            dy, self.take(), input_gradient=input_gradient, weight_gradient=self._learns()
+            dy,
+            self.take(),
+            input_gradient=input_gradient,
+            weight_gradient=self._learns(),
+            dweight=self.weight.gradient_target(),
+            dbias=None if self.bias is None else self.bias.gradient_target(),
         )
         if dweight is not None:
             self.weight.accumulate(dweight)

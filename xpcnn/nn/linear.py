@@ -59,6 +59,7 @@ class Linear(Module):
             input_gradient=input_gradient,
             weight_gradient=self._learns(),
             dweight=self.weight.gradient_target(),
+            dbias=None if self.bias is None else self.bias.gradient_target(),
         )
         if dweight is not None:
             self.weight.accumulate(dweight)

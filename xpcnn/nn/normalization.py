@@ -74,8 +74,9 @@ class _BatchNorm(ChannelLayer):
         )
 
     def prepare_backward(self, op: Any) -> None:
-        """Make room for the gradients of gamma and beta."""
-        op.make_gradients(backend_of(self.weight.data))
+        """Make room for the gradients of gamma and beta, where the parameters have theirs if that is free."""
+        target, other = self.weight.gradient_target(), self.bias.gradient_target()
+        op.make_gradients(backend_of(self.weight.data), target, other)
 
     def finish_backward(self, op: Any) -> None:
         """Add the gradients of gamma and beta."""

@@ -292,11 +292,11 @@ class CupyBackend(Backend):
         self.cublas.product(a, b, out, tf32=self._tf32)
         return out
 
-    def row_sums(self, a: Array) -> Array:
+    def row_sums(self, a: Array, out: Array | None = None) -> Array:
         from xpcnn.backend.cupy.fused import row_sums
 
-        result = row_sums(self, a, None) if self.fused else NotImplemented
-        return super().row_sums(a) if result is NotImplemented else result
+        result = row_sums(self, a, None, out) if self.fused else NotImplemented
+        return super().row_sums(a, out) if result is NotImplemented else result
 
     def row_dots(self, a: Array, b: Array) -> Array:
         from xpcnn.backend.cupy.fused import row_sums

@@ -112,16 +112,19 @@ def segments(backend: Any, rows: int, columns: int) -> int:
     return int(max(1, min(-(-2 * backend.multiprocessors // rows), columns // (4 * BLOCK), 64)))
 
 
-def row_sums(backend: Any, a: Array, b: Array | None) -> Any:
-    """Return the sums of the rows of `a` (rows, n), or of a * b."""
-    if not (fits(a) if b is None else fits(a, b)) or a.shape[0] > ROWS_LIMIT:
+def row_sums(backend: Any, a: Array, b: Array | None, out: Array | None = None) -> Any:
+    """Return the sums of the rows of `a` (rows, n), or of a * b, in `out` (rows,) where given."""
+    given = [array for array in (a, b, out) if array is not None]
+    if not fits(*given) or a.shape[0] > ROWS_LIMIT:
         return NotImplemented
     rows, columns = a.shape
     cut = segments(backend, rows, columns)
-    partial = backend.empty((rows, cut), np.float64)
-    out = backend.empty((rows,), a.dtype)
-    backend.kernels.launch("row_sums", a.dtype, (cut, rows), a, b, partial, columns)
-    backend.kernels.launch("finish_rows", a.dtype, blocks(rows), partial, out, rows, cut)
+    if out is None:
+        out = backend.empty((rows,), a.dtype)
+    partial = backend.empty((rows, cut), np.float64) if cut > 1 else None
+    backend.kernels.launch("row_sums", a.dtype, (cut, rows), a, b, partial, out, columns)
+    if partial is not None:
+        backend.kernels.launch("finish_rows", a.dtype, blocks(rows), partial, out, rows, cut)
     return out
 
 
@@ -175,20 +178,28 @@ def batch_norm_train(backend: Any, x: Array, gamma: Array, beta: Array, eps: flo
 
 @fused
 def batch_norm_train_backward(
-    backend: Any, dy: Array, x: Array, centre: Array, offset: Array, scale: Array, gamma: Array, out: Array
+    backend: Any,
+    dy: Array,
+    x: Array,
+    centre: Array,
+    offset: Array,
+    scale: Array,
+    gamma: Array,
+    out: Array,
+    dgamma: Array,
+    dbeta: Array,
 ) -> Any:
-    """Fill out (C, n) with dx; return dgamma and dbeta."""
-    if not fits(dy, x, centre, offset, scale, gamma, out) or x.shape[0] > ROWS_LIMIT:
+    """Fill out (C, n) with dx, and dgamma and dbeta (C,)."""
+    if not fits(dy, x, centre, offset, scale, gamma, out, dgamma, dbeta) or x.shape[0] > ROWS_LIMIT:
         return NotImplemented
     channels, n = x.shape
     cut = segments(backend, channels, n)
     partial = backend.empty((channels, cut, 2), np.float64)
-    results = [backend.empty((channels,), x.dtype) for _ in range(2)]
     launch = backend.kernels.launch
     launch("batch_norm_backward_sums", x.dtype, (cut, channels), dy, x, centre, offset, partial, n)
     arrays = dy, x, centre, offset, scale, gamma, partial
-    launch("batch_norm_train_backward", x.dtype, (cut, channels), *arrays, n, cut, out, *results)
-    return tuple(results)
+    launch("batch_norm_train_backward", x.dtype, (cut, channels), *arrays, n, cut, out, dgamma, dbeta)
+    return None
 
 
 @fused

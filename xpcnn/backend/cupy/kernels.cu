@@ -96,8 +96,8 @@ extern "C" __global__ void relu_backward_from(const T* dy, const T* y, T* out, i
     FOR_EACH(i, size) out[i] = y[i] != T(0) ? dy[i] : T(0);
 }
 
-// Block (segment, row) sums its share of a row of `a`, or of a * b; the last step is `finish_rows`.
-extern "C" __global__ void row_sums(const T* a, const T* b, double* partial, int columns) {
+// Block (segment, row) sums its share of a row of `a`, or of a * b; a row of several segments needs `finish_rows`.
+extern "C" __global__ void row_sums(const T* a, const T* b, double* partial, T* out, int columns) {
     const T* row = a + (size_t)blockIdx.y * columns;
     double sum = 0;
     if (b) {
@@ -108,7 +108,12 @@ extern "C" __global__ void row_sums(const T* a, const T* b, double* partial, int
         for (int i = blockIdx.x * BLOCK + threadIdx.x; i < columns; i += gridDim.x * BLOCK) sum += (double)row[i];
     }
     sum = block_sum(sum);
-    if (threadIdx.x == 0) partial[blockIdx.y * gridDim.x + blockIdx.x] = sum;
+    if (threadIdx.x == 0) {
+        if (partial)
+            partial[blockIdx.y * gridDim.x + blockIdx.x] = sum;
+        else
+            out[blockIdx.y] = (T)sum;
+    }
 }
 
 extern "C" __global__ void finish_rows(const double* partial, T* out, int rows, int segments) {

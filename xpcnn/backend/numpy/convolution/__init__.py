@@ -57,8 +57,10 @@ def conv2d_gradients(
     groups: int,
     has_bias: bool = False,
     input_gradient: bool = True,
+    dweight: Array | None = None,
+    dbias: Array | None = None,
 ) -> Any:
-    """Return dx (C, H, W, N) or None, dweight and dbias or None for dy (F, OH, OW, N)."""
+    """Return dx (C, H, W, N) or None, dweight and dbias or None for dy (F, OH, OW, N), in arrays of its own."""
     if not _takes(x):
         return NotImplemented
     suits = winograd.suits(backend, weight, windows, groups, x.shape[3])
