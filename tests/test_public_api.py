@@ -121,6 +121,9 @@ API = {
         load_idx(path)
         load_mnist_pickle(path)
         load_cifar10(folder)
+        load_folder(path, *, size=None, mode='RGB')
+        load_npz(path)
+        load_csv(path, image_shape)
         to_categorical(labels, num_classes)
     """,
     "xpcnn.data": """

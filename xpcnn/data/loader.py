@@ -10,6 +10,7 @@ from xpcnn import random
 from xpcnn.backend import Array, Backend, backend_of, get_backend
 from xpcnn.data.transforms import COLOURS, ChannelsFirst, Compose, ToFloat, Transform, describe
 from xpcnn.datasets.checks import check_images, check_labels
+from xpcnn.datasets.lazy import LazyImages
 from xpcnn.datasets.order import epoch_order
 from xpcnn.errors import ConfigError, DataError, DTypeError, ShapeError
 
@@ -34,9 +35,9 @@ class DataLoader:
 
     Parameters
     ----------
-    images : array
+    images : array or LazyImages
         (N, H, W), (N, C, H, W) or (N, H, W, C), integers or floats; floats (N, H, W, C) want
-        `transform=ChannelsFirst()`, for they may be features too.
+        `transform=ChannelsFirst()`, for they may be features too. Those on the disk are read while the caller works.
     labels : array
         Class indices (N,), integers of 0 or more; or one-hot rows or probabilities (N, K).
     batch_size : int
@@ -172,8 +173,9 @@ class DataLoader:
         """Yield batch after batch of images as stored, and labels, on the backend."""
         starts = range(0, len(order), self.batch_size)
         if not self._stays(backend):
-            parts = (order[start : start + self.batch_size] for start in starts)
-            yield from backend.prefetch((self.images[part], self.labels[part]) for part in parts)
+            parts = [order[start : start + self.batch_size] for start in starts]
+            read = self.images.batches(parts) if isinstance(self.images, LazyImages) else map(self._gathered, parts)
+            yield from backend.prefetch((images, self.labels[part]) for images, part in zip(read, parts, strict=True))
             return
         if self._resident is None or self._resident[0] is not backend:
             # `take` would copy a set that is not contiguous anew for every batch.
@@ -184,6 +186,9 @@ class DataLoader:
         for start in starts:
             part = order[start : start + self.batch_size]
             yield backend.xp.take(images, part, axis=0), backend.xp.take(labels, part, axis=0)
+
+    def _gathered(self, part: Any) -> Any:
+        return self.images[part]
 
     def _new_key(self) -> int:
         if self.seed is not None:
@@ -212,6 +217,8 @@ class DataLoader:
 
     def _stays(self, backend: Backend) -> bool:
         """Say whether the whole set is, or may be, where the backend's arrays are."""
+        if isinstance(self.images, LazyImages):
+            return False
         if self._resident is not None and self._resident[0] is backend:
             return True
         free = backend.device_bytes_free()
@@ -272,6 +279,8 @@ def _check_channels(images: Any, transform: Callable[[Array], Array]) -> None:
 
 def _on_host(array: Any) -> Any:
     """Return a device's array as a host array; anything else as it is."""
+    if isinstance(array, LazyImages):
+        return array
     try:
         backend = backend_of(array)
     except DTypeError:

@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 
+from xpcnn.datasets.lazy import LazyImages
 from xpcnn.errors import DataError, DTypeError, ShapeError
 
 _ROW_SUM_TOLERANCE = 1e-3  # of probabilities, which may have been written as float16
 
 
-def check_images(images: Any) -> np.ndarray:
-    """Return `images` as a host array, or raise the error that says what is wrong.
+def check_images(images: Any) -> Any:
+    """Return `images` as a host array, `LazyImages` as they are, or raise the error that says what is wrong.
 
     Parameters
     ----------
@@ -24,7 +25,7 @@ def check_images(images: Any) -> np.ndarray:
     ShapeError, DTypeError, DataError
         The rank or an axis, the type, or the number of images (none) is wrong.
     """
-    array = _host_array(images, "images")
+    array: Any = images if isinstance(images, LazyImages) else _host_array(images, "images")
     if array.ndim not in (3, 4):
         raise ShapeError(f"images: expected (N, H, W), (N, C, H, W) or (N, H, W, C), got {array.shape}; reshape them")
     if array.dtype.kind not in "iuf":

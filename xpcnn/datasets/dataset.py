@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from xpcnn.datasets.checks import check_images, check_labels
+from xpcnn.datasets.lazy import LazyImages
 from xpcnn.errors import DataError, DTypeError, ShapeError
 
 
@@ -19,10 +21,14 @@ class Dataset:
 
     Parameters
     ----------
-    images : numpy.ndarray
+    images : numpy.ndarray or LazyImages
         (N, H, W), (N, C, H, W) or (N, H, W, C), integers or floats.
     labels : numpy.ndarray
         Class indices (N,), or rows of probabilities (N, K).
+    classes : list of str, optional
+        The names of the classes, in the order of their indices; None where they have no others.
+    paths : list of str, optional
+        The file of each image; None where images have none of their own.
 
     Raises
     ------
@@ -30,25 +36,33 @@ class Dataset:
         The arrays are not of these forms, are empty, or differ in length.
     """
 
-    images: np.ndarray
+    images: Any  # numpy.ndarray or LazyImages
     labels: np.ndarray
+    classes: list[str] | None = None
+    paths: list[str] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "images", check_images(self.images))
-        object.__setattr__(self, "labels", check_labels(self.labels, len(self.images)))
+        number = None if self.classes is None else len(self.classes)
+        object.__setattr__(self, "labels", check_labels(self.labels, len(self.images), number))
+        if self.paths is not None and len(self.paths) != len(self.images):
+            raise ShapeError(f"paths: expected one for each of the {len(self.images)} images, got {len(self.paths)}")
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __repr__(self) -> str:
         shape = list(self.images.shape[1:])
-        return f"Dataset({len(self)} images {self.images.dtype} {shape}, labels {self.labels.dtype})"
+        classes = "" if self.classes is None else f", {len(self.classes)} classes"
+        return f"Dataset({len(self)} images {self.images.dtype} {shape}, labels {self.labels.dtype}{classes})"
 
     def subset(self, indices: Any) -> Dataset:
         """Return the images at `indices` (integers, booleans or a slice), in that order."""
         chosen = indices if isinstance(indices, slice) else np.asarray(indices)
         try:
-            return Dataset(self.images[chosen], self.labels[chosen])
+            images = self.images.subset(chosen) if isinstance(self.images, LazyImages) else self.images[chosen]
+            paths = None if self.paths is None else [self.paths[i] for i in np.arange(len(self))[chosen]]
+            return Dataset(images, self.labels[chosen], self.classes, paths)
         except IndexError as error:
             raise DataError(f"indices: expected integers below {len(self)} or {len(self)} booleans: {error}") from error
 
@@ -95,15 +109,25 @@ def concatenate(datasets: Sequence[Dataset]) -> Dataset:
     kinds = {(each.images.shape[1:], each.labels.shape[1:]) for each in datasets}
     if len(kinds) != 1:
         raise ShapeError(f"datasets: expected one or more of equal image and label shapes, got {sorted(kinds)}")
+    if any(each.classes != datasets[0].classes for each in datasets):
+        raise DataError("datasets: expected sets of the same classes; load them together, or leave the names out")
     images, labels = ([getattr(each, name) for each in datasets] for name in ("images", "labels"))
-    return Dataset(np.concatenate(images), np.concatenate(labels))
+    paths = [path for each in datasets for path in each.paths or ()]
+    whole = len(paths) == sum(map(len, datasets))
+    return Dataset(
+        np.concatenate(images), np.concatenate(labels), datasets[0].classes, paths if whole and paths else None
+    )
 
 
 def fingerprint(*datasets: Dataset) -> str:
     """Return what tells sets of different contents apart, wherever their files lie: a SHA-256."""
     digest = hashlib.sha256()
     for each in datasets:
-        for array in (each.images, each.labels):
+        if isinstance(each.images, LazyImages):  # their files, for to read them all would take long
+            stamps = [(os.path.basename(path), os.path.getsize(path)) for path in each.paths or ()]
+            digest.update(f"{each.images.shape} {stamps}".encode())
+        arrays = [each.labels] if isinstance(each.images, LazyImages) else [each.images, each.labels]
+        for array in arrays:
             digest.update(f"{array.dtype} {array.shape}".encode())
             digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
