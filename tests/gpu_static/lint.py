@@ -109,4 +109,4 @@ def modules(root: Path) -> Iterator[tuple[Path, bool]]:
     """Return the modules of the portable code, and whether each may import NumPy."""
     for package in ("functional", "nn", "models", "optim", "data", "training", "recipes"):
         for path in sorted((root / package).rglob("*.py")):
-            yield path, path.name == "reference.py"
+            yield path, path.parent.name == "reference"
