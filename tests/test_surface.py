@@ -33,7 +33,17 @@ PIXEL.update(dict.fromkeys(("gamma", "beta", "running_mean", "running_var"), (4,
 VALUES = {
     "kernel_size": 2, "training": True, "x_shape": (2, 4, 6, 6),
     "in_channels": 4, "out_channels": 4, "in_features": 4, "out_features": 5, "num_features": 4,
+    "output_size": 4, "size": 5,
 }  # fmt: skip
+CHOSEN = {"upsample": ["size"], "Upsample": ["size"]}  # options that are not left at their defaults
+ONE_PIXEL = {"kernel_size": 1, "x_shape": (2, 4, 1, 1), "output_size": 1, "size": 1}
+FUNCTIONS = {name: getattr(F, name) for name in F.__all__} | {
+    "concat": lambda x, axis=1: F.concat([x], axis),
+    "concat_backward": lambda dy, cache: F.concat_backward(dy, cache)[0],
+}
+SAID = {("concat", "x"): r"arrays\[0\]"}
+MADE_OF_LAYERS = ("Sequential", "Residual", "Concat")
+OF_ANY_SHAPE = (*MADE_OF_LAYERS, "concat", "mse_loss", "MSELoss")
 KINDS["images"]["kernel_size"] = 2
 LAYER_KERNEL = {"Conv2d": 3}
 WRITTEN = ("running_mean", "running_var")  # in place
@@ -53,7 +63,7 @@ class Case:
 
     @property
     def parameters(self):
-        target = getattr(F, self.name, None) or getattr(nn, self.name)
+        target = FUNCTIONS.get(self.name) or getattr(nn, self.name)
         return inspect.signature(target).parameters
 
     @property
@@ -79,7 +89,9 @@ class Case:
                 continue
             if parameter.kind is parameter.VAR_POSITIONAL:
                 continue
-            if parameter.default is parameter.empty:
+            if name in CHOSEN.get(self.name, ()):
+                found[name] = VALUES[name]
+            elif parameter.default is parameter.empty:
                 if name == "body":
                     found[name] = nn.ReLU()
                 else:
@@ -110,9 +122,8 @@ class Case:
         """Return (y, backward): the result, and what maps dy to gradients."""
         options = {**self.options, **(options or {})}
         if not self.is_layer:
-            function = getattr(F, self.name)
-            result = function(**arrays, **options)
-            backward = getattr(F, f"{self.name}_backward", None)
+            result = FUNCTIONS[self.name](**arrays, **options)
+            backward = FUNCTIONS.get(f"{self.name}_backward")
             if not isinstance(result, tuple):
                 if backward is None:
                     return result, None
@@ -136,7 +147,7 @@ class Case:
 
         manual_seed(3)
         target = getattr(nn, self.name)
-        if self.name == "Sequential":
+        if self.name in ("Sequential", "Concat"):
             return target(nn.ReLU(), **options)
         return target(**options)
 
@@ -215,8 +226,7 @@ def test_of_no_images_comes_nothing(case):
 
 @cases("images")
 def test_one_pixel_is_an_image(case):
-    options = {name: 1 if name == "kernel_size" else (2, 4, 1, 1) for name in ("kernel_size", "x_shape")}
-    options = {name: value for name, value in options.items() if name in case.options}
+    options = {name: value for name, value in ONE_PIXEL.items() if name in case.options}
     found = results(case, case.arrays(PIXEL), options)
     assert found[0].size == (1 if found[0].ndim == 0 else 8)
 
@@ -278,11 +288,12 @@ def pretenders(array):
 @cases()
 def test_what_is_no_array_is_refused_by_name(case):
     for name, array in case.arrays().items():
+        said = SAID.get((case.name, name), name)
         for wrong in pretenders(array):
             if name == "labels" and isinstance(wrong, list):
                 same(results(case, {**case.arrays(), name: wrong}), results(case, case.arrays()))
                 continue
-            with pytest.raises(DTypeError, match=rf"^(layer '\w+' \(\w+\): )?{name}: expected an array, got "):
+            with pytest.raises(DTypeError, match=rf"^(layer '\w+' \(\w+\): )?{said}: expected an array, got "):
                 case.call({**case.arrays(), name: wrong})
 
 
@@ -302,7 +313,7 @@ def test_a_gradient_that_is_no_array_is_refused_by_name(case):
 def is_elementwise(case):
     """Whether each number goes its own way: it takes images and features, and gives what has their shape."""
     both = [Case(case.name, kind) for kind in ("images", "features")]
-    if not all(each in CASES for each in both) or case.array_names != ["x"]:
+    if not all(each in CASES for each in both) or case.array_names != ["x"] or case.name.lower() == "concat":
         return False
     if case.is_layer and dict(case.make(case.options).named_parameters()):
         return False
@@ -324,7 +335,7 @@ def test_elementwise_operations_take_any_shape(case):
 @cases(only=lambda case: not is_elementwise(case))
 def test_another_rank_is_refused_by_name(case):
     for name, array in case.arrays().items():
-        if name == "target" or case.name in ("Sequential", "Residual", "mse_loss", "MSELoss"):
+        if name == "target" or case.name in OF_ANY_SHAPE:
             continue
         with pytest.raises(XpcnnError, match=r"^(x|weight|bias|cols|logits|labels|gamma|beta|running_\w+): expected"):
             case.call({**case.arrays(), name: array[None, None, None]})
@@ -332,7 +343,7 @@ def test_another_rank_is_refused_by_name(case):
 
 @cases("images", only=lambda case: not is_elementwise(case) and "x" in case.array_names)
 def test_images_have_a_height_and_a_width(case):
-    if case.name in ("Sequential", "Residual", "mse_loss", "MSELoss"):
+    if case.name in OF_ANY_SHAPE:
         return
     for shape in ((2, 4, 0, 6), (2, 4, 6, 0)):
         with pytest.raises(ShapeError, match=r"^x: expected a height and width of 1 or more, got"):

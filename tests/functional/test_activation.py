@@ -13,7 +13,7 @@ from xpcnn.functional import reference as R
 from xpcnn.functional.special import erfc
 from xpcnn.testing import numerical_gradient
 
-NAMES = ["relu", "leaky_relu", "sigmoid", "tanh", "gelu"]
+NAMES = ["relu", "leaky_relu", "sigmoid", "tanh", "gelu", "silu", "hardswish", "elu"]
 shapes = st.one_of(
     st.tuples(st.integers(1, 4), st.integers(1, 5)),
     st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(1, 3), st.integers(1, 3)),
@@ -32,7 +32,7 @@ def test_activations_agree_with_the_loops(backend, name, shape, scale, layout, d
     x = (values(rng, shape) * scale).astype(dtype)
     x[(0,) * min(2, x.ndim)] = 0.0
     x[(-1,) * min(2, x.ndim)] = 1.0  # errors are measured beside the largest result and gradient
-    options = {"negative_slope": 0.2} if name == "leaky_relu" else {}
+    options = {"leaky_relu": {"negative_slope": 0.2}, "elu": {"alpha": 0.7}}.get(name, {})
     check_op(backend, find(F, name), find(R, name), [x], layout=layout, rng=rng, **options)
 
 
@@ -67,8 +67,11 @@ def test_extreme_values(backend, name, dtype):
         "sigmoid": [0.0, 0.0, 0.0, 0.5, 1.0, 1.0],
         "tanh": [-1.0, -1.0, -1.0, 0.0, 1.0, 1.0],
         "gelu": [np.nan, 0.0, 0.0, 0.0, 100.0, 1e30],
+        "silu": [np.nan, 0.0, -3.72e-42, 0.0, 100.0, 1e30],
+        "hardswish": [np.nan, 0.0, 0.0, 0.0, 100.0, 1e30],
+        "elu": [-1.0, -1.0, -1.0, 0.0, 100.0, 1e30],
     }[name]
-    finite = slice(1, None) if name == "gelu" else slice(None)  # -inf * 0 is nan in PyTorch too
+    finite = slice(1, None) if np.isnan(expected[0]) else slice(None)  # -inf * 0 is nan in PyTorch too
     assert np.allclose(y[0, finite], np.array(expected, dtype)[finite], rtol=1e-6, atol=1e-30)
     assert np.all(np.isfinite(dx[0, 1:]))
 
@@ -105,6 +108,11 @@ def test_activations_refuse_what_does_not_fit(backend, name):
         backward(y.T, cache)
     with pytest.raises(DTypeError, match="dy: expected dtype float32, got float64"):
         backward(y.astype("float64"), cache)
+
+
+def test_elu_refuses_an_alpha_that_is_no_number(backend):
+    with pytest.raises(ConfigError, match="alpha: expected a finite number, got None"):
+        F.elu(backend.zeros((2, 3), "float32"), None)
 
 
 def test_leaky_relu_refuses_a_slope_that_is_no_number(backend):

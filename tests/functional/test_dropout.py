@@ -115,3 +115,35 @@ def test_dropout_of_any_shape(backend, shape):
     host = backend.to_numpy(y)
     assert np.all((host == 0) | (host == 2))
     assert np.array_equal(backend.to_numpy(F.dropout_backward(x, cache)), host)
+
+
+@given(shape=st.tuples(*[st.integers(1, 4)] * 4), p=st.sampled_from([0.0, 0.3, 0.7, 1.0]), layout=layouts, seed=seeds)
+def test_dropout2d_drops_whole_channels_by_the_documented_mask(backend, shape, p, layout, seed):
+    rng = np.random.default_rng(seed)
+    x, dy = values(rng, shape), values(rng, shape)
+    x[0, 0, 0, 0] = np.inf
+    random.manual_seed(seed)
+    mask = documented_mask(shape[:2], p, random.draw_key()) if 0 < p < 1 else np.full(shape[:2], p == 0)
+    random.manual_seed(seed)
+    y, cache = F.dropout2d(lay_out(backend, x, layout), p, training=True)
+    dx = F.dropout2d_backward(lay_out(backend, dy, layout), cache)
+    factor = np.where(mask, 1 / (1 - p) if p < 1 else 0, 0)[:, :, None, None]
+    with np.errstate(invalid="ignore"):
+        assert np.allclose(backend.to_numpy(y), np.where(factor == 0, 0, x * factor))
+        assert np.allclose(backend.to_numpy(dx), dy * factor)
+    y_eval, _ = F.dropout2d(backend.asarray(x), p, training=False)
+    assert np.array_equal(backend.to_numpy(y_eval), x)
+
+
+def test_dropout2d_takes_images_alone(backend):
+    with pytest.raises(ShapeError, match="x: expected shape"):
+        F.dropout2d(backend.zeros((3, 4), "float32"), training=True)
+
+
+def test_dropout2d_in_small_slabs_has_the_same_masks(backend, rng, monkeypatch):
+    x = backend.asarray(values(rng, (3, 5, 2, 2), "float32"))
+    random.manual_seed(4)
+    whole = backend.to_numpy(F.dropout2d(x, training=True)[0]).copy()
+    monkeypatch.setattr(backend, "slab_bytes", 1)
+    random.manual_seed(4)
+    assert np.array_equal(backend.to_numpy(F.dropout2d(x, training=True)[0]), whole)

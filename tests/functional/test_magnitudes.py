@@ -99,6 +99,18 @@ ACTIVATIONS = {  # the function, its slope, the bound of the result beside eps |
         lambda x: x * phi(x), lambda x: phi(x) + np.where(np.abs(x) < 40, x * density(x), 0),
         lambda x, y: 8 * np.abs(y) * np.maximum(1, x * x), 1.2,
     ),
+    "silu": (
+        lambda x: x * sigmoid(x), lambda x: sigmoid(x) * (1 + x * sigmoid(-x)),
+        lambda x, y: 4 * np.abs(y) * np.maximum(1, -x), 1.1,
+    ),
+    "hardswish": (
+        lambda x: x * np.clip((x + 3) / 6, 0, 1), lambda x: np.where(x <= -3, 0, np.where(x >= 3, 1, (2 * x + 3) / 6)),
+        lambda x, y: 4 * np.abs(y), 1.5,
+    ),
+    "elu": (
+        lambda x: np.where(x > 0, x, 0.7 * np.expm1(np.minimum(x, 0))),
+        lambda x: np.where(x > 0, 1.0, 0.7 * np.exp(np.minimum(x, 0))), lambda x, y: 3 * np.abs(y), 1.0,
+    ),
 }  # fmt: skip
 
 
@@ -108,7 +120,7 @@ def test_activations(name, case):
     x, rng = case
     function, slope, bound, steepest = ACTIVATIONS[name]
     forward, backward = getattr(F, name), getattr(F, f"{name}_backward")
-    options = {"negative_slope": 0.3} if name == "leaky_relu" else {}
+    options = {"leaky_relu": {"negative_slope": 0.3}, "elu": {"alpha": 0.7}}.get(name, {})
     y, dx, dy = both_ways(lambda x: forward(x, **options), backward, x, lambda y: gradient_like(rng, y))
     eps = eps_of(computed_in(x.dtype))
     tiny = float(np.finfo(computed_in(x.dtype)).tiny)
@@ -116,7 +128,9 @@ def test_activations(name, case):
         wide = x.astype(float)
         exact = function(wide)
         # Results that are denormal where they are computed have lost digits already.
-        close(y, exact, eps * np.minimum(bound(wide, exact), 1e300) + (tiny if name == "gelu" else 0), x.dtype)
+        close(
+            y, exact, eps * np.minimum(bound(wide, exact), 1e300) + (tiny if name in ("gelu", "silu") else 0), x.dtype
+        )
         close(dx, dy.astype(float) * slope(wide), 8 * eps * steepest * np.abs(dy.astype(float)), x.dtype)
 
 

@@ -40,7 +40,7 @@ def make(cls, **options):
             rest = [nn.Conv2d(4, 4, 3), nn.ReLU()]
         elif name == "body":
             given[name] = nn.Conv2d(4, 4, 1)
-        elif parameter.default is parameter.empty:
+        elif parameter.default is parameter.empty or (cls is nn.Upsample and name == "scale_factor"):
             assert name in REQUIRED, f"say in REQUIRED of {__file__} what {name} of {cls.__name__} may be"
             given.setdefault(name, REQUIRED[name])
     return cls(*rest, **given)

@@ -15,10 +15,15 @@ from xpcnn.testing import assert_close, gradcheck
 every_layer = pytest.mark.parametrize("name", LAYERS)
 with_something = pytest.mark.parametrize("name", [name for name in LAYERS if name != "Sequential of nothing"])
 that_compute = pytest.mark.parametrize(
-    "name", [name for name in LAYERS if not name.startswith(("Flatten", "Sequential of nothing"))]
+    "name", [name for name in LAYERS if not name.startswith(("Flatten", "Identity", "Sequential of nothing"))]
 )
 with_parameters = pytest.mark.parametrize(
-    "name", [name for name in LAYERS if name.startswith(("Conv", "Linear", "Batch", "Residual", "Sequential"))][:-1]
+    "name",
+    [
+        name
+        for name in LAYERS
+        if name.startswith(("Conv", "Linear", "Batch", "Residual", "Concat", "Sequential")) and "of one" not in name
+    ][:-1],
 )
 
 

@@ -30,6 +30,19 @@ LAYERS = [
     ("Sigmoid", {}, IMAGES),
     ("Tanh", {}, FEATURES),
     ("GELU", {}, IMAGES),
+    ("SiLU", {}, IMAGES),
+    ("Hardswish", {}, IMAGES),
+    ("ELU", {"alpha": 0.7}, IMAGES),
+    ("Identity", {}, IMAGES),
+    ("AdaptiveAvgPool2d", {"output_size": 1}, IMAGES),
+    ("AdaptiveAvgPool2d", {"output_size": (7, 3)}, IMAGES),
+    ("AdaptiveAvgPool2d", {"output_size": (4, None)}, IMAGES),
+    ("AdaptiveAvgPool2d", {"output_size": 10}, IMAGES),
+    ("Upsample", {"scale_factor": 2}, IMAGES),
+    ("Upsample", {"size": (3, 11)}, IMAGES),
+    ("Upsample", {"scale_factor": 2, "mode": "bilinear"}, IMAGES),
+    ("Upsample", {"size": (12, 4), "mode": "bilinear", "align_corners": False}, IMAGES),
+    ("Upsample", {"size": (12, 1), "mode": "bilinear", "align_corners": True}, IMAGES),
     ("Softmax", {"dim": 1}, FEATURES),
     ("Flatten", {}, IMAGES),
 ]  # fmt: skip
@@ -78,7 +91,9 @@ def test_layers(torch, rng, name, options, shape, dtype, tolerance):
             close(mine, other, tolerance)
 
 
-@pytest.mark.parametrize("name", sorted({name for name, _, _ in LAYERS} | {"Dropout", "MSELoss", "CrossEntropyLoss"}))
+@pytest.mark.parametrize(
+    "name", sorted({name for name, _, _ in LAYERS} | {"Dropout", "Dropout2d", "MSELoss", "CrossEntropyLoss"})
+)
 def test_positional_arguments_are_pytorchs(torch, name):
     def positional(cls):
         kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)

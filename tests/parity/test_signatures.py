@@ -24,6 +24,7 @@ DEFAULTS = {
     ("optim.OneCycleLR", "total_steps"),
     ("functional.batch_norm", "training"),
     ("functional.dropout", "training"),
+    ("functional.dropout2d", "training"),
     ("nn.Softmax", "dim"),
     ("functional.softmax", "axis"),
     ("functional.log_softmax", "axis"),

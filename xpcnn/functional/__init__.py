@@ -10,21 +10,29 @@ import importlib
 from typing import Any
 
 from xpcnn.functional.activation import (
+    elu,
+    elu_backward,
     gelu,
     gelu_backward,
+    hardswish,
+    hardswish_backward,
     leaky_relu,
     leaky_relu_backward,
     relu,
     relu_backward,
     sigmoid,
     sigmoid_backward,
+    silu,
+    silu_backward,
     tanh,
     tanh_backward,
 )
 from xpcnn.functional.columns import col2im, im2col
 from xpcnn.functional.compositions import conv_relu, conv_relu_backward, conv_relu_pool, conv_relu_pool_backward
+from xpcnn.functional.concatenation import concat, concat_backward
 from xpcnn.functional.convolution import conv2d, conv2d_backward
-from xpcnn.functional.dropout import dropout, dropout_backward
+from xpcnn.functional.dropout import dropout, dropout2d, dropout2d_backward, dropout_backward
+from xpcnn.functional.identity import identity, identity_backward
 from xpcnn.functional.linear import linear, linear_backward
 from xpcnn.functional.loss import cross_entropy, mse_loss
 from xpcnn.functional.normalization import batch_norm, batch_norm_backward
@@ -36,15 +44,20 @@ from xpcnn.functional.pooling import (
     max_pool2d,
     max_pool2d_backward,
 )
+from xpcnn.functional.resampling import adaptive_avg_pool2d, adaptive_avg_pool2d_backward, upsample, upsample_backward
 from xpcnn.functional.softmax import log_softmax, log_softmax_backward, softmax, softmax_backward
 from xpcnn.functional.transposed_convolution import conv_transpose2d, conv_transpose2d_backward
 
 __all__ = [
+    "adaptive_avg_pool2d",
+    "adaptive_avg_pool2d_backward",
     "avg_pool2d",
     "avg_pool2d_backward",
     "batch_norm",
     "batch_norm_backward",
     "col2im",
+    "concat",
+    "concat_backward",
     "conv2d",
     "conv2d_backward",
     "conv_relu",
@@ -55,11 +68,19 @@ __all__ = [
     "conv_transpose2d_backward",
     "cross_entropy",
     "dropout",
+    "dropout2d",
+    "dropout2d_backward",
     "dropout_backward",
+    "elu",
+    "elu_backward",
     "gelu",
     "gelu_backward",
     "global_avg_pool2d",
     "global_avg_pool2d_backward",
+    "hardswish",
+    "hardswish_backward",
+    "identity",
+    "identity_backward",
     "im2col",
     "leaky_relu",
     "leaky_relu_backward",
@@ -74,10 +95,14 @@ __all__ = [
     "relu_backward",
     "sigmoid",
     "sigmoid_backward",
+    "silu",
+    "silu_backward",
     "softmax",
     "softmax_backward",
     "tanh",
     "tanh_backward",
+    "upsample",
+    "upsample_backward",
 ]
 
 

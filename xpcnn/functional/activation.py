@@ -1,8 +1,9 @@
-"""Elementwise activations and their gradients: ReLU, leaky ReLU, sigmoid, tanh and GELU, of arrays of any shape.
+"""Elementwise activations and their gradients, of arrays of any shape.
 
 Results and gradients are within a few eps of the dtype (float16: of one rounding) of the exact ones: relative to the
-result for ReLU, leaky ReLU, sigmoid and tanh, for GELU times max(1, x^2), and for gradients relative to dy times the
-largest slope. nan stays nan; a gradient that is cut off is 0, whatever dy is. GELU of -inf is nan, as in PyTorch.
+result for ReLU, leaky ReLU, sigmoid, tanh, Hardswish and ELU, for SiLU times max(1, -x), for GELU times max(1, x^2),
+and for gradients relative to dy times the largest slope. nan stays nan; a gradient that is cut off is 0, whatever dy
+is. GELU, SiLU and Hardswish of -inf are nan, as in PyTorch.
 """
 
 from __future__ import annotations
@@ -132,6 +133,89 @@ class GELUOp(ChannelOp):
         xp.multiply(dy, xp.add(self._distribution(backend, x), xp.multiply(x, density)), out=out)
 
 
+class SiLUOp(ChannelOp):
+    """y = x s(x), s the sigmoid; dx = dy s(x) (1 + x s(-x)) (Elfwing et al. 2017, arXiv:1702.03118)."""
+
+    elementwise = any_shape = True
+    keeps_input = True
+    passes = 12
+    signature = "SiLU"
+
+    def _sigmoids(self, backend: Backend, x: Array) -> tuple[Array, Array]:
+        """Return s(x) and s(-x), neither as 1 minus the other, which has no digits left of what is small."""
+        xp = backend.xp
+        above, below, total = (backend.scratch(slot, x.shape, x.dtype) for slot in ("above", "below", "total"))
+        xp.minimum(x, 0, out=above)
+        xp.exp(above, out=above)
+        xp.minimum(xp.negative(x, out=below), 0, out=below)
+        xp.exp(below, out=below)
+        xp.add(xp.multiply(above, below, out=total), 1.0, out=total)
+        return xp.divide(above, total, out=above), xp.divide(below, total, out=below)
+
+    def forward(self, backend: Backend, x: Array, channels: slice, out: Array, keep: bool) -> Any:
+        backend.xp.multiply(x, self._sigmoids(backend, x)[0], out=out)
+        return x
+
+    def backward(self, backend: Backend, dy: Array, cache: Any, channels: slice, out: Array) -> None:
+        xp = backend.xp
+        sigmoid, rest = self._sigmoids(backend, cache)
+        xp.add(xp.multiply(cache, rest, out=rest), 1.0, out=rest)
+        xp.multiply(dy, sigmoid, out=out)
+        xp.multiply(out, rest, out=out)
+
+
+class HardswishOp(ChannelOp):
+    """y = x min(max(x + 3, 0), 6) / 6; dx = dy (2 x + 3) / 6 from -3 to 3 (Howard et al. 2019, arXiv:1905.02244)."""
+
+    elementwise = any_shape = True
+    keeps_input = True
+    passes = 6
+    signature = "Hardswish"
+
+    def forward(self, backend: Backend, x: Array, channels: slice, out: Array, keep: bool) -> Any:
+        xp = backend.xp
+        factor = backend.scratch("factor", x.shape, x.dtype)
+        xp.maximum(xp.add(x, 3.0, out=factor), 0, out=factor)
+        xp.multiply(xp.minimum(factor, 6.0, out=factor), 1 / 6, out=factor)
+        xp.multiply(x, factor, out=out)
+        return x
+
+    def backward(self, backend: Backend, dy: Array, cache: Any, channels: slice, out: Array) -> None:
+        xp = backend.xp
+        slope = backend.scratch("factor", dy.shape, dy.dtype)
+        xp.add(xp.multiply(cache, 1 / 3, out=slope), 0.5, out=slope)
+        xp.copyto(slope, 1.0, where=xp.logical_not(xp.less(cache, 3.0)))  # of nan too, as in PyTorch
+        xp.multiply(dy, slope, out=out)
+        xp.copyto(out, 0, where=xp.less_equal(cache, -3.0))
+
+
+class ELUOp(ChannelOp):
+    """y = x where x > 0, else alpha (exp(x) - 1); dx = dy, dy alpha exp(x) (Clevert et al. 2015, arXiv:1511.07289)."""
+
+    elementwise = any_shape = True
+    keeps_input = True
+    passes = 10
+
+    def __init__(self, alpha: float) -> None:
+        self.alpha = self.signature = number("alpha", alpha, "a finite number")
+
+    def forward(self, backend: Backend, x: Array, channels: slice, out: Array, keep: bool) -> Any:
+        xp = backend.xp
+        below = backend.scratch("below", x.shape, x.dtype)
+        xp.expm1(xp.minimum(x, 0, out=below), out=below)
+        xp.multiply(below, self.alpha, out=below)
+        xp.add(xp.maximum(x, 0, out=out), below, out=out)
+        return x
+
+    def backward(self, backend: Backend, dy: Array, cache: Any, channels: slice, out: Array) -> None:
+        xp = backend.xp
+        slope = backend.scratch("below", dy.shape, dy.dtype)
+        xp.exp(xp.minimum(cache, 0, out=slope), out=slope)
+        xp.multiply(slope, self.alpha, out=slope)
+        xp.copyto(slope, 1.0, where=xp.logical_not(xp.less_equal(cache, 0)))  # of nan too, as in PyTorch
+        xp.multiply(dy, slope, out=out)
+
+
 def relu(x: Array) -> tuple[Array, ChainCache]:
     """Return max(x, 0) of an array of any shape, and the cache."""
     return run((RELU,), x)
@@ -157,9 +241,25 @@ def gelu(x: Array) -> tuple[Array, ChainCache]:
     return run((GELUOp(),), x)
 
 
+def silu(x: Array) -> tuple[Array, ChainCache]:
+    """Return x times its sigmoid, of an array of any shape, and the cache."""
+    return run((SiLUOp(),), x)
+
+
+def hardswish(x: Array) -> tuple[Array, ChainCache]:
+    """Return x min(max(x + 3, 0), 6) / 6 of an array of any shape, and the cache."""
+    return run((HardswishOp(),), x)
+
+
+def elu(x: Array, alpha: float = 1.0) -> tuple[Array, ChainCache]:
+    """Return x where it is positive and `alpha` * (exp(x) - 1) elsewhere, for any shape, and the cache."""
+    return run((ELUOp(alpha),), x)
+
+
 def relu_backward(dy: Array, cache: ChainCache) -> Array:
     """Return dx of `relu`, shaped like `dy`."""
     return run_backward(dy, cache)
 
 
 leaky_relu_backward = sigmoid_backward = tanh_backward = gelu_backward = relu_backward
+silu_backward = hardswish_backward = elu_backward = relu_backward

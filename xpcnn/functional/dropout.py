@@ -1,4 +1,4 @@
-"""Inverted dropout with masks from a counter-based hash, the same on every backend.
+"""Inverted dropout, of elements and of whole channels, with masks from a counter-based hash, the same on every backend.
 
 Element i of the batch-last memory is dropped where hash(i XOR hash(key * 0x9E3779B9)) falls below p * 2^32. The hash is
 the finaliser of MurmurHash3 (Appleby, public domain), which maps 32 bits one to one and mixes every bit into every
@@ -14,8 +14,8 @@ from typing import Any
 from xpcnn import random
 from xpcnn.backend import Array, Backend
 from xpcnn.backend.graph import host
-from xpcnn.functional.channelwise import ChainCache, ChannelOp, run, run_backward
-from xpcnn.functional.layout import bits, flag, number, take
+from xpcnn.functional.channelwise import ChainCache, ChannelOp, Shape, run, run_backward
+from xpcnn.functional.layout import bits, check_images, flag, number, take
 from xpcnn.functional.primitive import primitive
 
 GOLDEN = 0x9E3779B9  # 2^32 / golden ratio: neighbouring keys lie far apart
@@ -100,6 +100,42 @@ class DropoutOp(ChannelOp):
         backend.xp.copyto(out, 0 if self.p else values)
 
 
+class Dropout2dOp(DropoutOp):
+    """Dropout of whole channels of an image (Tompson et al. 2014, arXiv:1411.4280, section 4.1)."""
+
+    any_shape = False
+    passes = 4
+
+    def out_shape(self, shape: Shape) -> Shape:
+        check_images("x", (shape[-1], *shape[:-1]))
+        return shape
+
+    def forward(self, backend: Backend, x: Array, channels: slice, out: Array, keep: bool) -> Any:
+        if self.p == 0.0 or self.p == 1.0:
+            self._all_alike(backend, x, out)
+            return None
+        shape = x.shape[0], 1, 1, x.shape[3]
+        ones, factor = (backend.scratch(slot, shape, x.dtype) for slot in ("ones", "factor"))
+        backend.xp.copyto(ones, 1)
+        kept = dropout_forward(backend, ones, self.p, self.key, channels.start * x.shape[3], factor)
+        self._select(backend, x, kept, out)
+        return kept
+
+    def backward(self, backend: Backend, dy: Array, cache: Any, channels: slice, out: Array) -> None:
+        if cache is None:
+            self._all_alike(backend, dy, out)
+        else:
+            self._select(backend, dy, cache, out)
+
+    def _select(self, backend: Backend, values: Array, kept: Array, out: Array) -> None:
+        """Fill out (C, H, W, N) with values / (1 - p) where kept (C, 1, 1, N), else 0."""
+        xp, result = backend.xp, bits(out)
+        factor = backend.scratch("select", kept.shape, result.dtype)
+        xp.copyto(factor, kept.view("int8"))
+        xp.multiply(bits(values), factor, out=result)
+        xp.multiply(out, 1.0 / (1.0 - self.p), out=out)
+
+
 def check_probability(p: float) -> float:
     """Return `p` as a float; raise ConfigError unless it lies in [0, 1]."""
     return number("p", p, "the share dropped, from 0 to 1", 0.0, 1.0)
@@ -132,6 +168,18 @@ def dropout(x: Array, p: float = 0.5, *, training: bool) -> tuple[Array, ChainCa
     return run((DropoutOp(p if training else 0.0),), x)
 
 
+def dropout2d(x: Array, p: float = 0.5, *, training: bool) -> tuple[Array, ChainCache]:
+    """Drop a share of the channels of each image whole and scale up the rest; in evaluation, change nothing.
+
+    As `dropout`, for x (N, C, H, W): channel c of image n takes the place of element c * N + n there.
+    """
+    p, training = check_probability(p), flag("training", training)
+    return run((Dropout2dOp(p if training else 0.0),), x)
+
+
 def dropout_backward(dy: Array, cache: ChainCache) -> Array:
     """Return dx of `dropout`, shaped like `dy`."""
     return run_backward(dy, cache)
+
+
+dropout2d_backward = dropout_backward

@@ -1,10 +1,12 @@
 """Layers, containers and losses: parameters and caches around the functions of `functional`."""
 
 from xpcnn.nn import init
-from xpcnn.nn.activation import GELU, LeakyReLU, ReLU, Sigmoid, Softmax, Tanh
+from xpcnn.nn.activation import ELU, GELU, Hardswish, LeakyReLU, ReLU, Sigmoid, SiLU, Softmax, Tanh
+from xpcnn.nn.concat import Concat
 from xpcnn.nn.convolution import Conv2d
-from xpcnn.nn.dropout import Dropout
+from xpcnn.nn.dropout import Dropout, Dropout2d
 from xpcnn.nn.flatten import Flatten
+from xpcnn.nn.identity import Identity
 from xpcnn.nn.inference import Inference
 from xpcnn.nn.linear import Linear
 from xpcnn.nn.loss import CrossEntropyLoss, MSELoss
@@ -12,20 +14,27 @@ from xpcnn.nn.module import Module, no_grad
 from xpcnn.nn.normalization import BatchNorm1d, BatchNorm2d
 from xpcnn.nn.objective import loss_and_gradients
 from xpcnn.nn.parameter import Parameter
-from xpcnn.nn.pooling import AvgPool2d, GlobalAvgPool2d, MaxPool2d
+from xpcnn.nn.pooling import AdaptiveAvgPool2d, AvgPool2d, GlobalAvgPool2d, MaxPool2d
 from xpcnn.nn.residual import Residual
 from xpcnn.nn.sequential import Sequential
+from xpcnn.nn.upsample import Upsample
 
 __all__ = [
+    "ELU",
     "GELU",
+    "AdaptiveAvgPool2d",
     "AvgPool2d",
     "BatchNorm1d",
     "BatchNorm2d",
+    "Concat",
     "Conv2d",
     "CrossEntropyLoss",
     "Dropout",
+    "Dropout2d",
     "Flatten",
     "GlobalAvgPool2d",
+    "Hardswish",
+    "Identity",
     "Inference",
     "LeakyReLU",
     "Linear",
@@ -36,9 +45,11 @@ __all__ = [
     "ReLU",
     "Residual",
     "Sequential",
+    "SiLU",
     "Sigmoid",
     "Softmax",
     "Tanh",
+    "Upsample",
     "init",
     "loss_and_gradients",
     "no_grad",

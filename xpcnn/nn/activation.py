@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from xpcnn.backend import Array
 from xpcnn.errors import ConfigError
-from xpcnn.functional.activation import RELU, GELUOp, LeakyReLUOp, SigmoidOp, TanhOp
+from xpcnn.functional.activation import RELU, ELUOp, GELUOp, HardswishOp, LeakyReLUOp, SigmoidOp, SiLUOp, TanhOp
 from xpcnn.functional.channelwise import ChannelOp
 from xpcnn.functional.softmax import softmax, softmax_backward
 from xpcnn.nn.channelwise import ChannelLayer
@@ -74,6 +74,47 @@ class GELU(ChannelLayer):
     def channel_op(self) -> ChannelOp:
         """Return the operation of one call."""
         return GELUOp()
+
+
+class SiLU(ChannelLayer):
+    """y = x / (1 + exp(-x)), also called swish; `inplace` as in `ReLU`."""
+
+    def __init__(self, inplace: bool = False) -> None:
+        super().__init__()
+        self.inplace = inplace
+
+    def channel_op(self) -> ChannelOp:
+        """Return the operation of one call."""
+        return SiLUOp()
+
+
+class Hardswish(ChannelLayer):
+    """y = x min(max(x + 3, 0), 6) / 6; `inplace` as in `ReLU`."""
+
+    def __init__(self, inplace: bool = False) -> None:
+        super().__init__()
+        self.inplace = inplace
+
+    def channel_op(self) -> ChannelOp:
+        """Return the operation of one call."""
+        return HardswishOp()
+
+
+class ELU(ChannelLayer):
+    """y = x where x > 0, else alpha (exp(x) - 1); `inplace` as in `ReLU`."""
+
+    def __init__(self, alpha: float = 1.0, inplace: bool = False) -> None:
+        super().__init__()
+        self.alpha = ELUOp(alpha).alpha
+        self.inplace = inplace
+
+    def channel_op(self) -> ChannelOp:
+        """Return the operation of one call."""
+        return ELUOp(self.alpha)
+
+    def extra_repr(self) -> str:
+        """Return the arguments that its repr shows."""
+        return f"alpha={self.alpha}"
 
 
 class Softmax(Module):

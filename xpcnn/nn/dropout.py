@@ -1,9 +1,9 @@
-"""The dropout layer."""
+"""The dropout layers."""
 
 from __future__ import annotations
 
 from xpcnn.functional.channelwise import ChannelOp
-from xpcnn.functional.dropout import DropoutOp, check_probability
+from xpcnn.functional.dropout import Dropout2dOp, DropoutOp, check_probability
 from xpcnn.nn.channelwise import ChannelLayer
 
 
@@ -33,3 +33,11 @@ class Dropout(ChannelLayer):
     def extra_repr(self) -> str:
         """Return the arguments that its repr shows."""
         return f"p={self.p}"
+
+
+class Dropout2d(Dropout):
+    """In training, drop a share p of the channels of each image whole; x is (N, C, H, W), else as `Dropout`."""
+
+    def channel_op(self) -> ChannelOp:
+        """Return the operation of one call."""
+        return Dropout2dOp(self.p if self.training else 0.0)

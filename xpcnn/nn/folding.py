@@ -10,16 +10,19 @@ from typing import Any
 from xpcnn.backend import Array, backend_of
 from xpcnn.errors import ConfigError
 from xpcnn.functional.channelwise import ChannelOp, run
+from xpcnn.functional.concatenation import concat
 from xpcnn.functional.convolution import FixedConvolution
 from xpcnn.functional.linear import linear
 from xpcnn.functional.normalization import AffineOp
 from xpcnn.functional.pooling import MaxPoolOp
 from xpcnn.nn.activation import Softmax
 from xpcnn.nn.channelwise import ChannelLayer, pool_first
+from xpcnn.nn.concat import Concat
 from xpcnn.nn.convolution import Conv2d
-from xpcnn.nn.dropout import Dropout
+from xpcnn.nn.dropout import Dropout, Dropout2d
 from xpcnn.nn.flatten import Flatten
 from xpcnn.nn.fusion import Chain, Group, ResidualSum, group
+from xpcnn.nn.identity import Identity
 from xpcnn.nn.linear import Linear
 from xpcnn.nn.module import Module, is_ours
 from xpcnn.nn.normalization import BatchNorm1d, BatchNorm2d
@@ -131,6 +134,22 @@ class _Sum(Step):
         return add_paths(y, other), (max(size, other_size), work + other_work + 3 * y.size)
 
 
+class _Branches(Step):
+    """Several paths, their results side by side."""
+
+    def __init__(self, paths: list[Path], dim: int) -> None:
+        self.paths, self.dim = paths, dim
+
+    def __call__(self, x: Array) -> Array:
+        return concat([path(x) for path in self.paths], self.dim)[0]
+
+    def measure(self, x: Array) -> tuple[Array, Cost]:
+        measured = [path.measure(x) for path in self.paths]
+        y = concat([each for each, _ in measured], self.dim)[0]
+        largest = max(size for _, (size, _) in measured)
+        return y, (max(y.size, largest), 2.0 * y.size + sum(work for _, (_, work) in measured))
+
+
 class _AsItIs(Step):
     """A copy of a module, in evaluation mode."""
 
@@ -163,6 +182,8 @@ def fold(model: Module) -> Path:
             layer = part.layers()[0]
             if type(layer) is Residual:
                 _add_sum(path, layer)
+            elif type(layer) is Concat:
+                _add_branches(path, layer)
             elif type(layer) is Conv2d or type(layer) is Linear:
                 _add_product(path, layer, groups)
             else:
@@ -177,7 +198,7 @@ def _flatten(module: Module) -> Iterator[Module]:
     if type(module) is Sequential:
         for layer in module:
             yield from _flatten(layer)
-    elif type(module) is not Dropout:
+    elif type(module) not in (Dropout, Dropout2d, Identity):
         yield module
 
 
@@ -198,6 +219,13 @@ def _add_sum(path: Path, block: Residual) -> None:
     path.steps.append(_Sum(body, shortcut))
     path.is_fresh = True
     path.is_known = path.is_known and body.is_known and shortcut.is_known
+
+
+def _add_branches(path: Path, layer: Concat) -> None:
+    paths = [fold(branch) for branch in layer.branches]
+    path.steps.append(_Branches(paths, layer.dim))
+    path.is_fresh = True
+    path.is_known = path.is_known and all(branch.is_known for branch in paths)
 
 
 def _add_product(path: Path, layer: Conv2d | Linear, groups: deque[Group]) -> None:

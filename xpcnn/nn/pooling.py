@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from xpcnn.functional.channelwise import ChannelOp
 from xpcnn.functional.pooling import GLOBAL_AVG_POOL, avg_pool_op, max_pool_op
+from xpcnn.functional.resampling import OutputSize, adaptive_avg_pool_op, check_output_size
 from xpcnn.nn.channelwise import ChannelLayer
 from xpcnn.windows import Padding, Size, check_windows
 
@@ -71,3 +72,25 @@ class GlobalAvgPool2d(ChannelLayer):
     def channel_op(self) -> ChannelOp:
         """Return the operation of one call."""
         return GLOBAL_AVG_POOL
+
+
+class AdaptiveAvgPool2d(ChannelLayer):
+    """y = means over windows that share out the image: (N, C, H, W) to (N, C, OH, OW), whatever H and W.
+
+    Parameters
+    ----------
+    output_size : int, or (height, width) of which None keeps the input's
+    """
+
+    def __init__(self, output_size: OutputSize) -> None:
+        super().__init__()
+        check_output_size(output_size)
+        self.output_size = output_size
+
+    def channel_op(self) -> ChannelOp:
+        """Return the operation of one call."""
+        return adaptive_avg_pool_op(check_output_size(self.output_size))
+
+    def extra_repr(self) -> str:
+        """Return the arguments that its repr shows."""
+        return f"{self.output_size}"

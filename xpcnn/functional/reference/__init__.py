@@ -5,14 +5,20 @@ C channels, F filters, K kernel taps and H, W sizes; `oh`, `ow` count output row
 """
 
 from xpcnn.functional.reference.activation import (
+    elu,
+    elu_backward,
     gelu,
     gelu_backward,
+    hardswish,
+    hardswish_backward,
     leaky_relu,
     leaky_relu_backward,
     relu,
     relu_backward,
     sigmoid,
     sigmoid_backward,
+    silu,
+    silu_backward,
     tanh,
     tanh_backward,
 )
@@ -25,8 +31,14 @@ from xpcnn.functional.reference.convolution import (
     im2col,
 )
 from xpcnn.functional.reference.linear import (
+    concat,
+    concat_backward,
     dropout,
+    dropout2d,
+    dropout2d_backward,
     dropout_backward,
+    identity,
+    identity_backward,
     linear,
     linear_backward,
 )
@@ -49,25 +61,43 @@ from xpcnn.functional.reference.pooling import (
     max_pool2d,
     max_pool2d_backward,
 )
+from xpcnn.functional.reference.resampling import (
+    adaptive_avg_pool2d,
+    adaptive_avg_pool2d_backward,
+    upsample,
+    upsample_backward,
+)
 from xpcnn.functional.reference.windows import output_size, sides
 
 __all__ = [
+    "adaptive_avg_pool2d",
+    "adaptive_avg_pool2d_backward",
     "avg_pool2d",
     "avg_pool2d_backward",
     "batch_norm",
     "batch_norm_backward",
     "col2im",
+    "concat",
+    "concat_backward",
     "conv2d",
     "conv2d_backward",
     "conv_transpose2d",
     "conv_transpose2d_backward",
     "cross_entropy",
     "dropout",
+    "dropout2d",
+    "dropout2d_backward",
     "dropout_backward",
+    "elu",
+    "elu_backward",
     "gelu",
     "gelu_backward",
     "global_avg_pool2d",
     "global_avg_pool2d_backward",
+    "hardswish",
+    "hardswish_backward",
+    "identity",
+    "identity_backward",
     "im2col",
     "leaky_relu",
     "leaky_relu_backward",
@@ -83,8 +113,12 @@ __all__ = [
     "sides",
     "sigmoid",
     "sigmoid_backward",
+    "silu",
+    "silu_backward",
     "softmax",
     "softmax_backward",
     "tanh",
     "tanh_backward",
+    "upsample",
+    "upsample_backward",
 ]

@@ -75,3 +75,37 @@ def gelu_backward(dy: ArrayLike, cache: Array) -> Array:
         return 0.5 * math.erfc(-v / math.sqrt(2.0)) + v * math.exp(-0.5 * v * v) / math.sqrt(2.0 * math.pi)
 
     return np.asarray(dy, np.float64) * _each(cache, slope)
+
+
+def silu(x: ArrayLike) -> tuple[Array, Array]:
+    """Return x / (1 + exp(-x)). Source: Elfwing et al., arXiv:1702.03118."""
+    x = np.asarray(x, np.float64)
+    return x * sigmoid(x)[0], x
+
+
+def silu_backward(dy: ArrayLike, cache: Array) -> Array:
+    """Return dy * (s + x * s * (1 - s)), s the sigmoid of x."""
+    s, rest = sigmoid(cache)[0], sigmoid(-cache)[0]
+    return np.asarray(dy, np.float64) * (s + cache * s * rest)
+
+
+def hardswish(x: ArrayLike) -> tuple[Array, Array]:
+    """Return x * min(max(x + 3, 0), 6) / 6. Source: Howard et al., arXiv:1905.02244."""
+    return _each(x, lambda v: v * min(max(v + 3.0, 0.0), 6.0) / 6.0), np.asarray(x, np.float64)
+
+
+def hardswish_backward(dy: ArrayLike, cache: Array) -> Array:
+    """Return 0 up to x = -3, dy from x = 3 on, and dy * (2 * x + 3) / 6 between."""
+    return np.multiply(dy, _each(cache, lambda v: 0.0 if v <= -3 else 1.0 if v >= 3 else (2.0 * v + 3.0) / 6.0))
+
+
+def elu(x: ArrayLike, alpha: float = 1.0) -> tuple[Array, Array]:
+    """Return x where x > 0, else alpha * (exp(x) - 1). Source: Clevert et al., arXiv:1511.07289."""
+    return _each(x, lambda v: alpha * math.expm1(v) if v <= 0 else v), _each(
+        x, lambda v: alpha * math.exp(v) if v <= 0 else 1.0
+    )
+
+
+def elu_backward(dy: ArrayLike, cache: Array) -> Array:
+    """Return dy where x > 0, else dy * alpha * exp(x)."""
+    return np.multiply(dy, cache)

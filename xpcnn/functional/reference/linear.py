@@ -1,7 +1,8 @@
-"""The dense layer, dropout and concatenation as plain loops."""
+"""The dense layer, dropout, the identity and concatenation as plain loops."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -52,3 +53,42 @@ def dropout(x: ArrayLike, p: float = 0.5, *, training: bool, mask: ArrayLike | N
 def dropout_backward(dy: ArrayLike, cache: Array) -> Array:
     """Pass dy where a value was kept, by the same factor."""
     return np.multiply(dy, cache)
+
+
+def dropout2d(x: ArrayLike, p: float = 0.5, *, training: bool, mask: ArrayLike | None = None) -> tuple[Array, Array]:
+    """Zero a share p of the channels of each image; `mask` (N, C) as in `dropout`."""
+    x = np.asarray(x, np.float64)
+    _, channels = dropout(np.ones(x.shape[:2]), p, training=training, mask=mask)
+    factor = np.zeros_like(x)
+    for n, c in np.ndindex(channels.shape):
+        factor[n, c] = channels[n, c]
+    return np.where(factor == 0, 0.0, x) * factor, factor
+
+
+def dropout2d_backward(dy: ArrayLike, cache: Array) -> Array:
+    """Pass dy where a channel was kept, by the same factor."""
+    return np.multiply(dy, cache)
+
+
+def identity(x: ArrayLike) -> tuple[Array, None]:
+    """Return x."""
+    return np.asarray(x, np.float64), None
+
+
+def identity_backward(dy: ArrayLike, cache: None) -> Array:
+    """Return dy."""
+    return np.asarray(dy, np.float64)
+
+
+def concat(arrays: Sequence[ArrayLike], axis: int = 1) -> tuple[Array, Any]:
+    """Put arrays side by side along `axis`."""
+    parts = [np.moveaxis(np.asarray(part, np.float64), axis, 0) for part in arrays]
+    slices = [each for part in parts for each in part]
+    return np.moveaxis(np.array(slices), 0, axis), ([len(part) for part in parts], axis)
+
+
+def concat_backward(dy: ArrayLike, cache: Any) -> list[Array]:
+    """Return the part of dy that lies in the place of each array."""
+    lengths, axis = cache
+    slices = iter(np.moveaxis(np.asarray(dy, np.float64), axis, 0))
+    return [np.moveaxis(np.array([next(slices) for _ in range(length)]), 0, axis) for length in lengths]

@@ -1,0 +1,22 @@
+"""The layer that does nothing."""
+
+from __future__ import annotations
+
+from xpcnn.backend import Array
+from xpcnn.functional.identity import identity, identity_backward
+from xpcnn.nn.module import Module
+
+
+class Identity(Module):
+    """y = x, of any shape and dtype, for where a network needs a layer that does nothing."""
+
+    def forward(self, x: Array) -> Array:
+        """Return x itself."""
+        y, cache = identity(x)
+        self.keep(cache)
+        return y
+
+    def backward(self, dy: Array, *, input_gradient: bool = True) -> Array:
+        """Return dy itself."""
+        dx = identity_backward(dy, self.take())
+        return dx if input_gradient else None
