@@ -157,6 +157,8 @@ API = {
     """,
     "xpcnn.training": """
         Trainer(model, optimizer, criterion, *, schedule=None, schedule_every=None, callbacks=())
+        EarlyStopping(monitor=None, patience=5, min_delta=0.0, restore_best=True)
+        ModelAverage(decay=0.999)
         Metrics(loss, accuracy)
         History()
     """,

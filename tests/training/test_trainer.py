@@ -508,11 +508,11 @@ class Nothing:
     [
         (
             Misspelt(),
-            r"expected methods among on_fit_start, on_step, on_epoch, on_fit_end, got Misspelt\.on_epoch_end, which",
+            r"expected methods among on_fit_start, on_step, .*, on_fit_end, got Misspelt\.on_epoch_end, which",
         ),
         (
             Nothing(),
-            "expected objects with any of the methods on_fit_start, on_step, on_epoch, on_fit_end, got Nothing",
+            "any of the methods on_fit_start, on_step, on_metrics, on_epoch, on_fit_end, got Nothing",
         ),
         (print, "any of the methods .*, got builtin_function_or_method"),
         (Progress, r"expected objects, got the class Progress; write Progress\(\.\.\.\)"),

@@ -1,8 +1,10 @@
 """Training: the trainer, what it measures and tells, and checkpoints to go on from."""
 
 from xpcnn.training.arrays import load_parameters, save_parameters
+from xpcnn.training.averaging import ModelAverage
 from xpcnn.training.callbacks import Callback
 from xpcnn.training.checkpoint import Checkpointer
+from xpcnn.training.early_stopping import EarlyStopping
 from xpcnn.training.history import History
 from xpcnn.training.lock import FolderLock
 from xpcnn.training.metrics import Metrics, RunningAverage
@@ -12,9 +14,11 @@ from xpcnn.training.trainer import Trainer
 __all__ = [
     "Callback",
     "Checkpointer",
+    "EarlyStopping",
     "FolderLock",
     "History",
     "Metrics",
+    "ModelAverage",
     "Progress",
     "RunningAverage",
     "Trainer",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from inspect import getattr_static
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +12,16 @@ from xpcnn.errors import ConfigError
 if TYPE_CHECKING:
     from xpcnn.training.trainer import Trainer
 
-EVENTS = ("on_fit_start", "on_step", "on_epoch", "on_fit_end")
+EVENTS = ("on_fit_start", "on_step", "on_metrics", "on_epoch", "on_fit_end")
 
 
 class Callback:
-    """Base of callbacks; every method may be left out, and so may the base. `trainer.stop()` ends the training."""
+    """Base of callbacks; every method may be left out, and so may the base. `trainer.stop()` ends the training.
+
+    One that has `state_dict()` and `load_state_dict(state)`, which go by flat dicts of arrays and plain numbers,
+    strings, lists and dicts, is saved in checkpoints and restored with the training. One that has
+    `validation_weights(trainer)`, a context manager, is asked for it around each validation.
+    """
 
     def __repr__(self) -> str:
         options = (f"{name}={value!r:.60}" for name, value in vars(self).items() if not name.startswith("_"))
@@ -26,6 +32,9 @@ class Callback:
 
     def on_step(self, trainer: Trainer) -> None:
         """Run after each step; `trainer.history` holds what has been read so far (on a GPU some steps less)."""
+
+    def on_metrics(self, trainer: Trainer) -> None:
+        """Run after each epoch and its validation, before its checkpoint, which holds what changes here."""
 
     def on_epoch(self, trainer: Trainer) -> None:
         """Run after each epoch, its validation and its checkpoint."""
@@ -51,6 +60,21 @@ def methods(callbacks: Sequence[Any]) -> tuple[list[Callable[[Any], None]], ...]
             if method is not None and getattr(method, "__func__", None) is not getattr(Callback, event):
                 found.append(method)
     return lists
+
+
+def stateful(callbacks: Sequence[Any]) -> list[Any]:
+    """Return those whose state belongs to the training."""
+    return [each for each in callbacks if hasattr(each, "state_dict") and hasattr(each, "load_state_dict")]
+
+
+@contextmanager
+def validation_weights(trainer: Trainer) -> Iterator[None]:
+    """Let the callbacks put the weights in place that are to be validated, for the length of a `with` block."""
+    with ExitStack() as stack:
+        for callback in trainer.callbacks:
+            if hasattr(callback, "validation_weights"):
+                stack.enter_context(callback.validation_weights(trainer))
+        yield
 
 
 def _check(callback: Any) -> None:

@@ -11,12 +11,14 @@ from xpcnn import __version__, random
 from xpcnn.backend import backend_of, use_backend
 from xpcnn.errors import DataError, XpcnnError
 from xpcnn.training.arrays import host_state, load_host_state
+from xpcnn.training.callbacks import stateful
 from xpcnn.training.checkpoint import State
 from xpcnn.training.history import History
 
 if TYPE_CHECKING:
     from xpcnn.training.trainer import Trainer
 
+PARTS = ("model", "buffer", "optimizer", "history", "callback")
 COUNTERS = ("step", "epoch", "batch", "first_epoch", "skipped")
 
 
@@ -26,6 +28,13 @@ def capture_state(trainer: Trainer, train: Any = None) -> State:
     arrays = {f"model.{name}": value for name, value in host_state(trainer.model).items()}
     arrays |= {f"buffer.{name}": value for name, value in _other_buffers(trainer).items()}
     arrays |= {f"optimizer.{name}": value for name, value in optimizer.items() if hasattr(value, "shape")}
+    callbacks = []
+    for i, callback in enumerate(stateful(trainer.callbacks)):
+        state = callback.state_dict()
+        held = {name: value for name, value in state.items() if hasattr(value, "shape") and hasattr(value, "dtype")}
+        arrays |= {f"callback.{i}.{name}": backend_of(value).to_numpy(value).copy() for name, value in held.items()}
+        rest = {name: value for name, value in state.items() if name not in held}
+        callbacks.append({"kind": type(callback).__name__, "state": rest})
     with use_backend("numpy") as host:
         for table in ("steps", "epochs"):
             for name, column in getattr(trainer.history, table).items():
@@ -41,6 +50,7 @@ def capture_state(trainer: Trainer, train: Any = None) -> State:
             "schedule": trainer.schedule.state_dict() if trainer.schedule is not None else None,
             "schedule_every": trainer.schedule_every,
             "scaler": trainer.scaler.state_dict() if trainer.scaler is not None else None,
+            "callbacks": callbacks,
             "random": random.get_state(),
             "loader": train.state_dict() if hasattr(train, "state_dict") else None,
             "backend": trainer.model.backend.name,
@@ -82,6 +92,7 @@ def _restore(trainer: Trainer, state: State, train: Any) -> None:
         raise DataError(f"schedule_every: expected {trainer.schedule_every!r} as the trainer has it, got {unit!r:.40}")
     if (numbers.get("scaler") is None) != (trainer.scaler is None):
         raise DataError("scaler: expected one in both the checkpoint and the trainer, or in neither")
+    callbacks = _callback_states(trainer, numbers.get("callbacks", []), parts["callback"])
     if not isinstance(numbers.get("optimizer"), Mapping) or parts["optimizer"].keys() & numbers["optimizer"].keys():
         raise DataError("optimizer: expected its arrays and its numbers by name")
     optimizer = {**parts["optimizer"], **numbers["optimizer"]}
@@ -94,6 +105,8 @@ def _restore(trainer: Trainer, state: State, train: Any) -> None:
         trainer.optimizer.load_state_dict(optimizer)
     if trainer.scaler is not None:
         trainer.scaler.load_state_dict(numbers["scaler"])
+    for callback, its_state in callbacks:
+        callback.load_state_dict(its_state)
     if hasattr(train, "load_state_dict"):
         train.load_state_dict(numbers.get("loader"))
     random.set_state(numbers["random"])
@@ -104,13 +117,33 @@ def _restore(trainer: Trainer, state: State, train: Any) -> None:
 
 
 def _split(arrays: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    parts: dict[str, dict[str, Any]] = {"model": {}, "buffer": {}, "optimizer": {}, "history": {}}
+    parts: dict[str, dict[str, Any]] = {name: {} for name in PARTS}
     for name, value in arrays.items():
         part, _, rest = name.partition(".")
         if part not in parts:
             raise DataError(f"expected arrays of {', '.join(parts)}, got {name!r:.80}")
         parts[part][rest] = value
     return parts
+
+
+def _callback_states(trainer: Trainer, saved: Any, arrays: Mapping[str, Any]) -> list[tuple[Any, dict[str, Any]]]:
+    """Return the callbacks that have a state, each with the one that was saved of it."""
+    mine = stateful(trainer.callbacks)
+    kinds = [type(callback).__name__ for callback in mine]
+    if not isinstance(saved, list) or not all(
+        isinstance(each, Mapping) and isinstance(each.get("state"), Mapping) for each in saved
+    ):
+        raise DataError(f"callbacks: expected their states, got {saved!r:.60}")
+    if [each.get("kind") for each in saved] != kinds:
+        found = ", ".join(str(each.get("kind")) for each in saved)
+        raise DataError(f"callbacks: expected {', '.join(kinds) or 'none with a state'}, got {found or 'none'}")
+    states: list[dict[str, Any]] = [dict(each["state"]) for each in saved]
+    for name, value in arrays.items():
+        number, _, rest = name.partition(".")
+        if not number.isdecimal() or int(number) >= len(states):
+            raise DataError(f"callback.{name}: expected an array of one of {len(states)} callbacks")
+        states[int(number)][rest] = value
+    return list(zip(mine, states, strict=True))
 
 
 def _history(arrays: Mapping[str, Any]) -> History:

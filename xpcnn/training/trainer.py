@@ -18,14 +18,14 @@ from xpcnn.errors import ConfigError, DataError, NonFiniteError, OutOfMemoryErro
 from xpcnn.nn import Module
 from xpcnn.optim import GradScaler, Optimizer, Schedule
 from xpcnn.training.batches import check_batches, unpack
-from xpcnn.training.callbacks import Callback, methods
+from xpcnn.training.callbacks import Callback, methods, validation_weights
 from xpcnn.training.checkpoint import Checkpointer
 from xpcnn.training.diagnosis import largest_batch, layer_of_traceback
 from xpcnn.training.evaluation import evaluate
 from xpcnn.training.history import History
 from xpcnn.training.interrupt import Interruption, interruptible, unbroken
 from xpcnn.training.metrics import Metrics, RunningAverage, has_accuracy
-from xpcnn.training.monitor import check_monitor, latest_for
+from xpcnn.training.monitor import check_monitor, latest
 from xpcnn.training.state import capture_state, restore_state
 from xpcnn.training.step import Step
 
@@ -50,7 +50,8 @@ class Trainer:
         What the schedule counts: its `step()` is called after each batch (the default) or each epoch. Must be said
         with a schedule whose numbers mean either in practice, such as `StepLR`. `ReduceLROnPlateau` counts epochs.
     callbacks : sequence
-        Objects with any of `on_fit_start`, `on_step`, `on_epoch`, `on_fit_end`, each called with the trainer.
+        Objects with any of `on_fit_start`, `on_step`, `on_metrics`, `on_epoch`, `on_fit_end`, each called with the
+        trainer (`training.Callback` says when).
     compile : "auto", True or False
         Whether steps are recorded once and replayed (`xpcnn.compile`): "auto" where that can be, True means that it is
         an error where it cannot. (`capture`, its name before 0.2, goes on working until 0.3.)
@@ -75,6 +76,10 @@ class Trainer:
         Set it to end the training after the present step, as Ctrl-C does.
     stopped, stop_reason : bool, str
         Whether `stop` ended the last `fit`, and what it was told.
+    resumed, completed : bool
+        Whether the last `fit` went on from a checkpoint; and whether it ran to its end, or to that of `stop`.
+    validates : bool
+        Whether the last `fit` had validation data.
     skipped : int
         Updates left out because of nan or inf, those that overflowed included.
 
@@ -154,8 +159,8 @@ class Trainer:
         self._wanted: tuple[Any, ...] = ()
         self._on_step: list[Callable[[Any], None]] = []
         self._sums = getattr(criterion, "reduction", "mean") == "sum"
-        self._resumed = False
-        self.interrupted = self.stopped = False
+        self._resumed = self.resumed = self.completed = False
+        self.interrupted = self.stopped = self.validates = False
         self.signum = int(signal.SIGINT)
         self.stop_reason = ""
 
@@ -238,17 +243,18 @@ class Trainer:
             self.checkpoint.close()
 
     def _fit(self, train: Any, validation: Any, epochs: int) -> History:
-        resumed, self._resumed = self._resumed, False
-        if not resumed:
+        self.resumed, self._resumed, self.completed = self._resumed, False, False
+        if not self.resumed:
             self.first_epoch, self.batch, self.seconds = self.epoch, 0, 0.0
             self.average.reset()
             self.hits.reset()
         self.epochs = self.first_epoch + epochs
         self.batches_per_epoch = len(train) if hasattr(train, "__len__") else None
+        self.validates = validation is not None
         self._check_schedule()
         backend = backend_of(next(iter(self.model.parameters())).data)
         self._renew(backend)
-        on_start, self._on_step, on_epoch, on_end = methods(self.callbacks)
+        on_start, self._on_step, on_metrics, on_epoch, on_end = methods(self.callbacks)
         self.stopped, self.stop_reason = False, ""
         for call in on_start:
             call(self)
@@ -257,12 +263,18 @@ class Trainer:
                 while self.epoch < self.epochs and not self.stopped:
                     if not self._run_epoch(train):
                         break
-                    metrics = self.evaluate(validation) if validation is not None else None
-                    self._end_epoch(train, metrics)
+                    with validation_weights(self) if validation is not None else contextlib.nullcontext():
+                        metrics = self.evaluate(validation) if validation is not None else None
+                        score = self._end_epoch(metrics)
+                        for call in on_metrics:
+                            call(self)
+                    if self.checkpoint is not None and self.checkpoint.due_at_epoch(self.epoch):
+                        self.save(train, score)
                     for call in on_epoch:
                         call(self)
                     if self.interrupted:
                         self._interrupt(train)
+                self.completed = True
         finally:
             for call in on_end:
                 call(self)
@@ -386,7 +398,8 @@ class Trainer:
             return islice(iter(train), self.batch, None)  # an iterable without a position: pass over what was done
         return iter(train)
 
-    def _end_epoch(self, train: Any, metrics: Metrics | None) -> None:
+    def _end_epoch(self, metrics: Metrics | None) -> float:
+        """Bring an epoch into the history; return its score, higher for a better model."""
         self.epoch += 1
         watches = getattr(self.schedule, "monitors", False)
         if self.schedule is not None and self.schedule_every == "epoch" and not watches:
@@ -402,15 +415,15 @@ class Trainer:
         )
         if self.schedule is not None and watches:
             step: Any = self.schedule.step
-            step(latest_for(self.history, self.schedule))
+            wanted = getattr(self.schedule, "monitor", None), getattr(self.schedule, "mode", "min") == "max"
+            step(latest(self, wanted[0], accuracy=wanted[1]))
         score = -self.average.value
         if metrics is not None:
             score = -metrics.loss if math.isnan(metrics.accuracy) else metrics.accuracy
         self.batch, self.seconds = 0, 0.0
         self.average.reset()
         self.hits.reset()
-        if self.checkpoint is not None and self.checkpoint.due_at_epoch(self.epoch):
-            self.save(train, score)
+        return score
 
     def read(self) -> None:
         """Bring the numbers of the steps since the last call into the history. Waits for the device.
