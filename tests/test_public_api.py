@@ -161,6 +161,10 @@ API = {
         ModelAverage(decay=0.999)
         Metrics(loss, accuracy)
         History()
+        save_model(model, path, *, classes=None, transform=None)
+        load_model(path, *, layers=())
+        Predictor(model, *, classes=None, transform=None)
+        Prediction(label, probability, probabilities)
     """,
     "xpcnn.models": """
         create(name, **options)

@@ -43,11 +43,29 @@ def load_image(path: PathLike) -> np.ndarray:
     Y. LeCun, C. Cortes, C. J. C. Burges, "The MNIST database of handwritten digits": the 20x20 box and the centring.
     """
     content = read_file(path)
-    colours = _decode(path, content)
+    return _digit(str(path), _decode(path, content), _JPEG_NOISE if content.startswith(JPEG_MAGIC) else 0.0)
+
+
+def digit_of(picture: Any) -> np.ndarray:
+    """Return the digit of a PIL image as `load_image` returns a file's.
+
+    Raises
+    ------
+    DataError
+        None is found.
+    """
+    from PIL import ImageOps
+
+    turned = ImageOps.exif_transpose(picture)
+    colours = _colours(turned.reduce(max(1, -(-max(turned.size) // _WORKING_SIDE))))
+    return _digit("images", colours, _JPEG_NOISE if picture.format in ("JPEG", "MPO") else 0.0)
+
+
+def _digit(name: str, colours: np.ndarray, noise: float) -> np.ndarray:
     try:
-        ink = find_ink(colours, _JPEG_NOISE if content.startswith(JPEG_MAGIC) else 0.0)
+        ink = find_ink(colours, noise)
     except NoDigit as reason:
-        raise DataError(f"{path}: no digit found: {reason}") from None
+        raise DataError(f"{name}: no digit found: {reason}") from None
     return _centred(_fitted(ink))
 
 

@@ -117,7 +117,8 @@ class Module(Guarded):
     Copies and pickles hold parameters and buffers, and nothing that forwards have kept.
     """
 
-    unguarded = frozenset({"_kept", "_forwards", "_buffers", "_groups"})
+    unguarded = frozenset({"_kept", "_forwards", "_buffers", "_groups", "_sample_shape"})
+    _sample_shape: tuple[int, ...] | None = None  # of one sample of the last x that it was called with by itself
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         if arguments or options:  # of a layer without a constructor of its own
@@ -188,6 +189,8 @@ class Module(Guarded):
             forward_now.reset(token)
         if forward.entries:
             self._forwards.append(forward)
+        if self._sample_shape != x.shape[1:]:
+            self._sample_shape = tuple(x.shape[1:])
         return y
 
     def forward(self, x: Array) -> Array:

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 from xpcnn import functional as F
 from xpcnn.backend import Array
 from xpcnn.data import DataLoader
-from xpcnn.nn import Module, no_grad
+from xpcnn.nn import Module
 from xpcnn.training import Metrics, Trainer
-from xpcnn.training.evaluation import fastest_forward
+from xpcnn.training.evaluation import evaluating, fastest_forward
 
 
 class Evaluation(NamedTuple):
@@ -55,14 +55,8 @@ def _indices(labels: Any) -> Any:
 
 
 def _logits(model: Module, forward: Callable[[Array], Array], batches: Any) -> Array:
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        with no_grad():
-            return model.backend.xp.concatenate([forward(x) for x in batches])
-    finally:
-        for module, training in modes:
-            module.training = training
+    with evaluating(model):
+        return model.backend.xp.concatenate([forward(x) for x in batches])
 
 
 class EvaluatingTrainer(Trainer):

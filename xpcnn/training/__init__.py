@@ -8,6 +8,8 @@ from xpcnn.training.early_stopping import EarlyStopping
 from xpcnn.training.history import History
 from xpcnn.training.lock import FolderLock
 from xpcnn.training.metrics import Metrics, RunningAverage
+from xpcnn.training.model_file import load_model, save_model
+from xpcnn.training.predictor import Prediction, Predictor
 from xpcnn.training.progress import Progress
 from xpcnn.training.trainer import Trainer
 
@@ -19,9 +21,13 @@ __all__ = [
     "History",
     "Metrics",
     "ModelAverage",
+    "Prediction",
+    "Predictor",
     "Progress",
     "RunningAverage",
     "Trainer",
+    "load_model",
     "load_parameters",
+    "save_model",
     "save_parameters",
 ]

@@ -14,11 +14,12 @@ from xpcnn.nn import Module
 from xpcnn.training.files import write_bytes
 
 
-def encode(arrays: Mapping[str, Any]) -> bytes:
+def encode(arrays: Mapping[str, Any], metadata: dict[str, str] | None = None) -> bytes:
     """Return host arrays by name as the bytes of a safetensors file."""
     from safetensors.numpy import save
 
-    return bytes(save({name: array if array.flags.c_contiguous else array.copy() for name, array in arrays.items()}))
+    contiguous = {name: array if array.flags.c_contiguous else array.copy() for name, array in arrays.items()}
+    return bytes(save(contiguous, metadata))
 
 
 def decode(content: bytes, name: str) -> dict[str, Any]:
@@ -64,12 +65,23 @@ def load_parameters(model: Module, path: str | os.PathLike[str]) -> None:
     """
     source = os.fspath(path)
     arrays = decode(read_file(path, "safetensors file"), source)
+    check_values(arrays, source)
+    load_host_state(model, arrays, source)
+
+
+def check_values(arrays: Mapping[str, Any], source: str) -> None:
+    """Check that host arrays hold what a training may leave.
+
+    Raises
+    ------
+    DataError
+        A value is nan, infinite or a negative variance.
+    """
     for name, array in arrays.items():
         if array.dtype.kind == "f" and array.size and not math.isfinite(float(abs(array).max())):
             raise DataError(f"{source}: expected finite numbers, got nan or infinity in {name!r}; its training failed")
         if name.rpartition(".")[2] == "running_var" and array.size and array.min() < 0:
             raise DataError(f"{source}: expected variances of 0 or more, got {array.min():.4g} in {name!r}")
-    load_host_state(model, arrays, source)
 
 
 def host_state(model: Module) -> dict[str, Any]:

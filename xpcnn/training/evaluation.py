@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from xpcnn import random
@@ -37,7 +38,6 @@ def evaluate(model: Module, criterion: Any, data: Iterable[tuple[Array, Array]],
     check_batches("data", data)
     sums = getattr(criterion, "reduction", "mean") == "sum"
     backend = backend_of(next(iter(model.parameters())).data)
-    modes = [(module, module.training) for module in model.modules()]
     forward = fastest_forward(model)
     ledger = Ledger(backend, 2, read_every)
     hits_place = ledger.row[1:2].reshape(())
@@ -51,32 +51,41 @@ def evaluate(model: Module, criterion: Any, data: Iterable[tuple[Array, Array]],
             hits += right
         sizes.clear()
 
-    try:
-        model.eval()
-        # A loader draws its order; what training draws must not depend on that.
-        with no_grad(), backend.errstate(), random.fork_rng():
-            for batch in data:
-                x, labels = unpack("data", batch)
-                try:
-                    logits = forward(x)
-                except (ShapeError, DTypeError):
-                    model(x)  # raises the same, and names the layer, which the inference form cannot
-                    raise
-                ledger.row[0:1] = criterion(logits, labels)
-                if has_accuracy(criterion):
-                    write_hits(logits, labels, hits_place)
-                ledger.keep()
-                sizes.append(x.shape[0])
-                count += x.shape[0]
-                if ledger.full:
-                    read()
+    # A loader draws its order; what training draws must not depend on that.
+    with evaluating(model), random.fork_rng():
+        for batch in data:
+            x, labels = unpack("data", batch)
+            try:
+                logits = forward(x)
+            except (ShapeError, DTypeError):
+                model(x)  # raises the same, and names the layer, which the inference form cannot
+                raise
+            ledger.row[0:1] = criterion(logits, labels)
+            if has_accuracy(criterion):
+                write_hits(logits, labels, hits_place)
+            ledger.keep()
+            sizes.append(x.shape[0])
+            count += x.shape[0]
+            if ledger.full:
+                read()
         read()
-    finally:
-        for module, training in modes:
-            module.training = training
     if not count:
         raise DataError("data: expected at least one batch, got none")
     return Metrics(loss / count, hits / count if has_accuracy(criterion) else math.nan, count)
+
+
+@contextlib.contextmanager
+def evaluating(model: Module) -> Iterator[None]:
+    """Set a model to eval mode inside a `with` block that keeps no caches; give each module its own mode back."""
+    modes = [(module, module.training) for module in model.modules() if module.training]
+    try:
+        for module, _ in modes:
+            module.training = False
+        with no_grad(), model.backend.errstate():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def fastest_forward(model: Module) -> Callable[[Array], Array]:
