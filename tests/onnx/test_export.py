@@ -250,3 +250,14 @@ def test_without_the_library(tmp_path, monkeypatch):
 def test_register_takes_layers_alone(layer):
     with pytest.raises(ConfigError, match=r"layer: expected a subclass of xpcnn\.nn\.Module"):
         xpcnn.onnx.register(layer)
+
+
+@pytest.mark.parametrize("mode", ["nearest", "bilinear", "corners"])
+@pytest.mark.parametrize("factor", [1, 2, (3, 4), 2.5])
+@pytest.mark.parametrize("shape", [(2, 3, 5, 7), (1, 2, 1, 3)])
+def test_other_sizes(mode, factor, shape, tmp_path, run_file, rng):
+    options = {"mode": "bilinear", "align_corners": True} if mode == "corners" else {"mode": mode}
+    layer = nn.Upsample(scale_factor=factor, **options)
+    x = rng.normal(size=shape).astype(np.float32)
+    xpcnn.onnx.export(layer, x.shape[1:], tmp_path / "a.onnx")
+    assert relative(run_file(tmp_path / "a.onnx", x)[0], layer(x)) < BOUND

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from xpcnn import nn
+from xpcnn.backend import use_backend
 from xpcnn.onnx.graph import Graph, Value
 from xpcnn.onnx.registry import register
 from xpcnn.windows import Axis, Windows, pair, windows
@@ -33,6 +36,11 @@ def _sequential(graph: Graph, layer: nn.Sequential, x: Value) -> Value:
 def _residual(graph: Graph, layer: nn.Residual, x: Value) -> Value:
     y = graph.layer(layer.body, x)
     return graph.node("Add", y, x if layer.shortcut is None else graph.layer(layer.shortcut, x))
+
+
+@register(nn.Concat)
+def _concat(graph: Graph, layer: nn.Concat, x: Value) -> Value:
+    return graph.node("Concat", *(graph.layer(branch, x) for branch in layer.branches), axis=layer.dim)
 
 
 @register(nn.Conv2d)
@@ -136,11 +144,64 @@ def _global_avg_pool(graph: Graph, layer: nn.GlobalAvgPool2d, x: Value) -> Value
     return graph.node("GlobalAveragePool", x)
 
 
+# --- other sizes ------------------------------------------------------------------------------------------------------
+
+
+@register(nn.AdaptiveAvgPool2d)
+def _adaptive_avg_pool(graph: Graph, layer: nn.AdaptiveAvgPool2d, x: Value) -> Value:
+    sizes = _size(x)
+    wanted = layer.output_size if isinstance(layer.output_size, tuple | list) else (layer.output_size,) * 2
+    outs = [size if out is None else int(out) for size, out in zip(sizes, wanted, strict=True)]
+    if outs == [1, 1]:
+        return graph.node("GlobalAveragePool", x)
+    if all(size % out == 0 for size, out in zip(sizes, outs, strict=True)):
+        kernel = [size // out for size, out in zip(sizes, outs, strict=True)]
+        return graph.node("AveragePool", x, kernel_shape=kernel, strides=kernel)
+    return _resampled(graph, layer, x)
+
+
+@register(nn.Upsample)
+def _upsample(graph: Graph, layer: nn.Upsample, x: Value) -> Value:
+    factor = layer.scale_factor
+    factors = [float(each) for each in (factor if isinstance(factor, tuple | list) else (factor or 0.5,) * 2)]
+    if not all(each.is_integer() for each in factors):
+        return _resampled(graph, layer, x)  # where a runtime's rounding of places may choose other pixels
+    where = "align_corners" if layer.align_corners else "half_pixel"
+    return graph.node(
+        "Resize",
+        x,
+        None,
+        graph.constant([1.0, 1.0, *factors], "float32"),
+        mode="nearest" if layer.mode == "nearest" else "linear",
+        coordinate_transformation_mode="asymmetric" if layer.mode == "nearest" else where,
+        nearest_mode="floor" if layer.mode == "nearest" else None,
+    )
+
+
+def _resampled(graph: Graph, layer: nn.Module, x: Value) -> Value:
+    """Write what is linear along the height and along the width as two products with matrices."""
+    height, width = _size(x)
+    rows = np.eye(height).reshape(height, 1, height, 1)
+    columns = np.eye(width).reshape(width, 1, 1, width)
+    with use_backend("numpy"), nn.no_grad():
+        down = np.asarray(layer(rows))[:, 0, :, 0].T  # (OH, H)
+        along = np.asarray(layer(columns))[:, 0, 0, :]  # (W, OW)
+    return graph.node("MatMul", graph.node("MatMul", graph.constant(down), x), graph.constant(along))
+
+
 # --- activations ------------------------------------------------------------------------------------------------------
 
 
 @register(nn.Dropout)
 def _dropout(graph: Graph, layer: nn.Dropout, x: Value) -> Value:
+    return x
+
+
+register(nn.Dropout2d)(_dropout)
+
+
+@register(nn.Identity)
+def _identity(graph: Graph, layer: nn.Identity, x: Value) -> Value:
     return x
 
 
@@ -170,6 +231,21 @@ def _gelu(graph: Graph, layer: nn.GELU, x: Value) -> Value:
         return graph.node("Gelu", x, approximate="none")
     error = graph.node("Erf", graph.node("Mul", x, graph.constant(0.5**0.5)))
     return graph.node("Mul", graph.node("Mul", x, graph.constant(0.5)), graph.node("Add", error, graph.constant(1.0)))
+
+
+@register(nn.SiLU)
+def _silu(graph: Graph, layer: nn.SiLU, x: Value) -> Value:
+    return graph.node("Mul", x, graph.node("Sigmoid", x))
+
+
+@register(nn.Hardswish)
+def _hardswish(graph: Graph, layer: nn.Hardswish, x: Value) -> Value:
+    return graph.node("HardSwish", x)
+
+
+@register(nn.ELU)
+def _elu(graph: Graph, layer: nn.ELU, x: Value) -> Value:
+    return graph.node("Elu", x, alpha=layer.alpha)
 
 
 @register(nn.Softmax)
