@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from xpcnn.backend import Array, Backend
+from xpcnn.errors import OutOfMemoryError
 from xpcnn.nn import Module, no_grad
 from xpcnn.nn.module import trace
 from xpcnn.nn.precision import call
@@ -110,3 +111,25 @@ def largest_batch(run: Callable[[int], Any], size: int) -> int | None:
             continue
         return size >> halvings
     return None
+
+
+def out_of_memory(step: Step, number: int, error: MemoryError, x: Any, labels: Any) -> OutOfMemoryError:
+    """Return an error that names the layer and a batch that fits; leaves nothing of the step that failed.
+
+    `x` and `labels` are a batch, or tuples of the batches of one step, of which the largest is looked at.
+    """
+    layer = layer_of_traceback(step.model, error.__traceback__)
+    cause: BaseException | None = error
+    while cause is not None:  # their frames, and caches, hold the arrays of the step that failed
+        cause.__traceback__ = None
+        cause = cause.__cause__ or cause.__context__
+    step.model.forget()
+    if isinstance(x, tuple):
+        x, labels = max(zip(x, labels, strict=True), key=lambda pair: pair[0].shape[0])
+    size = largest_batch(lambda n: step.try_size(x[:n], labels[:n]), x.shape[0])
+    advice = f"a batch of {size} fits" if size else "not even a batch of 1 fits: make the images or the net smaller"
+    where = f" in layer {layer}" if layer else ""
+    return OutOfMemoryError(
+        f"step {number}: out of memory{where} with a batch of {x.shape[0]}; {advice} "
+        f"({str(error).splitlines()[0] if str(error) else type(error).__name__:.120})"
+    )

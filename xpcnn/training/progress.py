@@ -74,7 +74,7 @@ class Progress(Callback):
     def on_step(self, trainer: Trainer) -> None:
         """Draw or print where it is time to."""
         if not self._is_bar:
-            if trainer.batch % self.every == 0 or trainer.batch == trainer.batches_per_epoch:
+            if trainer.batch % self.every < trainer.accumulate or trainer.batch == trainer.batches_per_epoch:
                 self._line(trainer)
             return
         now = time.monotonic()

@@ -46,7 +46,7 @@ class Step:
     Attributes
     ----------
     run : callable
-        Runs a step on a batch (x, labels).
+        Runs a step on a batch (x, labels), or on several, as tuples of arrays.
     immediate : bool
         Whether a step is known when it returns.
     scale_is_fixed : bool
@@ -68,14 +68,38 @@ class Step:
         backend_of(x).xp.copyto(self._loss, loss)
         return logits
 
-    def compute(self, x: Array, labels: Array) -> None:
-        """Run forward and backward; leave loss, right answers and the sum of all gradients in the ledger."""
-        xp = backend_of(x).xp
+    def accumulate(self, batches: tuple[Array, ...], targets: tuple[Array, ...]) -> None:
+        """Do what `forward_backward` does for several batches as if they were one, and count their right answers."""
+        xp = backend_of(batches[0]).xp
+        total = sum(x.shape[0] for x in batches)
+        for i, (x, labels) in enumerate(zip(batches, targets, strict=True)):
+            share = 1.0 if self._sums else x.shape[0] / total
+            logits = call(self.model, x, self._is_float16)
+            loss = self.criterion(logits, labels)
+            dlogits = xp.multiply(self.criterion.backward(), share)
+            self.model.backward(self._scaled(dlogits), input_gradient=False)
+            write_hits(logits, labels, self._part_hits if i else self._hits)
+            if i:
+                xp.add(self._loss, xp.multiply(loss, share), out=self._loss)
+                xp.add(self._hits, self._part_hits, out=self._hits)
+            else:
+                xp.copyto(self._loss, xp.multiply(loss, share))
+
+    def compute(self, x: Any, labels: Any) -> None:
+        """Run forward and backward; leave loss, right answers and the sum of all gradients in the ledger.
+
+        Tuples are the batches of one step.
+        """
+        xp = backend_of(x[0] if isinstance(x, tuple) else x).xp
         for buffer, copy in self._kept:
             xp.copyto(copy, buffer)
-        logits = self.forward_backward(x, labels)
-        self.optimizer.collect()
-        write_hits(logits, labels, self._hits)
+        if isinstance(x, tuple):
+            self.accumulate(x, labels)
+            self.optimizer.collect()
+        else:
+            logits = self.forward_backward(x, labels)
+            self.optimizer.collect()
+            write_hits(logits, labels, self._hits)
         first, *others = self.optimizer.gradient_sums()
         xp.copyto(self._slope, first)
         for total in others:
@@ -88,10 +112,10 @@ class Step:
         self.optimizer.update()
         self.zero_grad()
 
-    def compute_and_update(self, x: Array, labels: Array) -> None:
+    def compute_and_update(self, x: Any, labels: Any) -> None:
         """Run a whole step that changes nothing where a number is not finite, without the host having to know."""
         self.compute(x, labels)
-        xp = backend_of(x).xp
+        xp = backend_of(x[0] if isinstance(x, tuple) else x).xp
         ok = xp.isfinite(self._loss + self._slope)
         if self.stops:  # after the first fatal step nothing changes any more
             if self.scaler is None:
@@ -139,12 +163,14 @@ class Step:
         self.model, self.criterion, self.optimizer, self.backend = model, criterion, optimizer, backend
         self.clip_norm, self.scaler, self.stops = clip_norm, scaler, stops
         self.immediate = backend.immediate
-        self.run: Callable[[Array, Array], None] = self._at_once if self.immediate else self._deferred
+        self.run: Callable[[Any, Any], None] = self._at_once if self.immediate else self._deferred
         # Batch norm writes its running statistics before anybody knows that the step is bad.
         self._kept = [(buffer, backend.place(backend.copy(buffer))) for _, buffer in model.named_buffers()]
         self._ledger = Ledger(backend, 4, 1 if self.immediate else read_every)
         row = self._ledger.row  # loss, right answers, sum of gradients, scale of the loss
         self._loss, self._hits, self._slope = row[0:1], row[1:2].reshape(()), row[2:3]
+        self._part_hits = backend.place(backend.zeros((), "float64"))
+        self._sums = getattr(criterion, "reduction", "mean") == "sum"
         self._scale = None if scaler is None else scaler.place(backend)
         self._scale_used = row[3:4]
         self.scale_is_fixed = scaler is not None and scaler.backoff_factor == 1.0
@@ -152,7 +178,7 @@ class Step:
         self._is_float16 = computes_in_float16(model)
         self._ok = backend.xp.ones((1,), dtype=bool)
         self._rows: list[Row] = []
-        self._batch: tuple[Array, Array] | None = None
+        self._batch: tuple[Any, Any] | None = None
         if not self.immediate:
             optimizer.guard_updates()
         compiled = (
@@ -171,7 +197,7 @@ class Step:
 
         return run
 
-    def _at_once(self, x: Array, labels: Array) -> None:
+    def _at_once(self, x: Any, labels: Any) -> None:
         compute, update = self.compiled
         try:
             compute(x, labels)
@@ -190,7 +216,7 @@ class Step:
             self.scaler.update(self.backend.asarray([not bad]))
         self._rows.append(row)
 
-    def _deferred(self, x: Array, labels: Array) -> None:
+    def _deferred(self, x: Any, labels: Any) -> None:
         self._batch = x, labels
         (whole,) = self.compiled
         try:
@@ -224,7 +250,13 @@ class Step:
         """Say in one line what went wrong in a step; the model is as it was before it."""
         what = "a gradient is nan or infinite" if math.isfinite(loss) else f"the loss is {loss}"
         batch, self._batch = self._batch, None
-        reason = explain(self, *batch, lr) if batch is not None else "the batch is gone"
+        reason = "the batch is gone"
+        if batch is not None:
+            pairs = list(zip(*batch, strict=True)) if isinstance(batch[0], tuple) else [batch]
+            for pair in pairs:
+                reason = explain(self, *pair, lr)
+                if not reason.startswith("first in the loss"):
+                    break
         return f"step {step}: {what}; {reason}; the update was not made"
 
     def restore_buffers(self) -> None:

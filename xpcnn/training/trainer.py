@@ -14,18 +14,19 @@ from typing import Any
 
 from xpcnn.backend import Array, Backend, backend_of
 from xpcnn.backend.numpy.memory import trim
-from xpcnn.errors import ConfigError, DataError, NonFiniteError, OutOfMemoryError
+from xpcnn.errors import ConfigError, DataError, NonFiniteError
 from xpcnn.nn import Module
 from xpcnn.optim import GradScaler, Optimizer, Schedule
+from xpcnn.training.arguments import check_options, check_parts, what_it_counts
 from xpcnn.training.batches import check_batches, unpack
 from xpcnn.training.callbacks import Callback, methods, validation_weights
 from xpcnn.training.checkpoint import Checkpointer
-from xpcnn.training.diagnosis import largest_batch, layer_of_traceback
+from xpcnn.training.diagnosis import out_of_memory
 from xpcnn.training.evaluation import evaluate
 from xpcnn.training.history import History
 from xpcnn.training.interrupt import Interruption, interruptible, unbroken
 from xpcnn.training.metrics import Metrics, RunningAverage, has_accuracy
-from xpcnn.training.monitor import check_monitor, latest
+from xpcnn.training.monitor import latest
 from xpcnn.training.state import capture_state, restore_state
 from xpcnn.training.step import Step
 
@@ -66,6 +67,11 @@ class Trainer:
         zero). A gradient that overflows is then no error: the update is left out and the scale lowered, unless it
         cannot be lowered any more or the loss itself is nan or infinite.
 
+    accumulate : int
+        Batches that make one step: their gradients are added up, each weighted by its share of the samples, so that a
+        step is that of one batch of them all (but for batch norm, which sees each batch by itself, and for a mean
+        that is weighted by classes). An epoch's last step takes what is left. A schedule counts steps.
+
     Attributes
     ----------
     step, epoch, batch : int
@@ -103,50 +109,24 @@ class Trainer:
         nonfinite: str = "stop",
         clip_norm: float | None = None,
         scaler: GradScaler | None = None,
+        accumulate: int = 1,
         read_every: int = READ_EVERY,
         capture: str | bool | None = None,
     ) -> None:
         if capture is not None:
             warnings.warn("capture: goes with version 0.3; say compile= instead", DeprecationWarning, stacklevel=2)
             compile = capture
-        if not isinstance(model, Module):
-            raise ConfigError(f"model: expected an nn.Module, got {type(model).__name__}")
-        if not isinstance(optimizer, Optimizer):
-            raise ConfigError(f"optimizer: expected an optim.Optimizer, got {type(optimizer).__name__}")
-        if schedule is not None and getattr(schedule, "optimizer", None) is not optimizer:
-            raise ConfigError("schedule: expected one made with this trainer's optimizer")
-        if schedule_every not in (None, "batch", "epoch"):
-            raise ConfigError(f'schedule_every: expected "batch" or "epoch", got {schedule_every!r}')
-        if getattr(schedule, "monitors", False):
-            if schedule_every == "batch":
-                raise ConfigError(f'schedule_every: expected "epoch" with {type(schedule).__name__}, got "batch"')
-            check_monitor(getattr(schedule, "monitor", None))
-            schedule_every = "epoch"
-        if schedule_every is None and getattr(schedule, "asks_unit", False):
-            raise ConfigError(
-                f'schedule_every: expected "batch" or "epoch" with {type(schedule).__name__}, got none; say what its '
-                "numbers count"
-            )
-        if compile not in ("auto", True, False):
-            raise ConfigError(f'compile: expected "auto", True or False, got {compile!r}')
-        if nonfinite not in ("stop", "skip"):
-            raise ConfigError(f'nonfinite: expected "stop" or "skip", got {nonfinite!r}')
-        if clip_norm is not None and not (isinstance(clip_norm, (int, float)) and clip_norm > 0):
-            raise ConfigError(f"clip_norm: expected a number above 0, got {clip_norm!r}")
-        if isinstance(read_every, bool) or not isinstance(read_every, int) or read_every < 1:
-            raise ConfigError(f"read_every: expected an integer of 1 or more, got {read_every!r}")
-        if checkpoint is not None and not isinstance(checkpoint, Checkpointer):
-            raise ConfigError(f"checkpoint: expected a Checkpointer, got {type(checkpoint).__name__}")
-        if scaler is not None and not isinstance(scaler, GradScaler):
-            raise ConfigError(f"scaler: expected an optim.GradScaler, got {type(scaler).__name__}")
+        check_parts(model, optimizer, schedule, checkpoint, scaler)
+        check_options(compile, nonfinite, clip_norm, read_every, accumulate)
+        self.schedule_every = what_it_counts(schedule, schedule_every)
         self.model, self.optimizer, self.criterion, self.schedule = model, optimizer, criterion, schedule
-        self.schedule_every = schedule_every or "batch"
         if not isinstance(callbacks, Iterable):
             raise ConfigError(f"callbacks: expected a sequence of them, got {type(callbacks).__name__}")
         self.callbacks = list(callbacks)
         methods(self.callbacks)
         self.compile, self.checkpoint, self.nonfinite = compile, checkpoint, nonfinite
         self.clip_norm, self.scaler, self.read_every = clip_norm, scaler, read_every
+        self.accumulate = accumulate
         self.step = self.epoch = self.batch = self.first_epoch = self.skipped = 0
         self.batches_per_epoch: int | None = None
         self.epochs = 0
@@ -154,7 +134,7 @@ class Trainer:
         self.average = RunningAverage()
         self.hits = RunningAverage()
         self.seconds = 0.0
-        self._pending: list[tuple[int, float]] = []
+        self._pending: list[tuple[int, float, int]] = []  # samples, rate and batches of steps that are not read
         self._step: Step | None = None
         self._wanted: tuple[Any, ...] = ()
         self._on_step: list[Callable[[Any], None]] = []
@@ -289,7 +269,8 @@ class Trainer:
         if self.schedule_every == "batch":
             if self.batches_per_epoch is None:
                 return
-            steps = steps * self.batches_per_epoch - self.batch
+            per_epoch, left = self.batches_per_epoch, self.batches_per_epoch - self.batch
+            steps = (steps - 1) * -(-per_epoch // self.accumulate) + -(-left // self.accumulate)
         if self.schedule.last_step + steps > most:
             plural = "batches" if self.schedule_every == "batch" else "epochs"
             needed = self.schedule.last_step + steps
@@ -317,8 +298,8 @@ class Trainer:
             self.model.train()
         started = time.perf_counter() - self.seconds
         whole = True
-        for batch in self._batches(train):
-            self._do(*unpack("train", batch))
+        for x, labels in self._steps(train):
+            self._do(x, labels)
             if schedule is not None:
                 schedule.step()
             for call in on_step:
@@ -353,20 +334,21 @@ class Trainer:
             )  # fmt: skip
         return self._step
 
-    def _do(self, x: Array, labels: Array) -> None:
+    def _do(self, x: Any, labels: Any) -> None:
         step = self._renew()
         lr = self.optimizer.param_groups[0]["lr"]
         try:
             step.run(x, labels)
         except MemoryError as error:
-            raise self._out_of_memory(step, error, x, labels) from error
+            raise out_of_memory(step, self.step + 1, error, x, labels) from error
         except BaseException:  # such as a timeout of the user's own
             self._abandon(step)
             raise
+        sizes = [each.shape[0] for each in x] if isinstance(x, tuple) else [x.shape[0]]
         self.step += 1
-        self.batch += 1
-        self._pending.append((x.shape[0], lr))
-        if step.immediate or self.batch % self.read_every == 0:
+        self.batch += len(sizes)
+        self._pending.append((sum(sizes), lr, len(sizes)))
+        if step.immediate or len(self._pending) >= self.read_every:
             self.read()
         if self.step % FLUSH_EVERY == 0:
             self.optimizer.flush_denormals()
@@ -393,10 +375,21 @@ class Trainer:
         with self._renew().backend.errstate():
             unbroken(self._do, x, labels)
 
-    def _batches(self, train: Any) -> Iterator[tuple[Array, Array]]:
+    def _steps(self, train: Any) -> Iterator[tuple[Any, Any]]:
+        """Yield a batch after the other; where several make a step, tuples of theirs."""
+        batches = iter(train)
         if self.batch and not hasattr(train, "load_state_dict"):
-            return islice(iter(train), self.batch, None)  # an iterable without a position: pass over what was done
-        return iter(train)
+            batches = islice(batches, self.batch, None)  # an iterable without a position: pass over what was done
+        if self.accumulate == 1:
+            yield from (unpack("train", batch) for batch in batches)
+            return
+        while True:
+            # No more than there are: a loader that has given out its last is at its next epoch.
+            left = self.accumulate if self.batches_per_epoch is None else self.batches_per_epoch - self.batch
+            found = [unpack("train", batch) for batch in islice(batches, max(1, min(left, self.accumulate)))]
+            if not found:
+                return
+            yield tuple(x for x, _ in found), tuple(labels for _, labels in found)
 
     def _end_epoch(self, metrics: Metrics | None) -> float:
         """Bring an epoch into the history; return its score, higher for a better model."""
@@ -438,12 +431,12 @@ class Trainer:
         rows = self._step.read()
         del rows[len(self._pending) :]  # of a step that was broken off
         first = self.step - len(rows) + 1
-        for i, ((loss, hits, bad, fatal), (size, lr)) in enumerate(zip(rows, self._pending, strict=True)):
+        for i, ((loss, hits, bad, fatal), (size, lr, _)) in enumerate(zip(rows, self._pending, strict=True)):
             if bad:
                 if fatal and self.nonfinite == "stop":
-                    self._pending.clear()
                     self.step -= len(rows) - i  # nothing was updated from this step on
-                    self.batch -= len(rows) - i
+                    self.batch -= sum(count for *_, count in self._pending[i:])
+                    self._pending.clear()
                     raise NonFiniteError(self._step.explanation(first + i, loss, lr))
                 self.skipped += 1
             accuracy = hits / size if has_accuracy(self.criterion) else math.nan
@@ -505,18 +498,3 @@ class Trainer:
             self.read()  # what whole steps have left, without the broken one's row
         step.model.forget()
         step.zero_grad()
-
-    def _out_of_memory(self, step: Step, error: MemoryError, x: Array, labels: Array) -> OutOfMemoryError:
-        layer = layer_of_traceback(self.model, error.__traceback__)
-        cause: BaseException | None = error
-        while cause is not None:  # their frames, and caches, hold the arrays of the step that failed
-            cause.__traceback__ = None
-            cause = cause.__cause__ or cause.__context__
-        self.model.forget()
-        size = largest_batch(lambda n: step.try_size(x[:n], labels[:n]), x.shape[0])
-        advice = f"a batch of {size} fits" if size else "not even a batch of 1 fits: make the images or the net smaller"
-        where = f" in layer {layer}" if layer else ""
-        return OutOfMemoryError(
-            f"step {self.step + 1}: out of memory{where} with a batch of {x.shape[0]}; {advice} "
-            f"({str(error).splitlines()[0] if str(error) else type(error).__name__:.120})"
-        )

@@ -1,0 +1,55 @@
+"""What a trainer is made of, checked before it is made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from xpcnn.errors import ConfigError
+from xpcnn.nn import Module
+from xpcnn.optim import GradScaler, Optimizer
+from xpcnn.training.checkpoint import Checkpointer
+from xpcnn.training.monitor import check_monitor
+
+
+def check_parts(model: Any, optimizer: Any, schedule: Any, checkpoint: Any, scaler: Any) -> None:
+    """Raise ConfigError unless all are what they must be and belong together."""
+    if not isinstance(model, Module):
+        raise ConfigError(f"model: expected an nn.Module, got {type(model).__name__}")
+    if not isinstance(optimizer, Optimizer):
+        raise ConfigError(f"optimizer: expected an optim.Optimizer, got {type(optimizer).__name__}")
+    if schedule is not None and getattr(schedule, "optimizer", None) is not optimizer:
+        raise ConfigError("schedule: expected one made with this trainer's optimizer")
+    if checkpoint is not None and not isinstance(checkpoint, Checkpointer):
+        raise ConfigError(f"checkpoint: expected a Checkpointer, got {type(checkpoint).__name__}")
+    if scaler is not None and not isinstance(scaler, GradScaler):
+        raise ConfigError(f"scaler: expected an optim.GradScaler, got {type(scaler).__name__}")
+
+
+def check_options(compile: Any, nonfinite: Any, clip_norm: Any, read_every: Any, accumulate: Any) -> None:
+    """Raise ConfigError where an option has a value that is not allowed."""
+    if compile not in ("auto", True, False):
+        raise ConfigError(f'compile: expected "auto", True or False, got {compile!r}')
+    if nonfinite not in ("stop", "skip"):
+        raise ConfigError(f'nonfinite: expected "stop" or "skip", got {nonfinite!r}')
+    if clip_norm is not None and not (isinstance(clip_norm, (int, float)) and clip_norm > 0):
+        raise ConfigError(f"clip_norm: expected a number above 0, got {clip_norm!r}")
+    for name, value in (("read_every", read_every), ("accumulate", accumulate)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ConfigError(f"{name}: expected an integer of 1 or more, got {value!r}")
+
+
+def what_it_counts(schedule: Any, schedule_every: Any) -> str:
+    """Return "batch" or "epoch"; raise ConfigError where a schedule leaves open which, or cannot count it."""
+    if schedule_every not in (None, "batch", "epoch"):
+        raise ConfigError(f'schedule_every: expected "batch" or "epoch", got {schedule_every!r}')
+    if getattr(schedule, "monitors", False):
+        if schedule_every == "batch":
+            raise ConfigError(f'schedule_every: expected "epoch" with {type(schedule).__name__}, got "batch"')
+        check_monitor(getattr(schedule, "monitor", None))
+        return "epoch"
+    if schedule_every is None and getattr(schedule, "asks_unit", False):
+        raise ConfigError(
+            f'schedule_every: expected "batch" or "epoch" with {type(schedule).__name__}, got none; say what its '
+            "numbers count"
+        )
+    return schedule_every or "batch"
