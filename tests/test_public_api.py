@@ -34,6 +34,10 @@ FUNCTIONAL = """
     sigmoid(x)
     tanh(x)
     gelu(x)
+    layer_norm(x, normalized_shape, weight=None, bias=None, eps=1e-05)
+    layer_norm_backward(dy, cache)
+    group_norm(x, num_groups, weight=None, bias=None, eps=1e-05)
+    group_norm_backward(dy, cache)
     silu(x)
     hardswish(x)
     elu(x, alpha=1.0)
@@ -100,6 +104,9 @@ API = {
         Sigmoid()
         Tanh()
         GELU()
+        ConvTranspose2d(in_channels, out_channels, kernel_size, stride=1, padding=0, output_padding=0)
+        LayerNorm(normalized_shape, eps=1e-05, elementwise_affine=True, bias=True)
+        GroupNorm(num_groups, num_channels, eps=1e-05, affine=True)
         SiLU()
         Hardswish()
         ELU(alpha=1.0)
@@ -120,6 +127,7 @@ API = {
         xavier_uniform(shape)
         normal(shape, std=0.01, mean=0.0)
         zeros(shape)
+        ones(shape)
     """,
     "xpcnn.optim": """
         SGD(parameters, lr, momentum=0.0, *, weight_decay=0.0, nesterov=False, shrink=0.0)

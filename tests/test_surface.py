@@ -33,17 +33,19 @@ PIXEL.update(dict.fromkeys(("gamma", "beta", "running_mean", "running_var"), (4,
 VALUES = {
     "kernel_size": 2, "training": True, "x_shape": (2, 4, 6, 6),
     "in_channels": 4, "out_channels": 4, "in_features": 4, "out_features": 5, "num_features": 4,
-    "output_size": 4, "size": 5,
+    "output_size": 4, "size": 5, "normalized_shape": (6, 6), "num_groups": 2, "num_channels": 4,
 }  # fmt: skip
 CHOSEN = {"upsample": ["size"], "Upsample": ["size"]}  # options that are not left at their defaults
-ONE_PIXEL = {"kernel_size": 1, "x_shape": (2, 4, 1, 1), "output_size": 1, "size": 1}
+ONE_PIXEL = {"kernel_size": 1, "x_shape": (2, 4, 1, 1), "output_size": 1, "size": 1, "normalized_shape": (1, 1)}
+SHAPES = {"layer_norm": {"weight": (6, 6), "bias": (6, 6)}, "group_norm": {"weight": (4,)}}
+PIXEL_SHAPES = {"layer_norm": {"weight": (1, 1), "bias": (1, 1)}, "group_norm": {"weight": (4,)}}
 FUNCTIONS = {name: getattr(F, name) for name in F.__all__} | {
     "concat": lambda x, axis=1: F.concat([x], axis),
     "concat_backward": lambda dy, cache: F.concat_backward(dy, cache)[0],
 }
 SAID = {("concat", "x"): r"arrays\[0\]"}
 MADE_OF_LAYERS = ("Sequential", "Residual", "Concat")
-OF_ANY_SHAPE = (*MADE_OF_LAYERS, "concat", "mse_loss", "MSELoss")
+OF_ANY_SHAPE = (*MADE_OF_LAYERS, "concat", "mse_loss", "MSELoss", "layer_norm", "LayerNorm")
 KINDS["images"]["kernel_size"] = 2
 LAYER_KERNEL = {"Conv2d": 3}
 WRITTEN = ("running_mean", "running_var")  # in place
@@ -104,7 +106,7 @@ class Case:
     def arrays(self, shapes=None, dtype="float32", seed=0):
         """Return the arrays by name; a shape may be replaced."""
         rng = np.random.default_rng(seed)
-        given = {**KINDS[self.kind], **(shapes or {})}
+        given = {**KINDS[self.kind], **SHAPES.get(self.name, {}), **(shapes or {})}
         found = {}
         for name in self.array_names:
             shape = given[name]
@@ -227,7 +229,7 @@ def test_of_no_images_comes_nothing(case):
 @cases("images")
 def test_one_pixel_is_an_image(case):
     options = {name: value for name, value in ONE_PIXEL.items() if name in case.options}
-    found = results(case, case.arrays(PIXEL), options)
+    found = results(case, case.arrays({**PIXEL, **PIXEL_SHAPES.get(case.name, {})}), options)
     assert found[0].size == (1 if found[0].ndim == 0 else 8)
 
 

@@ -184,6 +184,8 @@ CASES = {
     "sigmoid": (R.sigmoid, R.sigmoid_backward, [(3, 4)]),
     "tanh": (R.tanh, R.tanh_backward, [(3, 4)]),
     "gelu": (R.gelu, R.gelu_backward, [(3, 4)]),
+    "layer_norm": (lambda x, w, b: R.layer_norm(x, (5, 6), w, b), R.layer_norm_backward, [IMAGES, (5, 6), (5, 6)]),
+    "group_norm": (lambda x, w, b: R.group_norm(x, 2, w, b), R.group_norm_backward, [IMAGES, (4,), (4,)]),
     "silu": (R.silu, R.silu_backward, [(3, 4)]),
     "hardswish": (R.hardswish, R.hardswish_backward, [(3, 4)]),
     "elu": (lambda x: R.elu(x, 0.7), R.elu_backward, [(3, 4)]),

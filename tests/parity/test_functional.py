@@ -187,6 +187,56 @@ def test_batch_norm(implementation, torch, differentiate, shape, training, seed)
     check(var, torch_var.numpy())
 
 
+@pytest.mark.parametrize("given", [(True, True), (True, False), (False, False)])
+@pytest.mark.parametrize(
+    ("shape", "last"), [((5, 4), (4,)), ((2, 3, 4, 5), (3, 4, 5)), ((2, 3, 4), (4,)), ((3,), (3,))]
+)
+def test_layer_norm(implementation, torch, differentiate, rng, given, shape, last):
+    arrays = [values(rng, shape) * 2 + 1, *(values(rng, last) if each else None for each in given)]
+    oracle = torch.nn.functional.layer_norm
+    expected = differentiate(lambda x, w, b: oracle(x, last, w, b, 1e-3), arrays, lambda s: values(rng, s))
+    forward = implementation.layer_norm
+    check_op(lambda x, w, b: forward(x, last, w, b, 1e-3), implementation.layer_norm_backward, arrays, expected)
+
+
+@pytest.mark.parametrize("given", [(True, True), (True, False), (False, False)])
+@pytest.mark.parametrize(("shape", "groups"), [((5, 4), 2), ((2, 6, 4, 5), 3), ((2, 6, 3), 6), ((3, 6, 2, 2), 1)])
+def test_group_norm(implementation, torch, differentiate, rng, given, shape, groups):
+    arrays = [values(rng, shape) * 2 + 1, *(values(rng, shape[1:2]) if each else None for each in given)]
+    oracle = torch.nn.functional.group_norm
+    expected = differentiate(lambda x, w, b: oracle(x, groups, w, b, 1e-3), arrays, lambda s: values(rng, s))
+    forward = implementation.group_norm
+    check_op(lambda x, w, b: forward(x, groups, w, b, 1e-3), implementation.group_norm_backward, arrays, expected)
+
+
+@given(shape=st.tuples(*[st.integers(1, 7)] * 4), size=st.tuples(*[st.integers(1, 9)] * 2), seed=seeds)
+def test_adaptive_avg_pool2d(implementation, torch, differentiate, shape, size, seed):
+    rng = np.random.default_rng(seed)
+    x = values(rng, shape)
+    oracle = torch.nn.functional.adaptive_avg_pool2d
+    expected = differentiate(lambda x: oracle(x, size), [x], lambda s: values(rng, s))
+    forward = implementation.adaptive_avg_pool2d
+    check_op(lambda x: forward(x, size), implementation.adaptive_avg_pool2d_backward, [x], expected)
+
+
+@given(
+    shape=st.tuples(*[st.integers(1, 7)] * 4),
+    size=st.tuples(*[st.integers(1, 15)] * 2),
+    scale=st.one_of(st.none(), st.sampled_from([1.0, 2.0, 3.0, 1.5, 2.5, 4.0])),
+    mode=st.sampled_from([("nearest", None), ("bilinear", False), ("bilinear", True)]),
+    seed=seeds,
+)
+def test_upsample(implementation, torch, differentiate, shape, size, scale, mode, seed):
+    rng = np.random.default_rng(seed)
+    x = values(rng, shape)
+    options = {"size": size} if scale is None else {"scale_factor": scale}
+    options |= {"mode": mode[0], "align_corners": mode[1]}
+    oracle = torch.nn.functional.interpolate
+    expected = differentiate(lambda x: oracle(x, **options), [x], lambda s: values(rng, s))
+    forward = implementation.upsample
+    check_op(lambda x: forward(x, **options), implementation.upsample_backward, [x], expected)
+
+
 ACTIVATIONS = {
     "relu": (lambda F: F.relu, {}),
     "leaky_relu": (lambda F: F.leaky_relu, {"negative_slope": 0.2}),

@@ -30,6 +30,17 @@ LAYERS = [
     ("Sigmoid", {}, IMAGES),
     ("Tanh", {}, FEATURES),
     ("GELU", {}, IMAGES),
+    ("ConvTranspose2d", {"in_channels": 4, "out_channels": 6, "kernel_size": 3, "stride": 2, "padding": 1,
+                         "output_padding": 1, "groups": 2}, IMAGES),
+    ("ConvTranspose2d", {"in_channels": 4, "out_channels": 3, "kernel_size": (2, 3), "bias": False,
+                         "dilation": (2, 1)}, IMAGES),
+    ("LayerNorm", {"normalized_shape": 4}, FEATURES),
+    ("LayerNorm", {"normalized_shape": (4, 7, 6), "eps": 1e-3}, IMAGES),
+    ("LayerNorm", {"normalized_shape": [6], "bias": False}, IMAGES),
+    ("LayerNorm", {"normalized_shape": (7, 6), "elementwise_affine": False}, IMAGES),
+    ("GroupNorm", {"num_groups": 2, "num_channels": 4}, IMAGES),
+    ("GroupNorm", {"num_groups": 1, "num_channels": 4, "eps": 1e-3}, FEATURES),
+    ("GroupNorm", {"num_groups": 4, "num_channels": 4, "affine": False}, IMAGES),
     ("SiLU", {}, IMAGES),
     ("Hardswish", {}, IMAGES),
     ("ELU", {"alpha": 0.7}, IMAGES),
@@ -62,7 +73,7 @@ def close(actual, expected, tolerance):
 
 
 def make(torch, name, options, dtype):
-    typed = {"dtype": dtype} if name in ("Conv2d", "Linear", "BatchNorm1d", "BatchNorm2d") else {}
+    typed = {"dtype": dtype} if "dtype" in inspect.signature(getattr(nn, name)).parameters else {}
     ours = getattr(nn, name)(**options, **typed)
     theirs = getattr(torch.nn, name)(**options).to(getattr(torch, dtype))
     copy_state(torch, ours, theirs)

@@ -45,6 +45,7 @@ from xpcnn.functional.pooling import (
     max_pool2d_backward,
 )
 from xpcnn.functional.resampling import adaptive_avg_pool2d, adaptive_avg_pool2d_backward, upsample, upsample_backward
+from xpcnn.functional.sample_normalization import group_norm, group_norm_backward, layer_norm, layer_norm_backward
 from xpcnn.functional.softmax import log_softmax, log_softmax_backward, softmax, softmax_backward
 from xpcnn.functional.transposed_convolution import conv_transpose2d, conv_transpose2d_backward
 
@@ -77,11 +78,15 @@ __all__ = [
     "gelu_backward",
     "global_avg_pool2d",
     "global_avg_pool2d_backward",
+    "group_norm",
+    "group_norm_backward",
     "hardswish",
     "hardswish_backward",
     "identity",
     "identity_backward",
     "im2col",
+    "layer_norm",
+    "layer_norm_backward",
     "leaky_relu",
     "leaky_relu_backward",
     "linear",

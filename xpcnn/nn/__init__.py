@@ -16,7 +16,9 @@ from xpcnn.nn.objective import loss_and_gradients
 from xpcnn.nn.parameter import Parameter
 from xpcnn.nn.pooling import AdaptiveAvgPool2d, AvgPool2d, GlobalAvgPool2d, MaxPool2d
 from xpcnn.nn.residual import Residual
+from xpcnn.nn.sample_normalization import GroupNorm, LayerNorm
 from xpcnn.nn.sequential import Sequential
+from xpcnn.nn.transposed_convolution import ConvTranspose2d
 from xpcnn.nn.upsample import Upsample
 
 __all__ = [
@@ -28,14 +30,17 @@ __all__ = [
     "BatchNorm2d",
     "Concat",
     "Conv2d",
+    "ConvTranspose2d",
     "CrossEntropyLoss",
     "Dropout",
     "Dropout2d",
     "Flatten",
     "GlobalAvgPool2d",
+    "GroupNorm",
     "Hardswish",
     "Identity",
     "Inference",
+    "LayerNorm",
     "LeakyReLU",
     "Linear",
     "MSELoss",

@@ -53,5 +53,10 @@ def zeros(shape: tuple[int, ...]) -> Any:
     return get_backend().zeros(shape, "float32")
 
 
+def ones(shape: tuple[int, ...]) -> Any:
+    """Return ones."""
+    return get_backend().zeros(shape, "float32") + 1
+
+
 def _uniform(shape: tuple[int, ...], bound: float) -> Any:
     return random.generator().uniform(-bound, bound, shape)

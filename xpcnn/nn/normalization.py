@@ -51,7 +51,7 @@ class _BatchNorm(ChannelLayer):
         num_features = integer("num_features", num_features, 1)
         self.num_features, self.eps, self.momentum = num_features, check_eps(eps), check_momentum(momentum)
         dtype = "float32" if str(dtype) == "float16" else dtype
-        self.weight = new_parameter("weight", _ones, (num_features,), dtype)
+        self.weight = new_parameter("weight", init.ones, (num_features,), dtype)
         self.bias = new_parameter("bias", init.zeros, (num_features,), dtype)
         backend, dtype = get_backend(), self.weight.data.dtype
         self.register_buffer("running_mean", backend.zeros((num_features,), dtype))
@@ -86,10 +86,6 @@ class _BatchNorm(ChannelLayer):
     def extra_repr(self) -> str:
         """Return the arguments that its repr shows."""
         return f"{self.weight.size}, eps={self.eps}, momentum={self.momentum}"
-
-
-def _ones(shape: tuple[int, ...]) -> Array:
-    return get_backend().zeros(shape, "float32") + 1
 
 
 class BatchNorm1d(_BatchNorm):

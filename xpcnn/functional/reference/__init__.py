@@ -52,6 +52,10 @@ from xpcnn.functional.reference.loss import (
 from xpcnn.functional.reference.normalization import (
     batch_norm,
     batch_norm_backward,
+    group_norm,
+    group_norm_backward,
+    layer_norm,
+    layer_norm_backward,
 )
 from xpcnn.functional.reference.pooling import (
     avg_pool2d,
@@ -94,11 +98,15 @@ __all__ = [
     "gelu_backward",
     "global_avg_pool2d",
     "global_avg_pool2d_backward",
+    "group_norm",
+    "group_norm_backward",
     "hardswish",
     "hardswish_backward",
     "identity",
     "identity_backward",
     "im2col",
+    "layer_norm",
+    "layer_norm_backward",
     "leaky_relu",
     "leaky_relu_backward",
     "linear",

@@ -59,3 +59,75 @@ def batch_norm_backward(dy: ArrayLike, cache: Any) -> tuple[Array, Array, Array]
         else:
             dx[:, c] = scale[c] * direct
     return dx, dgamma, dbeta
+
+
+def _normalise(rows: Array, eps: float) -> tuple[Array, Array]:
+    """Return (x - mean) / sqrt(variance + eps) of each row (R, n), and 1 / sqrt(variance + eps)."""
+    scale = np.zeros(len(rows))
+    normal = np.zeros_like(rows)
+    for r, row in enumerate(rows):
+        mean = np.sum(row) / row.size
+        scale[r] = 1.0 / math.sqrt(np.sum((row - mean) ** 2) / row.size + eps)
+        normal[r] = (row - mean) * scale[r]
+    return normal, scale
+
+
+def _normalise_backward(direct: Array, normal: Array, scale: Array) -> Array:
+    """Return dx of `_normalise` for a gradient of its result: every x also moves the mean and variance of its row."""
+    dx = np.zeros_like(direct)
+    for r, row in enumerate(direct):
+        by_variance = np.sum(row * normal[r]) / row.size * normal[r]
+        dx[r] = scale[r] * (row - np.sum(row) / row.size - by_variance)
+    return dx
+
+
+def layer_norm(
+    x: ArrayLike,
+    normalized_shape: int | tuple[int, ...],
+    weight: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    eps: float = 1e-5,
+) -> tuple[Array, Any]:
+    """Normalise the last axes, `normalized_shape`, of every sample. Source: Ba et al., arXiv:1607.06450."""
+    x = np.asarray(x, np.float64)
+    last = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+    rows = x.reshape(-1, math.prod(last))
+    normal, scale = _normalise(rows, eps)
+    y = normal * np.ravel(1.0 if weight is None else weight) + np.ravel(0.0 if bias is None else bias)
+    return y.reshape(x.shape), (normal, scale, weight, bias)
+
+
+def layer_norm_backward(dy: ArrayLike, cache: Any) -> tuple[Array, Array | None, Array | None]:
+    """Return dx, dweight, dbias."""
+    normal, scale, weight, bias = cache
+    rows = np.reshape(np.asarray(dy, np.float64), normal.shape)
+    dx = _normalise_backward(rows * np.ravel(1.0 if weight is None else weight), normal, scale)
+    dweight = None if weight is None else np.sum(rows * normal, axis=0).reshape(np.shape(weight))
+    return dx.reshape(np.shape(dy)), dweight, None if bias is None else np.sum(rows, axis=0).reshape(np.shape(bias))
+
+
+def group_norm(
+    x: ArrayLike, num_groups: int, weight: ArrayLike | None = None, bias: ArrayLike | None = None, eps: float = 1e-5
+) -> tuple[Array, Any]:
+    """Normalise C / num_groups channels of each image together: x (N, C, ...). Source: Wu and He, arXiv:1803.08494."""
+    x = np.asarray(x, np.float64)
+    normal, scale = _normalise(x.reshape(x.shape[0] * num_groups, -1), eps)
+    y = normal.reshape(x.shape).copy()
+    for c in range(x.shape[1]):
+        y[:, c] *= 1.0 if weight is None else np.asarray(weight)[c]
+        y[:, c] += 0.0 if bias is None else np.asarray(bias)[c]
+    return y, (normal, scale, weight, bias)
+
+
+def group_norm_backward(dy: ArrayLike, cache: Any) -> tuple[Array, Array | None, Array | None]:
+    """Return dx, dweight, dbias."""
+    normal, scale, weight, bias = cache
+    dy = np.asarray(dy, np.float64)
+    channels = range(dy.shape[1])
+    direct = dy.copy()
+    for c in channels:
+        direct[:, c] *= 1.0 if weight is None else np.asarray(weight)[c]
+    dx = _normalise_backward(direct.reshape(normal.shape), normal, scale).reshape(dy.shape)
+    x_hat = normal.reshape(dy.shape)
+    dweight = None if weight is None else np.array([np.sum(dy[:, c] * x_hat[:, c]) for c in channels])
+    return dx, dweight, None if bias is None else np.array([np.sum(dy[:, c]) for c in channels])
