@@ -133,6 +133,7 @@ class HostCupyBackend(CupyBackend):
         self.column_bytes = 1 << 20
         self._tf32 = False
         self.fused = FUSED
+        self.merges = True
         self.kernels = HostKernels()
         self.library = CpuCublas()
         stub = SimpleNamespace(

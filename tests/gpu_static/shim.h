@@ -15,6 +15,7 @@
 #define __shared__ static
 
 using std::exp;
+using std::fma;
 using std::log;
 using std::sqrt;
 

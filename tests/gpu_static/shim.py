@@ -31,7 +31,7 @@ def signatures(text: str) -> dict[str, tuple[list[str], bool]]:
     for name, body in DEVICE_FUNCTION.findall(text):
         if any(f"{other}(" in body for other in meeting):
             meeting.add(name)
-    for name, parameters, body in SIGNATURE.findall(text):
+    for name, parameters, body in SIGNATURE.findall(text.replace("__restrict__ ", "")):
         types = [re.sub(r"\s+", " ", part.strip()).rsplit(" ", 1)[0] for part in parameters.split(",")]
         stars = [part.count("*") for part in parameters.split(",")]
         kinds = [kind.replace("*", "").strip() + "*" * star for kind, star in zip(types, stars, strict=True)]
@@ -150,6 +150,7 @@ class ShimBackend(FakeBackend):
     """The fake device with the kernels, run on the CPU."""
 
     fused = FUSED
+    merges = True
     multiprocessors = 3
 
     def __init__(self, text: str | None = None) -> None:

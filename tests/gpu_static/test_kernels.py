@@ -13,7 +13,7 @@ from xpcnn.backend.cupy.fused import row_sums
 from xpcnn.backend.cupy.updates import FUSED
 from xpcnn.functional import loss, normalization, pooling
 from xpcnn.functional.activation import relu_backward_from, relu_forward
-from xpcnn.functional.convolution import add_bias, add_columns, fill_columns
+from xpcnn.functional.convolution import add_bias, add_columns, collect_columns, fill_columns
 from xpcnn.functional.dropout import GOLDEN, apply_mask, dropout_forward, mix
 from xpcnn.optim import adagrad, adam, rmsprop, sgd
 from xpcnn.windows import windows
@@ -100,6 +100,9 @@ def test_add_columns(case, seed, data):
     values = np.random.default_rng(seed).standard_normal(shape).astype(x.dtype)
     got, expected = both(add_columns, lambda: (device(values), over, rows, device(x)))
     same(got[3], expected[3])
+    whole = device(np.random.default_rng(seed).standard_normal((*shape[:3], *over.out, shape[-1])).astype(x.dtype))
+    got, expected = both(collect_columns, lambda: (whole, over, shim.empty(x.shape, x.dtype)))
+    same(got[2], expected[2])
 
 
 @given(images_and_windows(), st.sampled_from([None, math.nan, -math.inf]), SEEDS)
@@ -120,6 +123,12 @@ def test_max_pool(case, special, seed):
     nothing = shim.empty(shape, x.dtype)
     assert FUSED["max_pool_forward"](shim, device(x), over, nothing, False) is None
     same(nothing, y)
+    FUSED["max_pool_forward"](shim, device(x), over, y, True, True)  # with ReLU after it
+    pooling.max_pool_forward.portable(portable, device(x), over, expected := shim.empty(shape, x.dtype), True, True)
+    same(y, expected)
+    FUSED["max_pool_backward_from"](shim, device(dy), winner, over, dx, y)
+    pooling.max_pool_backward_from.portable(portable, device(dy), won, over, other := shim.empty(x.shape, x.dtype), y)
+    same(dx, other)
 
 
 @given(st.integers(1, 9), st.integers(1, 700), DTYPES, SEEDS)
@@ -152,19 +161,30 @@ def test_row_sums(rows, columns, dtype, dots, seed):
     np.testing.assert_allclose(got._host, exact, rtol=np.finfo(dtype).eps, atol=1e-12)
 
 
-@given(st.integers(1, 7), st.integers(2, 3000), DTYPES, SEEDS, st.sampled_from([0.0, 1000.0, 1e5]))
-def test_batch_norm(channels, n, dtype, seed, offset):
+@given(
+    st.integers(1, 7), st.integers(2, 3000), DTYPES, SEEDS, st.sampled_from([0.0, 1000.0, 1e5]),
+    st.booleans(), st.booleans(), st.sampled_from([None, 0.1, 1.0]),
+)  # fmt: skip
+def test_batch_norm(channels, n, dtype, seed, offset, adds, rectifies, momentum):
+    """With what comes after it: the sum with a shortcut, and ReLU."""
     rng = np.random.default_rng(seed)
     x = (rng.standard_normal((channels, n)) + offset).astype(dtype)
-    gamma, beta = (rng.standard_normal(channels).astype(dtype) for _ in "ab")
-    got, expected = (shim.empty(x.shape, dtype) for _ in "ab")
+    gamma, beta, *running = (rng.standard_normal(channels).astype(dtype) for _ in "abcd")
+    other = rng.standard_normal(x.shape).astype(dtype) if adds else None
+    got = shim.empty(x.shape, dtype)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Portable, "row_sums", lambda self, a, out=None: self.xp.sum(a, axis=1, out=out))
         patch.setattr(Portable, "row_dots", lambda self, a, b: self.xp.sum(a * b, axis=1))
-        kernel = FUSED["batch_norm_train"](shim, device(x), device(gamma), device(beta), 1e-5, got)
+
+        def after(kind):
+            moving = None if momentum is None else tuple(device(a.astype(kind)) for a in running)
+            return moving, momentum, None if other is None else device(other.astype(kind)), rectifies
+
+        mine_after, their_after = after(dtype), after("float64")
+        kernel = FUSED["batch_norm_train"](shim, device(x), device(gamma), device(beta), 1e-5, got, *mine_after)
         arrays = device(x.astype("float64")), device(gamma.astype("float64")), device(beta.astype("float64"))
         exact = shim.empty(x.shape, "float64")
-        normal = normalization.batch_norm_train.portable(portable, *arrays, 1e-5, exact)
+        normal = normalization.batch_norm_train.portable(portable, *arrays, 1e-5, exact, *their_after)
         small = {"rtol": 1e-9, "atol": 1e-9} if dtype == "float64" else {"rtol": 3e-4, "atol": 3e-4}
         if offset and dtype == "float32":
             small = {"rtol": 2e-3, "atol": 2e-3}  # x itself has that much less to say about its spread
@@ -173,25 +193,38 @@ def test_batch_norm(channels, n, dtype, seed, offset):
         for mine, theirs in zip((*kernel[2:], got), (*normal[2:], exact), strict=True):
             assert mine.dtype == dtype
             np.testing.assert_allclose(mine._host, theirs._host, **small)
+        for mine, theirs in zip(mine_after[0] or (), their_after[0] or (), strict=True):
+            np.testing.assert_allclose(mine._host, theirs._host, **small)
+        assert not rectifies or (got._host.min() == 0 or (exact._host > 0).all())
         dy = rng.standard_normal(x.shape).astype(dtype)
         centre, rest, _, scale = kernel
         dx, expected = shim.empty(x.shape, dtype), shim.empty(x.shape, "float64")
         sums, exact_sums = ([shim.empty((channels,), kind) for _ in "ab"] for kind in (dtype, "float64"))
         arrays = device(dy), device(x), centre, rest, scale, device(gamma)
-        assert FUSED["batch_norm_train_backward"](shim, *arrays, dx, *sums) is None
+        y = got if rectifies else None
+        passed = shim.empty(x.shape, dtype) if adds and rectifies else None
+        assert FUSED["batch_norm_train_backward"](shim, *arrays, dx, *sums, y, passed) is None
         wide = [device(a._host.astype("float64")) for a in arrays]
-        normalization.batch_norm_train_backward.portable(portable, *wide, expected, *exact_sums)
+        cut = None if passed is None else shim.empty(x.shape, "float64")
+        wide_y = None if y is None else device(y._host.astype("float64"))
+        normalization.batch_norm_train_backward.portable(portable, *wide, expected, *exact_sums, wide_y, cut)
         tight = {"rtol": 1e-9, "atol": 1e-8} if dtype == "float64" else {"rtol": 1e-3, "atol": 1e-3}
         for mine, theirs in zip((*sums, dx), (*exact_sums, expected), strict=True):
             np.testing.assert_allclose(mine._host, theirs._host, **tight)
+        if passed is not None:
+            np.testing.assert_array_equal(passed._host, cut._host)
 
 
-@given(st.integers(1, 600), DTYPES, SEEDS)
-def test_move_statistics(channels, dtype, seed):
-    values = np.random.default_rng(seed).random((5, channels)).astype(dtype)
-    got, expected = both(normalization.move_statistics, lambda: (*map(device, values), 0.1, 7))
-    for mine, theirs in zip(got[:2], expected[:2], strict=True):
-        np.testing.assert_allclose(mine._host, theirs._host, rtol=4 * np.finfo(dtype).eps)
+@pytest.mark.parametrize("size", [1e-12, 1e18])
+def test_batch_norm_where_sums_leave_the_dtype(size):
+    """A channel whose squares add up to more than float32 holds, or to less than its smallest number."""
+    x = (np.random.default_rng(0).standard_normal((1, 4096)) * size).astype("float32")
+    gamma, beta = device(np.ones(1, "float32")), device(np.zeros(1, "float32"))
+    y = shim.empty(x.shape, "float32")
+    _, _, variance, _ = FUSED["batch_norm_train"](shim, device(x), gamma, beta, 1e-30, y)
+    wide = x.astype("float64")
+    np.testing.assert_allclose(variance._host, wide.var(axis=1), rtol=1e-5)
+    np.testing.assert_allclose(y._host, (wide - wide.mean()) / np.sqrt(wide.var() + 1e-30), rtol=1e-3, atol=1e-4)
 
 
 @given(st.integers(1, 2000), st.sampled_from([0.1, 0.5, 0.999]), st.integers(0, 2**32 - 1), DTYPES, SEEDS)

@@ -34,6 +34,8 @@ class Backend:
     xp: Any
     fused: Mapping[str, Callable[..., Any]] = {}
 
+    # Whether one kernel does neighbours of a chain, such as batch norm and ReLU (`functional/merged.py`).
+    merges: bool = False
     # Columns that one piece of a convolution may hold at a time, and the working set of one slab of channels.
     column_bytes: int = 1 << 28
     slab_bytes: int | None = None

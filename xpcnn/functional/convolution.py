@@ -11,6 +11,7 @@ whole of it, in its own way (`primitive.py`); with XPCNN_PORTABLE=1 this runs ev
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from xpcnn.backend import Array, Backend, backend_of
@@ -47,7 +48,7 @@ def conv2d_forward(
     """
     y = backend.empty((weight.shape[0], *windows.out, x.shape[3]), x.dtype)
     w = _weight_matrix(backend, weight, groups)  # (G, F/G, K), K = C/G*KH*KW
-    for rows in _row_tiles(backend, x, windows):
+    for rows in _row_tiles(backend, x.shape, x.dtype, windows):
         cols = _im2col(backend, x, windows, groups, rows)  # (G, K, R*OW*N)
         _multiply(backend, w, cols, out=_rows_of(y, groups, rows))  # Y = W X
     if bias is not None:
@@ -73,7 +74,7 @@ def conv2d_gradients(
     A `dweight` and `dbias` that are given may be where they are written, and are returned then.
     """
     dx = conv2d_input_gradient(backend, dy, weight, windows, groups) if input_gradient else None
-    tiles = _row_tiles(backend, x, windows)
+    tiles = _row_tiles(backend, x.shape, x.dtype, windows)
     in_place = dweight is not None and len(tiles) == 1 and dweight.flags.c_contiguous
     target = _weight_matrix(backend, dweight, groups) if in_place else None  # a view
     dw = None
@@ -88,17 +89,36 @@ def conv2d_gradients(
 @primitive
 def conv2d_input_gradient(backend: Backend, dy: Array, weight: Array, windows: Windows, groups: int) -> Array:
     """Return dx (C, H, W, N) for dy (F, OH, OW, N)."""
-    if windows.transposed is not None and windows.gather_pays:
+    if windows.is_pointwise or windows.is_whole:
+        return _direct_input_gradient(backend, dy, weight, windows, groups)
+    n = dy.shape[3]
+    channels = groups * weight.shape[1]
+    shape = channels, windows.h.size, windows.w.size, n
+    tiles = _row_tiles(backend, shape, dy.dtype, windows)
+    collects = len(tiles) == 1 and "collect_columns" in backend.fused  # in one launch less than turned filters take
+    if windows.transposed is not None and windows.gather_pays and not collects:
         # As many windows as pixels: dx is a convolution itself, of dy with the filters turned by half a turn.
         return conv2d_forward(backend, dy, _turned(backend, weight, groups), None, windows.transposed, groups)
-    channels, n = groups * weight.shape[1], dy.shape[3]
-    dx = backend.zeros((channels, windows.h.size, windows.w.size, n), dy.dtype)
+    dx = backend.empty(shape, dy.dtype) if collects else backend.zeros(shape, dy.dtype)
     w = _weight_matrix(backend, weight, groups)  # (G, F/G, K)
-    for rows in _row_tiles(backend, dx, windows):
+    for rows in tiles:
         cols = _columns(backend, dx, windows, rows)  # (C, KH, KW, R, OW, N)
         product = cols.reshape(groups, w.shape[2], -1)  # (G, K, R*OW*N)
         _multiply(backend, w.swapaxes(-1, -2), _rows_of(dy, groups, rows), out=product)  # W^T dY
-        add_columns(backend, cols, windows, rows, dx)  # col2im
+        if collects:
+            collect_columns(backend, cols, windows, dx)
+        else:
+            add_columns(backend, cols, windows, rows, dx)  # col2im
+    return dx
+
+
+def _direct_input_gradient(backend: Backend, dy: Array, weight: Array, windows: Windows, groups: int) -> Array:
+    """Return dx where the pixels are the columns themselves, pointwise or with one window over the whole image."""
+    n = dy.shape[3]
+    dx = backend.empty((groups * weight.shape[1], windows.h.size, windows.w.size, n), dy.dtype)
+    w = _weight_matrix(backend, weight, groups)  # (G, F/G, K)
+    rows = dy.reshape(groups, w.shape[1], -1)  # (G, F/G, OH*OW*N)
+    _multiply(backend, w.swapaxes(-1, -2), rows, out=dx.reshape(groups, w.shape[2], -1))  # W^T dY
     return dx
 
 
@@ -124,6 +144,13 @@ def add_columns(backend: Backend, cols: Array, windows: Windows, rows: range, dx
 
 
 @primitive
+def collect_columns(backend: Backend, cols: Array, windows: Windows, dx: Array) -> None:
+    """Fill dx (C, H, W, N) with the sums of every tap of cols (C, KH, KW, OH, OW, N) that reads a pixel."""
+    backend.xp.copyto(dx, 0)
+    add_columns(backend, cols, windows, range(windows.h.out), dx)
+
+
+@primitive
 def add_bias(backend: Backend, y: Array, bias: Array) -> None:
     """Add bias (F,) to y (F, ..., N) in place."""
     backend.xp.add(y, bias.reshape(-1, *(1,) * (y.ndim - 1)), out=y)
@@ -132,10 +159,10 @@ def add_bias(backend: Backend, y: Array, bias: Array) -> None:
 # --- what these are made of -------------------------------------------------------------------------------------------
 
 
-def _row_tiles(backend: Backend, x: Array, windows: Windows) -> list[range]:
+def _row_tiles(backend: Backend, shape: Sequence[int], dtype: Any, windows: Windows) -> list[range]:
     """Cut the output rows so that the columns of a tile take at most `column_bytes`, or are those of one row."""
     taps = windows.h.kernel * windows.w.kernel
-    row_bytes = x.shape[0] * taps * windows.w.out * x.shape[3] * x.dtype.itemsize
+    row_bytes = shape[0] * taps * windows.w.out * shape[3] * dtype.itemsize
     step, out = max(1, backend.column_bytes // max(1, row_bytes)), windows.h.out
     return [range(first, min(first + step, out)) for first in range(0, out, step)]
 

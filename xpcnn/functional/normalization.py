@@ -20,6 +20,7 @@ from typing import Any
 
 from xpcnn.backend import Array, Backend, backend_of
 from xpcnn.errors import ConfigError, ShapeError
+from xpcnn.functional.activation import relu_backward_from, relu_forward
 from xpcnn.functional.channelwise import ChainCache, ChannelOp, Shape, run, run_backward
 from xpcnn.functional.layout import check_images, check_like, flag, number, take
 from xpcnn.functional.precision import wide
@@ -34,9 +35,20 @@ MANY = 64
 
 @primitive
 def batch_norm_train(
-    backend: Backend, x: Array, gamma: Array, beta: Array, eps: float, out: Array
+    backend: Backend,
+    x: Array,
+    gamma: Array,
+    beta: Array,
+    eps: float,
+    out: Array,
+    running: tuple[Array, Array] | None = None,
+    momentum: float = 0.0,
+    other: Array | None = None,
+    rectify: bool = False,
 ) -> tuple[Array, Array, Array, Array]:
-    """Fill out (C, n) with the normalised x (C, n).
+    """Fill out (C, n) with the normalised x (C, n), and move `running` statistics (`move_statistics`).
+
+    An `other` (C, n) is added to it, and with `rectify` what is below 0 becomes 0.
 
     Returns
     -------
@@ -60,6 +72,12 @@ def batch_norm_train(
     factor = xp.multiply(gamma, scale)
     xp.multiply(out, factor[:, None], out=out)
     xp.add(out, xp.subtract(beta, xp.multiply(offset, factor))[:, None], out=out)
+    if other is not None:
+        xp.add(out, other, out=out)
+    if rectify:
+        relu_forward(backend, out, out)
+    if running is not None:
+        move_statistics(backend, *running, centre, offset, variance, momentum, n)
     return centre, offset, variance, scale
 
 
@@ -75,9 +93,18 @@ def batch_norm_train_backward(
     out: Array,
     dgamma: Array,
     dbeta: Array,
+    y: Array | None = None,
+    passed: Array | None = None,
 ) -> None:
-    """Fill out (C, n) with dx from dy and x (C, n), and dgamma and dbeta, (C,)."""
+    """Fill out (C, n) with dx from dy and x (C, n), and dgamma and dbeta, (C,).
+
+    With `y` (C, n), a rectified result, dy is cut off where that is 0, and what is left of it goes to `passed`.
+    """
     xp, n = backend.xp, x.shape[1]
+    if y is not None:
+        passed = backend.scratch("passed", dy.shape, dy.dtype) if passed is None else passed
+        relu_backward_from(backend, dy, y, passed)
+        dy = passed
     backend.row_sums(dy, out=dbeta)
     centred = backend.scratch("centred", x.shape, x.dtype)
     xp.subtract(x, centre[:, None], out=centred)
@@ -89,7 +116,6 @@ def batch_norm_train_backward(
     xp.multiply(out, xp.multiply(gamma, scale)[:, None], out=out)
 
 
-@primitive
 def move_statistics(
     backend: Backend,
     running_mean: Array,
@@ -175,10 +201,24 @@ class BatchNormOp(ChannelOp):
             mean = backend.copy(self.running_mean[channels])  # it may change before backward
             normalise(backend, rows, mean, xp.multiply(gamma, scale), beta, result)
             return rows, mean, None, scale
-        centre, offset, variance, scale = batch_norm_train(backend, rows, gamma, beta, self.eps, result)
+        return rows, *self.train(backend, rows, channels, result)
+
+    def train(
+        self, backend: Backend, rows: Array, channels: slice, result: Array, other: Array = None, rectify: bool = False
+    ) -> tuple[Array, Array, Array]:
+        """Do the forward of training on rows (C, n), with what may come after it; return centre, offset and scale."""
         running = self.running_mean[channels], self.running_var[channels]
-        move_statistics(backend, *running, centre, offset, variance, self.share, n)
-        return rows, centre, offset, scale
+        arrays = rows, self.gamma[channels], self.beta[channels]
+        if isinstance(self.share, float):
+            centre, offset, _, scale = batch_norm_train(
+                backend, *arrays, self.eps, result, running, self.share, other, rectify
+            )
+        else:
+            centre, offset, variance, scale = batch_norm_train(
+                backend, *arrays, self.eps, result, other=other, rectify=rectify
+            )
+            move_statistics(backend, *running, centre, offset, variance, self.share, rows.shape[1])
+        return centre, offset, scale
 
     def backward(self, backend: Backend, dy: Array, cache: Any, channels: slice, out: Array) -> None:
         rows, centre, offset, scale = cache

@@ -19,6 +19,7 @@ from typing import Any
 
 from xpcnn.backend import Array, Backend
 from xpcnn.errors import ShapeError
+from xpcnn.functional.activation import relu_backward_from, relu_forward
 from xpcnn.functional.channelwise import ChainCache, ChannelOp, Shape, run, run_backward
 from xpcnn.functional.layout import bits, check_images, flag
 from xpcnn.functional.primitive import primitive
@@ -28,12 +29,24 @@ SHAPES_KNOWN = 64  # whose windows a pooling remembers
 
 
 @primitive
-def max_pool_forward(backend: Backend, x: Array, over: Windows, out: Array, keep: bool) -> Any:
-    """Fill out (C, OH, OW, N) with the maxima over x (C, H, W, N) and return what the backward needs."""
-    xp = backend.xp
-    if not keep:
+def max_pool_forward(backend: Backend, x: Array, over: Windows, out: Array, keep: bool, rectify: bool = False) -> Any:
+    """Fill out (C, OH, OW, N) with the maxima over x (C, H, W, N) and return what the backward needs.
+
+    With `rectify` what is below 0 becomes 0.
+    """
+    ahead = None
+    if keep:
+        ahead = _fill_and_compare(backend, x, over, out)
+    else:
         _fill_maxima(backend, x, over, out)
-        return None
+    if rectify:
+        relu_forward(backend, out, out)
+    return ahead
+
+
+def _fill_and_compare(backend: Backend, x: Array, over: Windows, out: Array) -> Array:
+    """Play the taps of each window off against each other; return of each match whether its right side won."""
+    xp = backend.xp
     taps = _gather(backend, x, over)  # (T, C, OH, OW, N)
     ahead = backend.empty((len(taps) - 1, *out.shape), bool)
     for left, right, matches in _rounds(taps):
@@ -48,9 +61,15 @@ def max_pool_forward(backend: Backend, x: Array, over: Windows, out: Array, keep
 
 
 @primitive
-def max_pool_backward_from(backend: Backend, dy: Array, ahead: Any, over: Windows, out: Array) -> None:
-    """Fill out (C, H, W, N) with dy (C, OH, OW, N) sent back to the winners."""
+def max_pool_backward_from(
+    backend: Backend, dy: Array, ahead: Any, over: Windows, out: Array, y: Array | None = None
+) -> None:
+    """Fill out (C, H, W, N) with dy (C, OH, OW, N) sent back to the winners; where a rectified y is 0, nothing is."""
     xp = backend.xp
+    if y is not None:
+        passed = backend.scratch("passed", dy.shape, dy.dtype)
+        relu_backward_from(backend, dy, y, passed)
+        dy = passed
     taps = backend.scratch("taps", (len(ahead) + 1, *dy.shape), dy.dtype)
     for left, right, matches in reversed(_rounds(bits(taps))):
         gradient = bits(dy)[None] if matches.stop == len(ahead) else left

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from xpcnn.backend import Array
+from xpcnn.backend import Array, backend_of
 from xpcnn.errors import XpcnnError
 from xpcnn.functional.activation import ReLUOp
 from xpcnn.functional.channelwise import ChainCache, ChannelOp, first_refusing, run, run_backward
 from xpcnn.functional.layout import take
+from xpcnn.functional.merged import merged
 from xpcnn.functional.pooling import MaxPoolOp
 from xpcnn.nn.module import Module, keeps_caches
 from xpcnn.nn.naming import name_layer
@@ -46,7 +47,10 @@ Cache = tuple[list[ChannelOp], ChainCache]
 def forward_chain(ops: list[ChannelOp], x: Array, layers: Sequence[Module | None]) -> tuple[Array, Cache]:
     """Run operations on x as one chain; an error names the layer of `layers` whose operation refuses."""
     try:
-        y, cache = run(pool_first(ops), x, keep=keeps_caches())
+        order = pool_first(ops)
+        if len(order) > 1 and x.size and backend_of(x).merges:
+            order = merged(order)
+        y, cache = run(order, x, keep=keeps_caches())
     except XpcnnError as error:
         layer = layers[first_refusing(ops, x)]
         if layer is not None:

@@ -69,7 +69,17 @@ def add_columns(backend: Any, cols: Array, over: Any, rows: range, dx: Array) ->
     if not fits(cols, dx):
         return NotImplemented
     shape = geometry(tuple(dx.shape), over, rows.start, len(rows))
-    backend.kernels.launch("add_columns", dx.dtype, blocks(dx.size), cols, shape, dx)
+    backend.kernels.launch("add_columns", dx.dtype, blocks(dx.size), cols, shape, dx, 1)
+    return None
+
+
+@fused
+def collect_columns(backend: Any, cols: Array, over: Any, dx: Array) -> Any:
+    """Fill dx (C, H, W, N) with the sums of cols (C, KH, KW, OH, OW, N)."""
+    if not fits(cols, dx):
+        return NotImplemented
+    shape = geometry(tuple(dx.shape), over, 0, over.h.out)
+    backend.kernels.launch("add_columns", dx.dtype, blocks(dx.size), cols, shape, dx, 0)
     return None
 
 
@@ -108,8 +118,8 @@ def relu_backward_from(backend: Any, dy: Array, y: Array, out: Array) -> Any:
 
 
 def segments(backend: Any, rows: int, columns: int) -> int:
-    """Return into how many blocks to cut a row, so that all rows fill the device twice over."""
-    return int(max(1, min(-(-2 * backend.multiprocessors // rows), columns // (4 * BLOCK), 64)))
+    """Return into how many blocks to cut a row, so that all rows fill the device: 8 blocks a multiprocessor."""
+    return int(max(1, min(-(-8 * backend.multiprocessors // rows), columns // (4 * BLOCK), BLOCK)))
 
 
 def row_sums(backend: Any, a: Array, b: Array | None, out: Array | None = None) -> Any:
@@ -132,19 +142,21 @@ def row_sums(backend: Any, a: Array, b: Array | None, out: Array | None = None) 
 
 
 @fused
-def max_pool_forward(backend: Any, x: Array, over: Any, out: Array, keep: bool) -> Any:
-    """Fill out (C, OH, OW, N) with the maxima over x (C, H, W, N) and return the winning taps."""
+def max_pool_forward(backend: Any, x: Array, over: Any, out: Array, keep: bool, rectify: bool = False) -> Any:
+    """Fill out (C, OH, OW, N) with the maxima over x (C, H, W, N), or those above 0; return the winning taps."""
     if not fits(x, out) or math.prod(over.kernel) > 255:
         return NotImplemented
     winner = backend.empty(out.shape, np.uint8) if keep else None
     shape = geometry(tuple(x.shape), over, 0, over.h.out)
-    backend.kernels.launch("max_pool_forward", x.dtype, blocks(out.size), x, shape, out, winner)
+    backend.kernels.launch("max_pool_forward", x.dtype, blocks(out.size), x, shape, out, winner, int(rectify))
     return winner
 
 
 @fused
-def max_pool_backward_from(backend: Any, dy: Array, winner: Array, over: Any, out: Array) -> Any:
-    """Fill out (C, H, W, N) with dy (C, OH, OW, N) sent back to the winners."""
+def max_pool_backward_from(
+    backend: Any, dy: Array, winner: Array, over: Any, out: Array, y: Array | None = None
+) -> Any:
+    """Fill out (C, H, W, N) with dy (C, OH, OW, N) sent back to the winners, where y, if given, is not 0."""
     if winner.dtype != np.uint8:  # the forward was the portable one
         return NotImplemented
     if not fits(dy, out):  # which cannot read what the kernel's forward left
@@ -152,7 +164,7 @@ def max_pool_backward_from(backend: Any, dy: Array, winner: Array, over: Any, ou
     else:
         target = out
     shape = geometry(tuple(out.shape), over, 0, over.h.out)
-    backend.kernels.launch("max_pool_backward_from", dy.dtype, blocks(out.size), dy, winner, shape, target)
+    backend.kernels.launch("max_pool_backward_from", dy.dtype, blocks(out.size), dy, y, winner, shape, target)
     if target is not out:
         out[...] = target
     return None
@@ -162,9 +174,21 @@ def max_pool_backward_from(backend: Any, dy: Array, winner: Array, over: Any, ou
 
 
 @fused
-def batch_norm_train(backend: Any, x: Array, gamma: Array, beta: Array, eps: float, out: Array) -> Any:
+def batch_norm_train(
+    backend: Any,
+    x: Array,
+    gamma: Array,
+    beta: Array,
+    eps: float,
+    out: Array,
+    running: tuple[Array, Array] | None = None,
+    momentum: float = 0.0,
+    other: Array | None = None,
+    rectify: bool = False,
+) -> Any:
     """Fill out (C, n) with the normalised x (C, n); return centre, offset, variance and 1/sqrt(variance + eps)."""
-    if not fits(x, gamma, beta, out) or x.shape[0] > ROWS_LIMIT:
+    given = [array for array in (x, gamma, beta, out, other, *(running or ())) if array is not None]
+    if not fits(*given) or x.shape[0] > ROWS_LIMIT:
         return NotImplemented
     channels, n = x.shape
     cut = segments(backend, channels, n)
@@ -172,7 +196,9 @@ def batch_norm_train(backend: Any, x: Array, gamma: Array, beta: Array, eps: flo
     results = [backend.empty((channels,), x.dtype) for _ in range(4)]
     launch = backend.kernels.launch
     launch("batch_norm_sums", x.dtype, (cut, channels), x, partial, n)
-    launch("batch_norm_train", x.dtype, (cut, channels), x, gamma, beta, float(eps), partial, n, cut, out, *results)
+    settings = (None, None, 0.0, 0.0) if running is None else (*running, momentum, n / (n - 1))
+    arrays = x, gamma, beta, float(eps), partial, n, cut, other, int(rectify), out, *results, *settings
+    launch("batch_norm_train", x.dtype, (cut, channels), *arrays)
     return tuple(results)
 
 
@@ -188,38 +214,22 @@ def batch_norm_train_backward(
     out: Array,
     dgamma: Array,
     dbeta: Array,
+    y: Array | None = None,
+    passed: Array | None = None,
 ) -> Any:
     """Fill out (C, n) with dx, and dgamma and dbeta (C,)."""
-    if not fits(dy, x, centre, offset, scale, gamma, out, dgamma, dbeta) or x.shape[0] > ROWS_LIMIT:
+    needed = dy, x, centre, offset, scale, gamma, out, dgamma, dbeta
+    if not fits(*needed, *(array for array in (y, passed) if array is not None)) or x.shape[0] > ROWS_LIMIT:
         return NotImplemented
     channels, n = x.shape
     cut = segments(backend, channels, n)
     partial = backend.empty((channels, cut, 2), np.float64)
     launch = backend.kernels.launch
-    launch("batch_norm_backward_sums", x.dtype, (cut, channels), dy, x, centre, offset, partial, n)
-    arrays = dy, x, centre, offset, scale, gamma, partial
+    launch("batch_norm_backward_sums", x.dtype, (cut, channels), dy, x, y, centre, offset, passed, partial, n)
+    if passed is not None:  # dy as ReLU has left it
+        dy, y = passed, None
+    arrays = dy, x, y, centre, offset, scale, gamma, partial
     launch("batch_norm_train_backward", x.dtype, (cut, channels), *arrays, n, cut, out, dgamma, dbeta)
-    return None
-
-
-@fused
-def move_statistics(
-    backend: Any,
-    running_mean: Array,
-    running_var: Array,
-    centre: Array,
-    offset: Array,
-    variance: Array,
-    momentum: float | Array,
-    n: int,
-) -> Any:
-    """Move the running statistics towards those of a batch of n values a channel."""
-    arrays = running_mean, running_var, centre, offset, variance
-    if not fits(*arrays) or not isinstance(momentum, float):
-        return NotImplemented
-    size = centre.size
-    launch = backend.kernels.launch
-    launch("move_statistics", centre.dtype, blocks(size), *arrays, momentum, float(n / (n - 1)), size)
     return None
 
 

@@ -28,6 +28,56 @@ __device__ double block_sum(double value) {
     return sum;
 }
 
+// A thread's sum as two numbers that together have the digits of a double (Knuth's TwoSum): GPUs for graphics do one
+// operation on doubles in the time of 64.
+struct Sum {
+    T high = 0, low = 0;
+    __device__ void add(T value) {
+        T sum = high + value, taken = sum - high;
+        low += (high - (sum - taken)) + (value - taken);
+        high = sum;
+    }
+    // A product, with what its rounding has cut off.
+    __device__ void add(T a, T b) {
+        T product = a * b;
+        add(product);
+        low += fma(a, b, -product);
+    }
+    __device__ double value() const { return (double)high + (double)low; }
+    __device__ bool is_finite() const { return high - high == T(0) && low - low == T(0); }
+};
+
+// 16 bytes: what a thread loads and stores at a time where rows allow it.
+struct alignas(16) Pack {
+    T at[16 / sizeof(T)];
+};
+
+__device__ bool is_aligned(const void* a, const void* b, const void* c, const void* d) {
+    return ((size_t)a | (size_t)b | (size_t)c | (size_t)d) % 16 == 0;
+}
+
+// out[i] = f(a[i], b[i], c[i]) over this block's share of a row of n; 0 stands for what is null, `out` may be null.
+template <class F>
+__device__ void along_row(const T* __restrict__ a, const T* __restrict__ b, const T* __restrict__ c,
+                          T* __restrict__ out, int n, F f) {
+    const int width = 16 / sizeof(T);
+    int first = blockIdx.x * BLOCK + threadIdx.x, step = gridDim.x * BLOCK;
+    if (n % width == 0 && is_aligned(a, b, c, out)) {
+        for (int i = first; i < n / width; i += step) {
+            Pack p = ((const Pack*)a)[i], q = {}, r = {}, result;
+            if (b) q = ((const Pack*)b)[i];
+            if (c) r = ((const Pack*)c)[i];
+            for (int j = 0; j < width; ++j) result.at[j] = f(p.at[j], q.at[j], r.at[j]);
+            if (out) ((Pack*)out)[i] = result;
+        }
+        return;
+    }
+    for (int i = first; i < n; i += step) {
+        T result = f(a[i], b ? b[i] : T(0), c ? c[i] : T(0));
+        if (out) out[i] = result;
+    }
+}
+
 // --- columns ---------------------------------------------------------------------------------------------------------
 
 // A thread for each (channel, row, column, image): it copies every tap of its window.
@@ -51,15 +101,16 @@ extern "C" __global__ void fill_columns(const T* x, Geometry g, T* cols) {
     }
 }
 
-// A thread for each pixel: it gathers the taps that read the pixel, in the order of the taps.
-extern "C" __global__ void add_columns(const T* cols, Geometry g, T* dx) {
+// A thread for each pixel: it gathers the taps that read the pixel, in the order of the taps, on top of what is there
+// where `adds`.
+extern "C" __global__ void add_columns(const T* cols, Geometry g, T* dx, int adds) {
     int positions = g.rows * g.out_w * g.batch;
     FOR_EACH(i, g.channels * g.height * g.width * g.batch) {
         int n = i % g.batch, place = i / g.batch;
         int w = place % g.width + g.left;
         place /= g.width;
         int h = place % g.height + g.top, c = place / g.height;
-        T sum = dx[i];
+        T sum = adds ? dx[i] : T(0);
         int last_row = min(g.first_row + g.rows - 1, h / g.stride_h);
         int last_column = min(g.out_w - 1, w / g.stride_w);
         for (int oh = last_row; oh >= g.first_row; --oh) {
@@ -98,14 +149,22 @@ extern "C" __global__ void relu_backward_from(const T* dy, const T* y, T* out, i
 
 // Block (segment, row) sums its share of a row of `a`, or of a * b; a row of several segments needs `finish_rows`.
 extern "C" __global__ void row_sums(const T* a, const T* b, double* partial, T* out, int columns) {
-    const T* row = a + (size_t)blockIdx.y * columns;
-    double sum = 0;
-    if (b) {
-        const T* other = b + (size_t)blockIdx.y * columns;
-        for (int i = blockIdx.x * BLOCK + threadIdx.x; i < columns; i += gridDim.x * BLOCK)
-            sum += (double)row[i] * (double)other[i];
-    } else {
-        for (int i = blockIdx.x * BLOCK + threadIdx.x; i < columns; i += gridDim.x * BLOCK) sum += (double)row[i];
+    size_t start = (size_t)blockIdx.y * columns;
+    Sum thread;
+    along_row(a + start, b ? b + start : b, nullptr, nullptr, columns, [&](T p, T q, T) {
+        if (b)
+            thread.add(p, q);
+        else
+            thread.add(p);
+        return p;
+    });
+    double sum = thread.value();
+    if (!thread.is_finite()) {  // beyond T on the way, or nan in the error's term of an infinite sum
+        sum = 0;
+        along_row(a + start, b ? b + start : b, nullptr, nullptr, columns, [&](T p, T q, T) {
+            sum += b ? (double)p * (double)q : (double)p;
+            return p;
+        });
     }
     sum = block_sum(sum);
     if (threadIdx.x == 0) {
@@ -126,8 +185,8 @@ extern "C" __global__ void finish_rows(const double* partial, T* out, int rows, 
 
 // --- max-pooling -----------------------------------------------------------------------------------------------------
 
-// Value and winning tap of each window: the first of equal ones, and nan before any number.
-extern "C" __global__ void max_pool_forward(const T* x, Geometry g, T* out, unsigned char* winner) {
+// Value and winning tap of each window: the first of equal ones, and nan before any number. With `rectify`, max(y, 0).
+extern "C" __global__ void max_pool_forward(const T* x, Geometry g, T* out, unsigned char* winner, int rectify) {
     FOR_EACH(i, g.channels * g.rows * g.out_w * g.batch) {
         int n = i % g.batch, place = i / g.batch;
         int w0 = place % g.out_w * g.stride_w - g.left;
@@ -148,13 +207,14 @@ extern "C" __global__ void max_pool_forward(const T* x, Geometry g, T* out, unsi
                 }
             }
         }
-        out[i] = best;
+        out[i] = rectify && best <= T(0) ? T(0) : best;
         if (winner) winner[i] = (unsigned char)tap;
     }
 }
 
-// A thread for each pixel: it gathers dy from the windows that it won.
-extern "C" __global__ void max_pool_backward_from(const T* dy, const unsigned char* winner, Geometry g, T* dx) {
+// A thread for each pixel: it gathers dy from the windows that it won; of a rectified y, where that is not 0.
+extern "C" __global__ void max_pool_backward_from(const T* dy, const T* y, const unsigned char* winner, Geometry g,
+                                                  T* dx) {
     FOR_EACH(i, g.channels * g.height * g.width * g.batch) {
         int n = i % g.batch, place = i / g.batch;
         int w = place % g.width + g.left;
@@ -171,7 +231,7 @@ extern "C" __global__ void max_pool_backward_from(const T* dy, const unsigned ch
                 if (kw >= g.kernel_w) break;
                 if (kw * g.dilation_w != w - ow * g.stride_w) continue;
                 int o = ((c * g.rows + oh) * g.out_w + ow) * g.batch + n;
-                if (winner[o] == kh * g.kernel_w + kw) sum += dy[o];
+                if (winner[o] == kh * g.kernel_w + kw && !(y && y[o] == T(0))) sum += dy[o];
             }
         }
         dx[i] = sum;
@@ -180,14 +240,15 @@ extern "C" __global__ void max_pool_backward_from(const T* dy, const unsigned ch
 
 // --- batch norm ------------------------------------------------------------------------------------------------------
 // x is (C, n). Block (segment, channel) of a first kernel leaves two partial sums; every block of the second adds a
-// channel's partial sums up, in one order, and applies the result to its share.
+// channel's partial sums up, in one order, and applies the result to its share. Both do what comes after a batch norm
+// as well: the sum with a shortcut's `other`, and ReLU, whose result `y` tells backward where dy is cut off.
 
+// `segments` is at most BLOCK.
 __device__ void add_partial(const double* partial, int channel, int segments, double* first, double* second) {
-    *first = *second = 0;
-    for (int s = 0; s < segments; ++s) {
-        *first += partial[2 * (channel * segments + s)];
-        *second += partial[2 * (channel * segments + s) + 1];
-    }
+    const double* mine = partial + 2 * (channel * segments + threadIdx.x);
+    bool is_there = threadIdx.x < segments;
+    *first = block_sum(is_there ? mine[0] : 0);
+    *second = block_sum(is_there ? mine[1] : 0);
 }
 
 __device__ void store_partial(double first, double second, double* partial) {
@@ -202,74 +263,100 @@ __device__ void store_partial(double first, double second, double* partial) {
 // Sums of x - x_0 and of its square, with x_0 the channel's first value: the variance survives a large mean.
 extern "C" __global__ void batch_norm_sums(const T* x, double* partial, int n) {
     const T* row = x + (size_t)blockIdx.y * n;
-    double origin = row[0], sum = 0, squares = 0;
-    for (int i = blockIdx.x * BLOCK + threadIdx.x; i < n; i += gridDim.x * BLOCK) {
-        double value = (double)row[i] - origin;
-        sum += value;
-        squares += value * value;
+    T origin = row[0];
+    Sum values, squares;
+    along_row(row, nullptr, nullptr, nullptr, n, [&](T a, T, T) {
+        T value = a - origin;
+        values.add(value);
+        squares.add(value, value);
+        return value;
+    });
+    double sum = values.value(), sum_of_squares = squares.value();
+    if (!values.is_finite() || !squares.is_finite()) {
+        sum = sum_of_squares = 0;
+        along_row(row, nullptr, nullptr, nullptr, n, [&](T a, T, T) {
+            double value = (double)a - (double)origin;
+            sum += value;
+            sum_of_squares += value * value;
+            return a;
+        });
     }
-    store_partial(sum, squares, partial);
+    store_partial(sum, sum_of_squares, partial);
 }
 
 extern "C" __global__ void batch_norm_train(const T* x, const T* gamma, const T* beta, T eps, const double* partial,
-                                            int n, int segments, T* out, T* centre, T* offset, T* variance,
-                                            T* scale) {
+                                            int n, int segments, const T* other, int rectify, T* out, T* centre,
+                                            T* offset, T* variance, T* scale, T* running_mean, T* running_var,
+                                            T momentum, T unbiased) {
     int c = blockIdx.y;
-    const T* row = x + (size_t)c * n;
+    size_t start = (size_t)c * n;
     double sum, squares;
     add_partial(partial, c, segments, &sum, &squares);
-    double exact = row[0] + sum / n;
+    double exact = x[start] + sum / n;
     T m = (T)exact, rest = (T)(exact - m);  // one T is too coarse for a mean far above the deviations
     double spread = (squares - sum * (sum / n)) / n;
     if (spread < 0) spread = 0;
     T v = (T)spread, s = (T)(1 / sqrt(spread + (double)eps));
     T factor = gamma[c] * s, shift = beta[c];
-    for (int i = blockIdx.x * BLOCK + threadIdx.x; i < n; i += gridDim.x * BLOCK)
-        out[(size_t)c * n + i] = (row[i] - m - rest) * factor + shift;
+    along_row(x + start, other ? other + start : other, nullptr, out + start, n, [=](T a, T b, T) {
+        T y = (a - m - rest) * factor + shift;
+        if (other) y += b;
+        return rectify && y <= T(0) ? T(0) : y;
+    });
     if (blockIdx.x == 0 && threadIdx.x == 0) {
         centre[c] = m;
         offset[c] = rest;
         variance[c] = v;
         scale[c] = s;
+        if (running_mean) {
+            running_mean[c] = running_mean[c] * (T(1) - momentum) + (m + rest) * momentum;
+            running_var[c] = running_var[c] * (T(1) - momentum) + v * unbiased * momentum;
+        }
     }
 }
 
-// Sums of dy and of dy * (x - mean).
-extern "C" __global__ void batch_norm_backward_sums(const T* dy, const T* x, const T* centre, const T* offset,
-                                                    double* partial, int n) {
+// Sums of dy and of dy * (x - mean), and dy itself to `passed` where that is not null.
+extern "C" __global__ void batch_norm_backward_sums(const T* dy, const T* x, const T* y, const T* centre,
+                                                    const T* offset, T* passed, double* partial, int n) {
     size_t start = (size_t)blockIdx.y * n;
     T m = centre[blockIdx.y], rest = offset[blockIdx.y];
-    double sum = 0, products = 0;
-    for (int i = blockIdx.x * BLOCK + threadIdx.x; i < n; i += gridDim.x * BLOCK) {
-        double slope = dy[start + i];
-        sum += slope;
-        products += slope * (double)(x[start + i] - m - rest);
+    Sum slopes, products;
+    along_row(dy + start, x + start, y ? y + start : y, passed ? passed + start : passed, n, [&](T slope, T a, T b) {
+        if (y && b == T(0)) slope = T(0);
+        slopes.add(slope);
+        products.add(slope, a - m - rest);
+        return slope;
+    });
+    double sum = slopes.value(), sum_of_products = products.value();
+    if (!slopes.is_finite() || !products.is_finite()) {
+        sum = sum_of_products = 0;
+        along_row(dy + start, x + start, y ? y + start : y, nullptr, n, [&](T slope, T a, T b) {
+            if (y && b == T(0)) slope = T(0);
+            sum += (double)slope;
+            sum_of_products += (double)slope * (double)(a - m - rest);
+            return slope;
+        });
     }
-    store_partial(sum, products, partial);
+    store_partial(sum, sum_of_products, partial);
 }
 
-extern "C" __global__ void batch_norm_train_backward(const T* dy, const T* x, const T* centre, const T* offset,
-                                                     const T* scale, const T* gamma, const double* partial, int n,
-                                                     int segments, T* out, T* dgamma, T* dbeta) {
+extern "C" __global__ void batch_norm_train_backward(const T* dy, const T* x, const T* y, const T* centre,
+                                                     const T* offset, const T* scale, const T* gamma,
+                                                     const double* partial, int n, int segments, T* out, T* dgamma,
+                                                     T* dbeta) {
     int c = blockIdx.y;
     size_t start = (size_t)c * n;
     double sum, products;
     add_partial(partial, c, segments, &sum, &products);
     T m = centre[c], rest = offset[c], s = scale[c], db = (T)sum, dg = (T)products * s;
     T slope = dg * s / n, shift = db / n, factor = gamma[c] * s;
-    for (int i = blockIdx.x * BLOCK + threadIdx.x; i < n; i += gridDim.x * BLOCK)
-        out[start + i] = (dy[start + i] - (x[start + i] - m - rest) * slope - shift) * factor;
+    along_row(dy + start, x + start, y ? y + start : y, out + start, n, [=](T grad, T a, T b) {
+        if (y && b == T(0)) grad = T(0);
+        return (grad - (a - m - rest) * slope - shift) * factor;
+    });
     if (blockIdx.x == 0 && threadIdx.x == 0) {
         dgamma[c] = dg;
         dbeta[c] = db;
-    }
-}
-
-extern "C" __global__ void move_statistics(T* running_mean, T* running_var, const T* centre, const T* offset,
-                                           const T* variance, T momentum, T unbiased, int channels) {
-    FOR_EACH(c, channels) {
-        running_mean[c] = running_mean[c] * (T(1) - momentum) + (centre[c] + offset[c]) * momentum;
-        running_var[c] = running_var[c] * (T(1) - momentum) + variance[c] * unbiased * momentum;
     }
 }
 
