@@ -86,9 +86,11 @@ class Inference:
                 return y if y is not x else self.backend.copy(y)
             y = empty_batch_last(self.backend, (x.shape[0], *sizes.out), x.dtype)
 
+            fill = self._shared.fill if isinstance(self._shared, graph.Compiled) else self._fill_as_written
+
             def work(piece: slice) -> None:
                 with no_grad(), self.backend.errstate():  # both belong to a thread
-                    self.backend.xp.copyto(y[piece], self._shared(x[piece]))
+                    fill(y[piece], x[piece])
 
             self.backend.parallel(work, pieces, sizes.work * x.shape[0])
             return y
@@ -153,6 +155,9 @@ class Inference:
     def _as_written(self, x: Array) -> Array:
         with self.backend.as_recorded():  # to the same bits
             return self._path(x)
+
+    def _fill_as_written(self, out: Array, x: Array) -> None:
+        self.backend.xp.copyto(out, self._as_written(x))
 
 
 class _Sizes:

@@ -134,8 +134,16 @@ class Compiled(Generic[P, R]):
         self._said: set[str] = set()
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Any:
-        if kwargs:
-            kwargs = dict(sorted(kwargs.items()))  # type: ignore[assignment]
+        return self._call(args, dict(sorted(kwargs.items())) if kwargs else kwargs, None)
+
+    def fill(self, out: Any, *args: Any) -> None:
+        """Write the array that a call returns to `out`, without a copy between where it is replayed."""
+        result = self._call(args, {}, out)
+        if result is not out:
+            self._home((out,)).xp.copyto(out, result)
+
+    def _call(self, args: Any, kwargs: Any, out: Any) -> Any:
+        """Return what a call returns; that is `out`, filled, where a graph that gives one array was replayed."""
         if not is_enabled() or is_tracing() or any(bypass() for bypass in bypasses):
             return self._as_written(self._home(args), args, kwargs)
         arrays: list[Any] = []
@@ -154,7 +162,7 @@ class Compiled(Generic[P, R]):
                 if record.holds():
                     try:
                         if not (record.written and _overlap(backend, arrays)):
-                            return record.replay(arrays)
+                            return record.replay(arrays, out)
                     finally:
                         case.free.append(record)
                     return self._as_written(backend, args, kwargs)

@@ -140,7 +140,7 @@ class Record:
 
     # --- what it does -----------------------------------------------------------------------------------------------
 
-    def replay(self, arrays: list[Any]) -> Any:
+    def replay(self, arrays: list[Any], out: Any = None) -> Any:
         """Do what the function did, with these arrays."""
         copyto = self._copyto
         for slot, array in zip(self._slots, arrays, strict=True):
@@ -151,16 +151,19 @@ class Record:
         self.replays += 1
         for part, after in self._after:
             part.grad_is_zero = after
-        return self.first(arrays)
+        return self.first(arrays, out)
 
-    def first(self, arrays: list[Any]) -> Any:
-        """Hand out copies of what the last replay, or the tracing, has left."""
+    def first(self, arrays: list[Any], out: Any = None) -> Any:
+        """Hand out copies of what the last replay, or the tracing, has left; an array alone in `out`, if given."""
         for i in self.written:
             self._copyto(arrays[i], self._slots[i])
         for function in self._afterwards:
             function()
         for place, name, template in self._effects:
             put(place, name, self._built(template, arrays))
+        if out is not None and type(self._template) is _Own:
+            self._copyto(out, self._template.array)
+            return out
         return self._built(self._template, arrays)
 
     def _built(self, template: Any, arrays: list[Any]) -> Any:
