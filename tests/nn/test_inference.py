@@ -90,8 +90,8 @@ def test_a_large_batch_goes_through_in_pieces(threads, rng, name, count):
     for batch in (100, 16, 17, 100):
         x = values(rng, (batch, *SHAPES[name]), "float32")
         assert_close(infer(x), expected(model, x), tolerance=1e-5)
-    assert shapes(infer._shared), "no batch was cut"
-    assert max(shape[0] for shape in shapes(infer._whole) + shapes(infer._shared)) < 100
+    assert shapes(infer._batches.shared), "no batch was cut"
+    assert max(shape[0] for shape in shapes(infer._batches.whole) + shapes(infer._batches.shared)) < 100
 
 
 @pytest.mark.parametrize("batch", [1, 5, 100])
@@ -103,9 +103,9 @@ def test_recorded_is_unrecorded(rng, name, batch):
     for _ in range(3):
         x = values(rng, (batch, *SHAPES[name]), "float32")
         np.testing.assert_array_equal(recorded(x), written(x))
-    assert shapes(recorded._whole) + shapes(recorded._shared)
-    assert not isinstance(written._whole, Compiled)
-    assert not isinstance(written._shared, Compiled)
+    assert shapes(recorded._batches.whole) + shapes(recorded._batches.shared)
+    assert not isinstance(written._batches.whole, Compiled)
+    assert not isinstance(written._batches.shared, Compiled)
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -259,7 +259,7 @@ def test_records_are_few(rng, monkeypatch):
         made.clear()
         for n in batches:
             infer(images[:n])
-        assert len(shapes(infer._whole)) <= 2
+        assert len(shapes(infer._batches.whole)) <= 2
         return len(made)
 
     assert call(1, 2) == 0  # what comes once is not worth it
@@ -275,14 +275,14 @@ def test_sizes_are_forgotten_too(rng):
     infer = nn.Inference(nn.Sequential(nn.Conv2d(1, 2, 3), nn.GlobalAvgPool2d()), records=2)
     for size in range(5, 10):
         infer(values(rng, (20, 1, size, size), "float32"))
-    assert len(infer._sizes) <= 2
+    assert len(infer._batches.sizes) <= 2
 
 
 def test_a_dead_record_takes_its_memory_along(rng):
     infer = nn.Inference(models.create("deep3"), records=1)
     for _ in range(2):
         infer(values(rng, (2, 1, 28, 28), "float32"))
-    ((record,),) = [case.free for case in infer._whole._cases.values()]
+    ((record,),) = [case.free for case in infer._batches.whole._cases.values()]
     blocks = weakref.ref(record._replay.blocks)
     del record
     gc.disable()
@@ -380,7 +380,7 @@ def test_a_module_of_ones_own_runs_as_it_is(rng):
         ys = [infer(x) for _ in range(5)]
     assert own.calls == 0, "the copy is called, not the model's own"
     assert own.training
-    assert not shapes(infer._whole) + shapes(infer._shared)
+    assert not shapes(infer._batches.whole) + shapes(infer._batches.shared)
     for y in ys:
         assert_close(y, expected(model, x), tolerance=1e-5)  # counts along
     own.shift.data[...] = 100
@@ -411,7 +411,7 @@ def test_subclasses_are_ones_own(rng, layer):
     for _ in range(3):
         x = x[::-1] * 1.5
         assert_close(infer(x), expected(model, x), tolerance=1e-5)
-    assert shapes(infer._whole) == [x.shape]
+    assert shapes(infer._batches.whole) == [x.shape]
 
 
 def test_what_its_own_module_returns_is_not_written_over(rng):

@@ -15,7 +15,7 @@ from xpcnn.functional.convolution import FixedConvolution
 from xpcnn.functional.linear import linear
 from xpcnn.functional.normalization import AffineOp
 from xpcnn.functional.pooling import MaxPoolOp
-from xpcnn.nn.activation import Softmax
+from xpcnn.nn.batches import Cost
 from xpcnn.nn.channelwise import ChannelLayer, pool_first
 from xpcnn.nn.concat import Concat
 from xpcnn.nn.convolution import Conv2d
@@ -24,12 +24,10 @@ from xpcnn.nn.flatten import Flatten
 from xpcnn.nn.fusion import Chain, Group, ResidualSum, group
 from xpcnn.nn.identity import Identity
 from xpcnn.nn.linear import Linear
-from xpcnn.nn.module import Module, is_ours
+from xpcnn.nn.module import Module, is_ours, keeps_samples_apart
 from xpcnn.nn.normalization import BatchNorm1d, BatchNorm2d
 from xpcnn.nn.residual import Residual, add_paths
 from xpcnn.nn.sequential import Sequential
-
-Cost = tuple[int, float]  # elements of the largest array, elementary operations
 
 
 class Step:
@@ -189,7 +187,7 @@ def fold(model: Module) -> Path:
             else:
                 path.steps.append(_AsItIs(layer))
                 path.is_fresh = path.is_fresh and type(layer) is Flatten
-                path.is_known = path.is_known and _keeps_samples_apart(layer)
+                path.is_known = path.is_known and keeps_samples_apart(layer)
     return path
 
 
@@ -200,13 +198,6 @@ def _flatten(module: Module) -> Iterator[Module]:
             yield from _flatten(layer)
     elif type(module) not in (Dropout, Dropout2d, Identity):
         yield module
-
-
-def _keeps_samples_apart(layer: Module) -> bool:
-    """Whether it is known that a sample's result depends on that sample alone, and that a record tells all."""
-    if type(layer) is Softmax:
-        return layer.dim in (1, -1)
-    return all(is_ours(module) for module in layer.modules())
 
 
 def _add_chain(path: Path, layers: Sequence[ChannelLayer]) -> None:

@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
-from collections.abc import Callable
 from typing import Any
 
-from xpcnn.backend import Array, Backend, graph, resolve
-from xpcnn.backend.split import split_evenly
-from xpcnn.errors import ConfigError, ShapeError, XpcnnError
-from xpcnn.functional.layout import check_backend, copy_batch_last, empty_batch_last
+from xpcnn.backend import Array, Backend, resolve
+from xpcnn.errors import ConfigError, ShapeError
+from xpcnn.functional.layout import check_backend
+from xpcnn.nn.batches import Batches
 from xpcnn.nn.folding import fold
-from xpcnn.nn.module import Module, no_grad
+from xpcnn.nn.module import Module
 from xpcnn.nn.precision import computes_in_float16
 from xpcnn.windows import integer
-
-GRAIN = 16  # images: pieces of a batch are multiples, so that the rows of a product fill whole registers
-# What the largest activation of a piece takes, in slabs. Threads that meet under Python's lock want few and long calls:
-# lenet5 on 1024 images takes 7.2 ms, with one slab 9.1 (without the lock 6.2 and 6.1).
-SLABS = 2
 
 
 class Inference:
@@ -79,21 +71,7 @@ class Inference:
         check_backend("x", x, self.backend)
         if not x.ndim:
             raise ShapeError("x: expected shape (N, ...), got ()")
-        with no_grad(), self.backend.errstate():
-            pieces, sizes = self._pieces(x)
-            if sizes is None:
-                y = self._whole(x)
-                return y if y is not x else self.backend.copy(y)
-            y = empty_batch_last(self.backend, (x.shape[0], *sizes.out), x.dtype)
-
-            fill = self._shared.fill if isinstance(self._shared, graph.Compiled) else self._fill_as_written
-
-            def work(piece: slice) -> None:
-                with no_grad(), self.backend.errstate():  # both belong to a thread
-                    fill(y[piece], x[piece])
-
-            self.backend.parallel(work, pieces, sizes.work * x.shape[0])
-            return y
+        return self._batches(x)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"backend": self.backend.name, "_path": self._path, "_records": self._records}
@@ -104,64 +82,9 @@ class Inference:
         self._start_empty()
 
     def _start_empty(self) -> None:
-        self._whole, self._shared = self._compiled(), self._compiled()  # what is one of several pieces is not split
-        self._sizes: OrderedDict[Any, _Sizes] = OrderedDict()
-        self._lock = threading.Lock()
+        self._batches = Batches(
+            self._path, self._path.measure, self.backend, self._records, is_known=self._path.is_known
+        )
 
     def __repr__(self) -> str:
         return f"Inference({len(self._path.steps)} steps, {self.backend.name})"
-
-    # --- pieces of a batch ------------------------------------------------------------------------------------------
-
-    def _pieces(self, x: Array) -> tuple[list[slice], _Sizes | None]:
-        """Return the pieces in which x goes through the network, and what one sample takes; None for one piece."""
-        n, slab = x.shape[0], self.backend.slab_bytes
-        if n <= GRAIN or slab is None or not self._path.is_known:
-            return [], None
-        sizes = self._sizes_of(x)
-        threads = self.backend.get_num_threads() if self.backend.shares(sizes.work * n / 2) else 1
-        grains = -(-n // GRAIN)
-        count = -(-grains // max(1, SLABS * slab // (GRAIN * sizes.largest)))
-        count = min(grains, -(-count // threads) * threads)  # as many for each thread
-        if count == 1:
-            return [], None
-        pieces = [slice(GRAIN * part.start, min(GRAIN * part.stop, n)) for part in split_evenly(grains, count)]
-        return pieces, sizes
-
-    def _sizes_of(self, x: Array) -> _Sizes:
-        key = x.shape[1:], x.dtype
-        with self._lock:
-            found = self._sizes.get(key)
-        if found is None:
-            try:
-                y, (largest, work) = self._path.measure(x[:1])
-            except XpcnnError:
-                self._path(x)  # says the same of the whole batch
-                raise
-            found = _Sizes(tuple(y.shape[1:]), max(1, largest * x.dtype.itemsize), work)
-            with self._lock:
-                self._sizes[key] = found
-                if len(self._sizes) > max(1, self._records):
-                    self._sizes.popitem(last=False)
-        return found
-
-    def _compiled(self) -> Callable[[Array], Array]:
-        if not self._records:
-            return self._as_written
-        return graph.Compiled(
-            self._path, self.backend, kept=self._records, layout=copy_batch_last, eager=1, writes=False
-        )
-
-    def _as_written(self, x: Array) -> Array:
-        with self.backend.as_recorded():  # to the same bits
-            return self._path(x)
-
-    def _fill_as_written(self, out: Array, x: Array) -> None:
-        self.backend.xp.copyto(out, self._as_written(x))
-
-
-class _Sizes:
-    """What one sample takes: shape of its result, bytes of its largest array, elementary operations."""
-
-    def __init__(self, out: tuple[int, ...], largest: int, work: float) -> None:
-        self.out, self.largest, self.work = out, largest, work

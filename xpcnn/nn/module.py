@@ -64,6 +64,11 @@ def is_ours(part: object) -> bool:
     return type(part).__module__.startswith("xpcnn.")
 
 
+def keeps_samples_apart(module: Module) -> bool:
+    """Whether it is known that a sample's result depends on that sample alone, and that a record tells all."""
+    return all(is_ours(each) and getattr(each, "dim", 1) in (1, -1) for each in module.modules())
+
+
 def needs_gradient(module: Module) -> bool:
     """Whether a backward has to reach a module for the sake of a parameter inside, or of what only its user knows."""
     for value in vars(module).values():  # most often it is one of its own
@@ -117,7 +122,7 @@ class Module(Guarded):
     Copies and pickles hold parameters and buffers, and nothing that forwards have kept.
     """
 
-    unguarded = frozenset({"_kept", "_forwards", "_buffers", "_groups", "_sample_shape"})
+    unguarded = frozenset({"_kept", "_forwards", "_buffers", "_groups", "_live", "_sample_shape"})
     _sample_shape: tuple[int, ...] | None = None  # of one sample of the last x that it was called with by itself
 
     def __init__(self, *arguments: Any, **options: Any) -> None:

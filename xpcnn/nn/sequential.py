@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, overload
 
-from xpcnn.backend import Array
-from xpcnn.errors import ConfigError
+from xpcnn.backend import Array, graph, is_portable
+from xpcnn.backend.graph import guards
+from xpcnn.errors import ConfigError, XpcnnError
+from xpcnn.nn.batches import Batches, Cost
+from xpcnn.nn.caches import Forward, forward_now
 from xpcnn.nn.fusion import Call, Group, backward_through, forward_through, group
-from xpcnn.nn.module import Module, is_traced
+from xpcnn.nn.module import Module, is_traced, keeps_caches, keeps_samples_apart, no_grad, trace
 from xpcnn.nn.parameter import Parameter
+from xpcnn.nn.precision import computes_in_float16
+
+RECORDS = 8  # shapes of batches for which forwards that keep nothing have graphs
 
 
 class Sequential(Module):
@@ -39,6 +46,7 @@ class Sequential(Module):
                 raise ConfigError(f"layers: expected instances of xpcnn.nn.Module, got {layer!r}")
         self._layers = layers
         self._groups: list[Group] | None = None
+        self._live: tuple[int, Batches | None] | None = None
 
     @property
     def groups(self) -> Sequence[Group]:
@@ -53,7 +61,7 @@ class Sequential(Module):
         return self.groups if is_plain else ()
 
     def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"_groups": None}
+        return super().__getstate__() | {"_groups": None, "_live": None}
 
     def append(self, layer: Module) -> Sequential:
         """Add a layer at the end."""
@@ -101,6 +109,48 @@ class Sequential(Module):
     def children(self) -> Iterator[tuple[str, Module]]:
         """Yield the layers by number, as torch names them."""
         return ((str(i), layer) for i, layer in enumerate(self._layers))
+
+    def _call_outermost(self, x: Array) -> Array:
+        if not (self.training or keeps_caches() or is_traced() or graph.is_tracing()):
+            batches = self._evaluation()
+            with contextlib.suppress(XpcnnError):  # as written it says the same, and where
+                if batches is not None and batches.takes(x):
+                    return batches(x)
+        return super()._call_outermost(x)
+
+    def _evaluation(self) -> Batches | None:
+        """Return what runs forwards that keep nothing, by graphs and in pieces; None where that cannot be."""
+        version = guards.version[0]
+        if self._live is None or self._live[0] != version:
+            vars(self)["_live"] = version, self._make_evaluation()
+        return self._live[1]  # type: ignore[index]
+
+    def _make_evaluation(self) -> Batches | None:
+        before = None if self._live is None else self._live[1]
+        if not self._groups_inside() or not keeps_samples_apart(self) or any(each.training for each in self.modules()):
+            return None
+        backend = self.backend
+        if not backend.immediate or is_portable() or computes_in_float16(self):
+            return None
+        if before is not None and before.backend is backend:
+            before.sizes.clear()  # layers may be others
+            return before
+        return Batches(self._alone, self._measure, backend, RECORDS, quiet=True)
+
+    def _alone(self, x: Array) -> Array:
+        """Return the last layer's y, in a thread that knows of no other forward."""
+        token = forward_now.set(Forward())
+        try:
+            return self.forward(x)
+        finally:
+            forward_now.reset(token)
+
+    def _measure(self, x: Array) -> tuple[Array, Cost]:
+        with no_grad(), trace() as calls:
+            y = self._alone(x)
+        sizes = [each.size for _, x, y in calls for each in (x, y)]
+        products = sum(module.multiply_adds(x.shape, y.shape) for module, x, y in calls)
+        return y, (max(sizes, default=x.size), 2.0 * sum(y.size for *_, y in calls) + products / 8)
 
     def forward(self, x: Array) -> Array:
         """Return the last layer's y."""

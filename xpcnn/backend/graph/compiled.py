@@ -108,6 +108,8 @@ class Compiled(Generic[P, R]):
         all, and more of a batch that is smaller than another.
     writes : bool
         Whether the function may write to its arguments.
+    quiet : bool
+        Whether to say nothing of what cannot be recorded.
     """
 
     def __init__(
@@ -120,12 +122,13 @@ class Compiled(Generic[P, R]):
         layout: Callable[[Backend, Any], Any] | None = None,
         eager: int | None = None,
         writes: bool = True,
+        quiet: bool = False,
     ) -> None:
         if not callable(function):
             raise ConfigError(f"function: expected something to call, got {type(function).__name__}")
         functools.update_wrapper(self, function, updated=())
         self._function, self._backend, self._strict, self._kept = function, backend, strict, kept
-        self._layout, self._eager, self._writes = layout, eager, writes
+        self._layout, self._eager, self._writes, self._quiet = layout, eager, writes, quiet
         self._cases: dict[Any, _Case] = {}
         self._clock = itertools.count()  # tells which kind was used longest ago
         self._lock = threading.Lock()
@@ -285,7 +288,7 @@ class Compiled(Generic[P, R]):
     def _say(self, reason: str) -> None:
         if self._strict:
             raise BackendError(f"compile: {getattr(self, '__name__', 'the function')} cannot be recorded: {reason}")
-        if reason not in self._said:
+        if not self._quiet and reason not in self._said:
             self._said.add(reason)
             name = getattr(self, "__qualname__", type(self._function).__name__)
             warnings.warn(f"compile: {name} runs as written: {reason}", RuntimeWarning, stacklevel=levels_to_caller())
@@ -310,7 +313,7 @@ class Compiled(Generic[P, R]):
 
     def __reduce__(self) -> Any:
         options: dict[str, Any] = {"strict": self._strict, "kept": self._kept}
-        options |= {"layout": self._layout, "eager": self._eager, "writes": self._writes}
+        options |= {"layout": self._layout, "eager": self._eager, "writes": self._writes, "quiet": self._quiet}
         return functools.partial(Compiled, **options), (self._function, self._backend)
 
     def __deepcopy__(self, memo: Any) -> Compiled[P, R]:
