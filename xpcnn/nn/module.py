@@ -162,6 +162,8 @@ class Module(Guarded):
         forward = forward_now.get()
         if forward is None:
             y = self._call_outermost(x)
+            if self._sample_shape != x.shape[1:]:
+                self._sample_shape = tuple(x.shape[1:])
         else:
             kept, remembered = len(forward.entries), len(forward.buffers)
             try:
@@ -194,8 +196,6 @@ class Module(Guarded):
             forward_now.reset(token)
         if forward.entries:
             self._forwards.append(forward)
-        if self._sample_shape != x.shape[1:]:
-            self._sample_shape = tuple(x.shape[1:])
         return y
 
     def forward(self, x: Array) -> Array:
