@@ -34,7 +34,7 @@ def mistake(capsys, *argv):
         (["train", "--backend", "tpu"], "expected one of numpy"),
         (["train", "--resume"], "--resume: expected the folder of the run with it, --out RUN_DIR"),
         (["train", "--speed", "9"], "unrecognized arguments: --speed"),
-        (["evaluate"], "required: RUN_DIR"),
+        (["evaluate"], "required: RUN_DIR|MODEL_FILE"),
         (["evaluate", "nowhere"], "nowhere: no such run folder"),
         (["predict", "nowhere", "a.png"], "nowhere: no such run folder"),
         (["predict", "nowhere"], "required: IMAGE"),

@@ -59,14 +59,16 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--precision", metavar="P", help="float32 or float16 (float32)")
     train.add_argument("--resume", action="store_true", help="go on with the run in --out DIR")
 
-    evaluate = commands.add_parser("evaluate", help="test the network of a run folder")
-    evaluate.add_argument("folder", metavar="RUN_DIR")
+    evaluate = commands.add_parser("evaluate", help="test the network of a run folder or model file")
+    evaluate.add_argument("source", metavar="RUN_DIR|MODEL_FILE")
     _add_backend(evaluate)
-    evaluate.add_argument("--data", metavar="D", help="test on other data (the run's)")
+    evaluate.add_argument(
+        "--data", metavar="D", help="test on other data (the run's), such as a folder of sub-folders of pictures"
+    )
 
-    predict = commands.add_parser("predict", help="say which digit pictures show")
-    predict.add_argument("folder", metavar="RUN_DIR")
-    predict.add_argument("images", nargs="+", metavar="IMAGE", help="PNG or JPEG of one digit")
+    predict = commands.add_parser("predict", help="say what pictures show")
+    predict.add_argument("source", metavar="RUN_DIR|MODEL_FILE")
+    predict.add_argument("images", nargs="+", metavar="IMAGE", help="a picture; of one digit for networks of MNIST")
     _add_backend(predict)
 
     export = commands.add_parser("export", help="write the network of a run folder to an ONNX file")

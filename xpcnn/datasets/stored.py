@@ -16,7 +16,7 @@ from xpcnn.datasets.lazy import usable_cores
 from xpcnn.datasets.pictures import FITS, MODES, BrokenPicture, convert, load_picture, pillow
 from xpcnn.errors import ConfigError, DataError, ShapeError
 
-_MODE_OF = {channels: mode for mode, channels in MODES.items()}
+MODE_OF = {channels: mode for mode, channels in MODES.items()}
 DIGIT = (28, 28)  # of MNIST
 _LARGEST = 1 << 26  # numbers of an image
 Sizes = tuple[int | None, ...]
@@ -67,7 +67,7 @@ class Stored:
     def channels_last(self) -> bool:
         """Whether images are stored as (H, W, C)."""
         shape = self.image_shape
-        return shape is not None and len(shape) == 3 and shape[2] in _MODE_OF and shape[0] not in _MODE_OF
+        return shape is not None and len(shape) == 3 and shape[2] in MODE_OF and shape[0] not in MODE_OF
 
     @property
     def channels(self) -> int | None:
@@ -129,7 +129,7 @@ class Stored:
             if self.image_shape is None and array.ndim in (2, 3, 4):
                 return array[None] if array.ndim == 2 else array
             raise ShapeError(f"images: expected images of shape {self._shown()}, one or several, got {array.shape}")
-        if array.ndim == 2 or (array.ndim == 3 and array.shape[2] in _MODE_OF and array.shape[0] not in _MODE_OF):
+        if array.ndim == 2 or (array.ndim == 3 and array.shape[2] in MODE_OF and array.shape[0] not in MODE_OF):
             return [array]
         return list(array)
 
@@ -161,11 +161,11 @@ class Stored:
                 f"images: expected images of shape {self._shown()}, got {array.shape} of {array.dtype}; those of other "
                 "sizes are brought there where they are pictures of bytes (uint8)"
             )
-        if array.ndim == 3 and array.shape[2] not in _MODE_OF:
+        if array.ndim == 3 and array.shape[2] not in MODE_OF:
             array = array.transpose(1, 2, 0)  # (H, W, C)
         if array.ndim == 3 and array.shape[2] == 1:
             array = array[:, :, 0]  # (H, W)
-        if array.ndim == 3 and array.shape[2] not in _MODE_OF:
+        if array.ndim == 3 and array.shape[2] not in MODE_OF:
             raise ShapeError(f"images: expected pictures of 1, 3 or 4 channels, got an array of shape {item.shape}")
         return self._of_picture(pillow().fromarray(np.ascontiguousarray(array)))
 
@@ -180,9 +180,9 @@ class Stored:
     def _mode(self) -> str:
         if self.image_shape is None:
             return "RGB"
-        if self.channels not in _MODE_OF:
+        if self.channels not in MODE_OF:
             raise ShapeError(f"images: expected arrays of shape {self._shown()}, got a picture, which has no such form")
-        return _MODE_OF[self.channels]
+        return MODE_OF[self.channels]
 
     def _laid_out(self, image: np.ndarray) -> np.ndarray:
         """Return (H, W) or (C, H, W) with the channels where they are stored."""

@@ -2,6 +2,7 @@
 
 from xpcnn.recipes.evaluation import Evaluation, evaluate, probabilities
 from xpcnn.recipes.folder import is_run
+from xpcnn.recipes.predictors import load_predictor, load_test_set
 from xpcnn.recipes.recipe import Recipe, Splits
 from xpcnn.recipes.runs import DEFAULT, Run, load, load_model, run
 from xpcnn.recipes.table import find, names
@@ -17,6 +18,8 @@ __all__ = [
     "is_run",
     "load",
     "load_model",
+    "load_predictor",
+    "load_test_set",
     "names",
     "probabilities",
     "run",

@@ -26,7 +26,7 @@ from xpcnn.recipes.evaluation import EvaluatingTrainer, Evaluation, evaluate
 from xpcnn.recipes.folder import Settings
 from xpcnn.recipes.recipe import Recipe
 from xpcnn.recipes.table import find
-from xpcnn.training import Checkpointer, History, Metrics, Progress, load_parameters, save_parameters
+from xpcnn.training import Checkpointer, History, Metrics, Progress, load_parameters, save_model
 
 DEFAULT = "lenet5"
 DEFAULT_SEED = 0
@@ -301,7 +301,14 @@ def _run(
         last = evaluate(model, test)
     done = Run(recipe, settings, kind, model, trainer.history, test_set, last, folder)
     if folder is not None:
-        save_parameters(model, folder / folders.MODEL)
+        save_model(
+            model,
+            folder / folders.MODEL,
+            classes=test_set.classes,
+            transform=recipe.transforms[kind],
+            image_shape=test_set.images.shape[1:],
+            digits=kind == "mnist",
+        )
         trainer.history.save(folder / folders.HISTORY)
         folders.write(folder, settings, {"state": "done", **about, **_results(done, time.monotonic() - clock)})
     return done

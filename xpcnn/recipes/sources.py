@@ -51,6 +51,11 @@ def load(data: str | None, kinds: Iterable[str], recipe: str) -> tuple[str, Data
     return kind, train, test
 
 
+def is_set(folder: str) -> bool:
+    """Say whether a folder holds MNIST's files, or files like them, or CIFAR-10's."""
+    return any(look_at(Path(folder) / name) for name in _CIFAR) or bool(find_sets(folder))
+
+
 def count_classes(least: int, *parts: Dataset) -> int:
     """Return how many classes the labels of a set have: one more than the highest, and no fewer than `least`."""
     return max(least, *(int(part.labels.max()) + 1 for part in parts))
