@@ -11,7 +11,7 @@ from PIL import Image
 from xpcnn import functional as F
 from xpcnn import nn, optim
 from xpcnn.backend import get_backend
-from xpcnn.data import ChannelsFirst, Compose, Normalize, Pad, Repeat
+from xpcnn.data import ChannelsFirst, Compose, DataLoader, Normalize, Pad, Repeat
 from xpcnn.datasets import load_image, load_mnist, load_picture
 from xpcnn.errors import ConfigError, DataError, ShapeError
 from xpcnn.training import Prediction, Predictor
@@ -364,3 +364,31 @@ def test_a_training_is_seen(backend, compile):
         np.testing.assert_allclose(found, expected(done.model, images[:, None].astype("float32") / 255), rtol=1e-4)
         done.model.train()
         before = found
+
+
+def test_a_trainer_predicts_images_as_its_loaders_have_them(backend):
+    from .common import images, labels
+
+    done = trainer()
+    transform = Normalize(0.5, 0.25)
+    stored = images()
+    x = (stored[:, None].astype("float32") / 255 - 0.5) / 0.25
+    with pytest.raises(ShapeError):
+        done.predict(np.zeros((2, 2), "uint8"))
+    done.fit(DataLoader(stored, labels(), 8, transform=transform), epochs=1)
+    done.model.train()
+    done.model[5].eval()
+    modes = [module.training for module in done.model.modules()]
+    found = done.predict(stored)
+    assert backend.owns(found)
+    assert [module.training for module in done.model.modules()] == modes
+    wanted = expected(copy.deepcopy(done.model), x)
+    for given in (stored, x, backend.asarray(x), list(stored)):
+        np.testing.assert_allclose(backend.to_numpy(done.predict(given)), wanted, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(backend.to_numpy(done.predict(stored, batch_size=5)), wanted, rtol=1e-4, atol=1e-6)
+    for again in (copy.deepcopy(done), pickle.loads(pickle.dumps(done))):
+        np.testing.assert_allclose(backend.to_numpy(again.predict(stored)), wanted, rtol=1e-4, atol=1e-6)
+    floats = stored.astype("float32") / 255
+    done.fit(DataLoader(floats, labels(), 8, transform=transform), epochs=1)
+    wanted = expected(copy.deepcopy(done.model), x)
+    np.testing.assert_allclose(backend.to_numpy(done.predict(floats)), wanted, rtol=1e-4, atol=1e-6)

@@ -201,6 +201,46 @@ class Predictor:
             raise
 
 
+class Predicting:
+    """What a trainer knows of the images of its loaders, to predict others like them."""
+
+    def __init__(self) -> None:
+        self._transform: Callable[[Array], Array] | None = None
+        self._floats = False
+        self._known = False
+        self._made: Predictor | None = None
+        self._made_of: tuple[Any, ...] = ()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_made": None, "_made_of": ()}
+
+    def look_at(self, *loaders: Any) -> None:
+        """Remember the transform of the first that has images and one."""
+        for loader in loaders:
+            dtype, transform = (
+                getattr(getattr(loader, "images", None), "dtype", None),
+                getattr(loader, "transform", None),
+            )
+            if dtype is not None and callable(transform):
+                self._transform, self._floats, self._known = transform, dtype.kind == "f", True
+                return
+
+    def probabilities(self, model: Module, images: Any, batch_size: int) -> Array:
+        """Return probabilities (N, K)."""
+        floats = hasattr(images, "dtype") and images.dtype.kind == "f"
+        transform = self._transform
+        if floats and self._known and not self._floats:
+            transform = _as_it_is
+        wanted = model, transform, batch_size, model._sample_shape
+        if self._made is None or self._made_of != wanted:
+            self._made, self._made_of = Predictor(model, transform=transform, batch_size=batch_size), wanted
+        return self._made.probabilities(images)
+
+
+def _as_it_is(batch: Array) -> Array:
+    return batch
+
+
 def to_probabilities(model: Module, y: Array) -> Array:
     """Return what a model gives as probabilities (N, K).
 

@@ -27,6 +27,7 @@ from xpcnn.training.history import History
 from xpcnn.training.interrupt import Interruption, interruptible, unbroken
 from xpcnn.training.metrics import Metrics, RunningAverage, has_accuracy
 from xpcnn.training.monitor import latest
+from xpcnn.training.predictor import BATCH, Predicting
 from xpcnn.training.state import capture_state, restore_state
 from xpcnn.training.step import Step
 
@@ -143,6 +144,7 @@ class Trainer:
         self.interrupted = self.stopped = self.validates = False
         self.signum = int(signal.SIGINT)
         self.stop_reason = ""
+        self._predicting = Predicting()
 
     def __repr__(self) -> str:
         parameters = sum(parameter.size for parameter in self.model.parameters())
@@ -231,6 +233,7 @@ class Trainer:
         self.epochs = self.first_epoch + epochs
         self.batches_per_epoch = len(train) if hasattr(train, "__len__") else None
         self.validates = validation is not None
+        self._predicting.look_at(validation, train)
         self._check_schedule()
         backend = backend_of(next(iter(self.model.parameters())).data)
         self._renew(backend)
@@ -460,6 +463,20 @@ class Trainer:
             `data` is no iterable of batches, or has none.
         """
         return evaluate(self.model, self.criterion, data, self.read_every)
+
+    def predict(self, images: Any, *, batch_size: int = BATCH) -> Array:
+        """Return probabilities (N, K) on the model's backend, in eval mode; each layer's mode stays what it is.
+
+        Parameters
+        ----------
+        images : array, or whatever a `Predictor` takes
+            Images as the loaders of the last `fit` have them, which go through their transform (without what it draws
+            at random), or what the model takes: floats, where the loaders have integers. Before a `fit` on loaders,
+            integers are divided by 255.
+        batch_size : int
+            Images that go through the model together.
+        """
+        return self._predicting.probabilities(self.model, images, batch_size)
 
     # --- saving -----------------------------------------------------------------------------------------------------
 
