@@ -162,6 +162,13 @@ API = {
         DataLoader(images, labels, batch_size, *, shuffle=True, replacement=False, seed=None, drop_last=False)
         Normalize(mean, std)
         Pad(padding)
+        Resize(size)
+        RandomCrop(size, padding=0)
+        RandomHorizontalFlip(p=0.5)
+        RandomAffine(degrees, translate=None, scale=None)
+        RandomErasing(p=0.5)
+        ColorJitter(brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0)
+        MixUp(alpha=1.0, num_classes=None)
     """,
     "xpcnn.training": """
         Trainer(model, optimizer, criterion, *, schedule=None, schedule_every=None, callbacks=())

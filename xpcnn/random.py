@@ -22,6 +22,7 @@ from xpcnn.errors import ConfigError
 
 _KEYS = 1 << 32  # keys of one seed are all different for so many calls
 _WORD = _KEYS - 1
+_TRANSFORMS = 1  # marks the streams that transforms draw from
 
 
 class _State:
@@ -117,6 +118,14 @@ def manual_seed(seed: int) -> None:
 def generator() -> np.random.Generator:
     """Return the host generator (PCG64) that this thread draws from."""
     return _current().generator
+
+
+def batch_generator(key: int, epoch: int, batch: int) -> np.random.Generator:
+    """Return the host generator of what transforms draw for one batch (from 1 on) of an epoch: a function of the three.
+
+    It shares nothing with the order of the epoch, which is drawn from (key, epoch).
+    """
+    return np.random.Generator(np.random.PCG64([key, epoch, batch, _TRANSFORMS]))
 
 
 def draw_key() -> int:

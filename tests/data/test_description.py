@@ -12,11 +12,19 @@ from xpcnn.data.transforms import Transform
 from xpcnn.errors import ConfigError, DataError
 
 EXAMPLES = {
+    "CenterCrop": data.CenterCrop((3, 4), 0.5),
     "ChannelsFirst": ChannelsFirst(),
+    "ColorJitter": data.ColorJitter(0.1, (0.5, 2), 0.3, 0.05),
     "Compose": Compose(Pad(1), Compose(Normalize((0.1, 0.2, 0.3), 2), Repeat(1)), ToFloat()),
+    "MixUp": data.MixUp(0.2, 10),
     "Normalize": Normalize((0.5, np.float32(0.25)), 0.125),
     "Pad": Pad((1, np.int64(2)), 0.5),
+    "RandomAffine": data.RandomAffine(10, (0.1, 0.2), (0.5, 2), fill=0.5),
+    "RandomCrop": data.RandomCrop((3, 4), 2, padding_mode="edge"),
+    "RandomErasing": data.RandomErasing(0.2, (0.1, 0.2), (0.5, 2), 0.5),
+    "RandomHorizontalFlip": data.RandomHorizontalFlip(0.3),
     "Repeat": Repeat(3),
+    "Resize": data.Resize((5, 6)),
     "ToFloat": ToFloat(),
 }
 CLASSES = [

@@ -7,7 +7,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from xpcnn.backend import Array
-from xpcnn.data.transforms import Compose, Transform
+from xpcnn.data.compose import Compose
+from xpcnn.data.stage import Stage
+from xpcnn.data.transforms import Transform
 from xpcnn.errors import ConfigError, DataError
 
 BatchFunction = Callable[[Array], Array]
@@ -20,6 +22,8 @@ def for_evaluation(transform: BatchFunction) -> BatchFunction | None:
     if isinstance(transform, Compose):
         kept = [for_evaluation(each) for each in transform.transforms]
         return Compose(*(each for each in kept if each is not None))
+    if isinstance(transform, Stage):
+        return transform.for_evaluation()
     return None if getattr(transform, "is_random", False) else transform
 
 

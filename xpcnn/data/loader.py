@@ -8,7 +8,8 @@ from typing import Any
 
 from xpcnn import random
 from xpcnn.backend import Array, Backend, backend_of, get_backend
-from xpcnn.data.transforms import COLOURS, ChannelsFirst, Compose, ToFloat, Transform, describe
+from xpcnn.data.compose import Compose, describe
+from xpcnn.data.transforms import COLOURS, ChannelsFirst, ToFloat, Transform
 from xpcnn.datasets.checks import check_images, check_labels
 from xpcnn.datasets.lazy import LazyImages
 from xpcnn.datasets.order import epoch_order
@@ -57,7 +58,9 @@ class DataLoader:
         Leave out a last batch that is not full.
     transform : callable, optional
         From a batch as stored, on the active backend, to float32 (N, C, H, W); see `xpcnn.data.transforms`. The
-        default divides integers by 255 and adds the channel axis.
+        default divides integers by 255 and adds the channel axis. One with an attribute `labels` that is true is
+        called as (images, labels) and returns both, the labels (N,) or (N, K). What ours draw at random for a batch
+        follows from the seed, or the epoch's key, and the number of epoch and batch alone.
 
     Raises
     ------
@@ -84,7 +87,7 @@ class DataLoader:
         batches_per_epoch: int | None = None,
         seed: int | None = None,
         drop_last: bool = False,
-        transform: Callable[[Array], Array] | None = None,
+        transform: Callable[..., Any] | None = None,
     ) -> None:
         self.images = check_images(_on_host(images))
         labels = check_labels(_on_host(labels), len(self.images))
@@ -97,6 +100,9 @@ class DataLoader:
             raise ConfigError(f"transform: expected a callable such as xpcnn.data.ToFloat(), got {transform!r}")
         self.transform = ToFloat() if transform is None else transform
         _check_channels(self.images, self.transform)
+        for each in getattr(self.transform, "transforms", (self.transform,)):
+            if hasattr(each, "check_labels"):
+                each.check_labels(self.labels)
         self.batches_per_epoch = batches_per_epoch
         if batches_per_epoch is not None:
             self.batches_per_epoch = _integer("batches_per_epoch", batches_per_epoch, 1)
@@ -154,11 +160,14 @@ class DataLoader:
         )
         rest = order[self._position * self.batch_size : len(self) * self.batch_size]
         self._turn += 1
-        return self._batches(get_backend(), rest, self._turn, self._position)
+        draws_from = (self._key or 0, 0 if self.seed is None else self._epoch)
+        return self._batches(get_backend(), rest, self._turn, self._position, draws_from)
 
-    def _batches(self, backend: Backend, order: Any, turn: int, position: int) -> Iterator[tuple[Array, Array]]:
+    def _batches(
+        self, backend: Backend, order: Any, turn: int, position: int, draws_from: tuple[int, int]
+    ) -> Iterator[tuple[Array, Array]]:
         for given, (images, labels) in enumerate(self._stored(backend, order), position + 1):
-            x = self.transform(images)
+            x, labels = self._transformed(images, labels, (*draws_from, given))
             if x.ndim != 4 or x.shape[0] != labels.shape[0]:
                 raise ShapeError(f"transform: expected a result ({labels.shape[0]}, C, H, W), got {tuple(x.shape)}")
             if x.dtype.kind != "f":
@@ -168,6 +177,13 @@ class DataLoader:
             yield x, labels
         if self._turn == turn:
             self._end_epoch()
+
+    def _transformed(self, images: Array, labels: Array, draws_from: tuple[int, int, int]) -> Any:
+        """Return a batch's images and labels, changed by what is drawn for that batch."""
+        transform = self.transform
+        if isinstance(transform, Transform):
+            return transform.run(images, labels, random.batch_generator(*draws_from) if transform.is_random else None)
+        return transform(images, labels) if getattr(transform, "labels", False) else (transform(images), labels)
 
     def _stored(self, backend: Backend, order: Any) -> Iterator[tuple[Array, ...]]:
         """Yield batch after batch of images as stored, and labels, on the backend."""
@@ -194,7 +210,7 @@ class DataLoader:
         if self.seed is not None:
             return self.seed
         # An evaluation, which goes in order, must not change what is drawn after it.
-        if not (self.shuffle or self.replacement):
+        if not (self.shuffle or self.replacement or getattr(self.transform, "is_random", False)):
             return 0
         return int(random.generator().integers(0, 1 << 32, dtype="uint32"))
 
@@ -264,7 +280,7 @@ class DataLoader:
         self._goes_on = key is not None
 
 
-def _check_channels(images: Any, transform: Callable[[Array], Array]) -> None:
+def _check_channels(images: Any, transform: Callable[..., Any]) -> None:
     """Raise ShapeError for floats that look like (N, H, W, 3), where nothing says that they are."""
     first = transform.transforms[0] if isinstance(transform, Compose) and transform.transforms else transform
     if images.ndim != 4 or images.dtype.kind != "f" or type(first) is ChannelsFirst or not isinstance(first, Transform):

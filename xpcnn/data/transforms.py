@@ -7,7 +7,6 @@ However many are composed, the plan is carried out in one go (`prepare`), straig
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
@@ -19,7 +18,7 @@ from xpcnn.functional.layout import batch_first
 from xpcnn.functional.primitive import primitive
 from xpcnn.windows import pair
 
-_LARGEST_PIXEL = 255.0  # of integer pixels; they are brought to [0, 1] first
+LARGEST_PIXEL = 255.0  # of integer pixels; they are brought to [0, 1] first
 COLOURS = (1, 3, 4)  # numbers of channels by which channels-last images are known: grey, RGB, RGBA
 
 Values = float | Sequence[float]  # one for all channels, or one for each
@@ -64,12 +63,26 @@ class Transform:
     Called with stored images (N, H, W), (N, C, H, W) or (N, H, W, C) on any backend, a transform returns a new array,
     float32 (N, C, H, W) in batch-last memory. Integer pixels are divided by 255 first. Integers whose last axis is 1, 3
     or 4 and whose second axis is not are taken as (N, H, W, C); `ChannelsFirst` says so where that is not clear.
+
+    Attributes
+    ----------
+    is_random : bool
+        Whether it draws numbers.
+    labels : bool
+        Whether it is called as (images, labels), and returns both.
     """
+
+    is_random: bool = False
+    labels: bool = False
 
     def __call__(self, batch: Array) -> Array:
         """Return a batch as stored as a new float32 (N, C, H, W)."""
-        plan = _planned(self, tuple(batch.shape[1:]), batch.dtype.kind in "iu")
+        plan = planned(self, tuple(batch.shape[1:]), batch.dtype.kind in "iu")
         return batch_first(prepare(backend_of(batch), batch, plan))
+
+    def run(self, batch: Array, labels: Array | None, rng: Any) -> tuple[Array, Array | None]:
+        """Return images and labels as a loader takes them; `rng` is a NumPy Generator, None where nothing is drawn."""
+        return self(batch), labels
 
     def _extend(self, plan: Plan, image: tuple[int, ...]) -> Plan:
         """Return `plan` with this transform at its end, for images stored as `image` (their shape)."""
@@ -106,7 +119,7 @@ class Normalize(Transform):
 
     def __post_init__(self) -> None:
         for name in ("mean", "std"):
-            values = _values(name, getattr(self, name))
+            values = values_of(name, getattr(self, name))
             if name == "std" and min(values) <= 0:
                 raise ConfigError(f"std: expected values above 0, got {values}")
             object.__setattr__(self, name, values)
@@ -143,7 +156,7 @@ class Pad(Transform):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "padding", pair("padding", self.padding, 0))
-        object.__setattr__(self, "value", _values("value", self.value)[0])
+        object.__setattr__(self, "value", values_of("value", self.value)[0])
 
     def _extend(self, plan: Plan, image: tuple[int, ...]) -> Plan:
         return replace(plan, rings=(*plan.rings, Ring(self.padding[0], self.padding[1], (self.value,))))
@@ -182,70 +195,22 @@ class Repeat(Transform):
         return replace(plan, channels=self.channels)
 
 
-class Compose(Transform):
-    """Apply transforms one after the other; neighbours of this module are carried out together.
-
-    Parameters
-    ----------
-    *transforms : callable
-        Transforms of this module, or functions of one's own from a batch to a batch (the last gives float32
-        (N, C, H, W), in batch-last memory if it is to be fast).
-    """
-
-    transforms: tuple[Callable[[Array], Array], ...]
-
-    def __init__(self, *transforms: Callable[[Array], Array]) -> None:
-        flat: list[Callable[[Array], Array]] = []
-        for transform in transforms:
-            if not callable(transform):
-                raise ConfigError(f"transforms: expected callables, got {transform!r}")
-            flat.extend(transform.transforms if isinstance(transform, Compose) else [transform])
-        self.transforms = tuple(flat)
-        self._stages: list[Callable[[Array], Array]] = []
-        for ours, group in itertools.groupby(flat, lambda transform: isinstance(transform, Transform)):
-            neighbours = tuple(group)
-            self._stages.extend([_Chain(neighbours)] if ours else neighbours)
-
-    def __call__(self, batch: Array) -> Array:
-        """Return what the last transform makes of it all."""
-        for stage in self._stages or [ToFloat()]:
-            batch = stage(batch)
-        return batch
-
-    def __repr__(self) -> str:
-        return f"Compose({', '.join(map(repr, self.transforms))})"
-
-    def settings(self) -> dict[str, Any]:
-        """Return the names and arguments of all, in their order."""
-        return {"name": "Compose", "transforms": [describe(transform) for transform in self.transforms]}
-
-
-@dataclass(frozen=True)
-class _Chain(Transform):
-    transforms: tuple[Any, ...]
-
-    def _extend(self, plan: Plan, image: tuple[int, ...]) -> Plan:
-        for transform in self.transforms:
-            plan = transform._extend(plan, image)
-        return plan
-
-
-def describe(transform: Callable[[Array], Array]) -> dict[str, Any]:
-    """Return a transform's name and arguments as plain values; of a function of one's own, its name."""
-    if isinstance(transform, Transform):
-        return transform.settings()
-    return {"name": getattr(transform, "__qualname__", type(transform).__qualname__)}
-
-
-@functools.lru_cache(maxsize=256)
-def _planned(transform: Transform, image: tuple[int, ...], integers: bool) -> Plan:
+def is_channels_last(image: tuple[int, ...], integers: bool) -> bool:
+    """Say whether stored images of this shape are (H, W, C); raise ShapeError where they are none."""
     if len(image) not in (2, 3):
         sizes = ", ".join(map(str, image))
         raise ShapeError(f"batch: expected (N, H, W), (N, C, H, W) or (N, H, W, C), got (N, {sizes})")
-    last = len(image) == 3 and integers and image[2] in COLOURS and image[0] not in COLOURS
+    return len(image) == 3 and integers and image[2] in COLOURS and image[0] not in COLOURS
+
+
+@functools.lru_cache(maxsize=256)
+def planned(transform: Any, image: tuple[int, ...], integers: bool, is_first: bool = False) -> Plan:
+    """Return what a transform does to images stored so; with `is_first` they are (C, H, W), whatever they look like."""
+    last = not is_first and is_channels_last(image, integers)
     channels = 1 if len(image) == 2 else image[2] if last else image[0]
-    plan = Plan(last, channels, channels, (0.0,), (_LARGEST_PIXEL if integers else 1.0,))
-    return transform._extend(plan, image)
+    plan = Plan(last, channels, channels, (0.0,), (LARGEST_PIXEL if integers else 1.0,))
+    made: Plan = transform._extend(plan, image)
+    return made
 
 
 @primitive
@@ -285,7 +250,7 @@ def _each_channel(change: Callable[[Array, float], Any], array: Array, values: t
             change(array[c], value)
 
 
-def _values(name: str, value: Any) -> tuple[float, ...]:
+def values_of(name: str, value: Any) -> tuple[float, ...]:
     """Return one number or several as finite floats."""
     try:
         values = tuple(float(v) for v in value) if hasattr(value, "__len__") else (float(value),)
