@@ -209,6 +209,7 @@ METHODS = {
     "xpcnn.Backend": "owns(self, array)  asarray(self, a, dtype=None)  to_numpy(self, a)  synchronize(self)",
     "xpcnn.nn.Module": """forward(self, x)  backward(self, dy, *, input_gradient=True)  parameters(self)
         named_parameters(self)
+        register_forward_hook(self, hook)
         zero_grad(self)  train(self)  eval(self)  to(self, backend)  state_dict(self)  load_state_dict(self, state)
         summary(self, input_shape)  requires_grad_(self, flag=True)  keep(self, cache)  take(self)  forget(self)
         register_buffer(self, name, array)  half(self)""",

@@ -146,8 +146,9 @@ def group(layers: Iterable[Module], fuses: Callable[[Module], bool] | None = Non
     chain: list[ChannelLayer] = []
 
     def end_chain() -> None:
-        if chain and groups and isinstance(groups[-1], Call) and type(groups[-1].layer) is Residual:
-            groups[-1] = ResidualSum(groups[-1].layer, chain)
+        before = groups[-1].layer if groups and isinstance(groups[-1], Call) else None
+        if chain and type(before) is Residual and not before._forward_hooks:
+            groups[-1] = ResidualSum(before, chain)
         elif chain:
             groups.append(Chain(chain))
         chain.clear()
@@ -170,6 +171,7 @@ def runs_in_chain(layer: Module) -> TypeGuard[ChannelLayer]:
         and kind.forward is ChannelLayer.forward
         and kind.backward is ChannelLayer.backward
         and kind.__call__ is Module.__call__
+        and not layer._forward_hooks
     )
 
 

@@ -12,7 +12,7 @@ from xpcnn.backend import Array, Backend, backend_of, get_backend, graph
 from xpcnn.backend.graph import Guarded, compiled, tracing
 from xpcnn.errors import ConfigError, DTypeError, ShapeError, StateError
 from xpcnn.functional.precision import cast, check_precision
-from xpcnn.nn import caches
+from xpcnn.nn import caches, hooks
 from xpcnn.nn.caches import GONE, Forward, forward_now
 from xpcnn.nn.naming import name_layer
 from xpcnn.nn.parameter import Parameter, clock
@@ -66,7 +66,9 @@ def is_ours(part: object) -> bool:
 
 def keeps_samples_apart(module: Module) -> bool:
     """Whether it is known that a sample's result depends on that sample alone, and that a record tells all."""
-    return all(is_ours(each) and getattr(each, "dim", 1) in (1, -1) for each in module.modules())
+    return all(
+        is_ours(each) and getattr(each, "dim", 1) in (1, -1) and not each._forward_hooks for each in module.modules()
+    )
 
 
 def needs_gradient(module: Module) -> bool:
@@ -119,8 +121,10 @@ class Module(Guarded):
     changes between forward and backward are a `StateError`; so are arrays that anybody writes to, with XPCNN_CHECK=1
     in the environment when the package is imported, which costs a checksum of all that is kept.
 
-    Copies and pickles hold parameters and buffers, and nothing that forwards have kept.
+    Copies and pickles hold parameters and buffers, and neither hooks nor anything that forwards have kept.
     """
+
+    _forward_hooks: tuple[tuple[int, hooks.Hook], ...] = ()
 
     unguarded = frozenset({"_kept", "_forwards", "_buffers", "_groups", "_live", "_sample_shape"})
     _sample_shape: tuple[int, ...] | None = None  # of one sample of the last x that it was called with by itself
@@ -145,7 +149,8 @@ class Module(Guarded):
                 cls.backward = guarded  # type: ignore[method-assign]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name not in ("_kept", "_forwards")}
+        left = ("_kept", "_forwards", "_forward_hooks")
+        return {name: value for name, value in vars(self).items() if name not in left}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -170,6 +175,8 @@ class Module(Guarded):
                 if self._buffers and self.training:
                     forward.remember(self._own_buffers())
                 y = self.forward(x)
+                if self._forward_hooks:
+                    y = hooks.run(self, x, y)
             except BaseException as error:
                 forward.undo(kept, remembered)
                 name_layer(error, self)
@@ -188,6 +195,8 @@ class Module(Guarded):
             if self._buffers and self.training:
                 forward.remember(self._own_buffers())
             y = self.forward(x)
+            if self._forward_hooks:
+                y = hooks.run(self, x, y)
         except BaseException as error:
             forward.undo()
             name_layer(error, self)
@@ -272,6 +281,44 @@ class Module(Guarded):
             for forward in module._forwards:
                 forward.discard()
             module._forwards.clear()
+
+    def register_forward_hook(self, hook: hooks.Hook, *, prepend: bool = False) -> hooks.RemovableHandle:
+        """Have a function called after each forward: `hook(module, args, output)`, as in torch.
+
+        Parameters
+        ----------
+        hook : callable
+            `args` is the tuple (x,); what it returns, unless None, is the output from there on. The backward knows
+            nothing of such a change. The arrays stay as they are, but must not be written.
+        prepend : bool
+            Whether it comes before the hooks that are there.
+
+        Returns
+        -------
+        RemovableHandle
+            `handle.remove()` takes the hook away; it may stand in a `with`.
+
+        Raises
+        ------
+        ConfigError
+            `hook` cannot be called.
+
+        Notes
+        -----
+        While any module has a hook, nothing is recorded or replayed, and its own layer is fused with no other.
+        `Inference` calls none.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from xpcnn import nn
+        >>> model, seen = nn.Sequential(nn.Linear(4, 3), nn.ReLU()), []
+        >>> with model[0].register_forward_hook(lambda module, args, output: seen.append(output.shape)):
+        ...     y = model(np.ones((2, 4), "float32"))
+        >>> seen
+        [(2, 3)]
+        """
+        return hooks.register(self, hook, prepend)
 
     # --- traced by `xpcnn.compile` -----------------------------------------------------------------------------------
 

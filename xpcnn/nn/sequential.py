@@ -9,6 +9,7 @@ from typing import Any, overload
 from xpcnn.backend import Array, graph, is_portable
 from xpcnn.backend.graph import guards
 from xpcnn.errors import ConfigError, XpcnnError
+from xpcnn.nn import hooks
 from xpcnn.nn.batches import Batches, Cost
 from xpcnn.nn.caches import Forward, forward_now
 from xpcnn.nn.fusion import Call, Group, backward_through, forward_through, group
@@ -45,20 +46,22 @@ class Sequential(Module):
             if not isinstance(layer, Module):
                 raise ConfigError(f"layers: expected instances of xpcnn.nn.Module, got {layer!r}")
         self._layers = layers
-        self._groups: list[Group] | None = None
+        self._groups: tuple[int, list[Group]] | None = None
         self._live: tuple[int, Batches | None] | None = None
 
     @property
     def groups(self) -> Sequence[Group]:
         """The layers as they run, neighbours that keep channels apart as one."""
-        if self._groups is None:
-            vars(self)["_groups"] = group(self._layers)  # follows from the layers alone: no change of the model
-        return self._groups  # type: ignore[return-value]
+        found = self._groups
+        if found is None or found[0] != hooks.changes[0]:
+            # Follows from the layers and their hooks alone: no change of the model.
+            found = vars(self)["_groups"] = hooks.changes[0], group(self._layers)
+        return found[1]
 
     def _groups_inside(self) -> Sequence[Group]:
         kind = type(self)
         is_plain = kind.forward is Sequential.forward and kind.backward is Sequential.backward
-        return self.groups if is_plain else ()
+        return self.groups if is_plain and not self._forward_hooks else ()
 
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"_groups": None, "_live": None}

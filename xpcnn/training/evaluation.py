@@ -91,11 +91,12 @@ def evaluating(model: Module) -> Iterator[None]:
 def fastest_forward(model: Module) -> Callable[[Array], Array]:
     """Return what gives the logits of the model as it is now, in eval mode: its inference form, or itself.
 
-    Modules of the user's own are called where they are: they may count, draw, or look at what is around them.
+    Modules of the user's own, and those with hooks, are called where they are: they may count, draw, or look at what
+    is around them.
     """
     if computes_in_float16(model):
         return lambda x: call(model, x, True)
-    if not all(is_ours(module) for module in model.modules()):
+    if not all(is_ours(module) and not module._forward_hooks for module in model.modules()):
         return model
     # On a device an evaluation's few batches do not pay for a record.
     return Inference(model) if model.backend.immediate else Inference(model, records=0)
