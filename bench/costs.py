@@ -60,7 +60,7 @@ def parameters(layers: w.Layers) -> int:
     total = 0
     for spec, _, _ in walk(layers, (1, 1024, 1024)):
         if isinstance(spec, w.Conv):
-            total += spec.outputs * (spec.inputs * spec.kernel**2 + spec.bias)
+            total += spec.outputs * (spec.inputs // spec.groups * spec.kernel**2 + spec.bias)
         elif isinstance(spec, w.Linear):
             total += spec.outputs * (spec.inputs + 1)
         elif isinstance(spec, w.BatchNorm):
@@ -72,7 +72,7 @@ def _layer(cost: Cost, spec: w.Layer, before: Shape, after: Shape, batch: int, b
     """ReLU, dropout and flatten count as nothing: they can be done in place while the neighbour's numbers are hot."""
     x, y = batch * math.prod(before), batch * math.prod(after)
     if isinstance(spec, (w.Conv, w.Linear)):
-        inner = spec.inputs * (spec.kernel**2 if isinstance(spec, w.Conv) else 1)
+        inner = spec.inputs // spec.groups * spec.kernel**2 if isinstance(spec, w.Conv) else spec.inputs
         weight = spec.outputs * inner
         cost.products.append((spec.outputs, inner, y // spec.outputs))
         cost.multiply_adds += y * inner * ((2 if first else 3) if backward else 1)

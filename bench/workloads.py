@@ -18,6 +18,7 @@ class Conv:
     stride: int = 1
     padding: int = 0
     bias: bool = True
+    groups: int = 1
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,16 @@ def _resnet20() -> Layers:
     return (*layers, GlobalAvgPool(), Linear(64, 10))
 
 
+def _mobilenet() -> Layers:
+    layers, inputs = list(_conv_bn_relu(3, 32)), 32
+    widths = [(64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5, (1024, 2), (1024, 1)]
+    for outputs, stride in widths:
+        layers += [Conv(inputs, inputs, 3, stride, 1, bias=False, groups=inputs), BatchNorm(inputs), ReLU()]
+        layers += [Conv(inputs, outputs, 1, bias=False), BatchNorm(outputs), ReLU()]
+        inputs = outputs
+    return (*layers, GlobalAvgPool(), Linear(1024, 10))
+
+
 def _vgg8() -> Layers:
     layers: list[Layer] = []
     for inputs, outputs in ((3, 64), (64, 128), (128, 256)):
@@ -126,6 +137,7 @@ NETS = {
     )),
     "resnet20": Net((3, 32, 32), _resnet20()),
     "vgg8": Net((3, 32, 32), _vgg8()),
+    "mobilenet": Net((3, 32, 32), _mobilenet()),
 }  # fmt: skip
 
 
@@ -183,6 +195,7 @@ WORKLOADS = {
         _train("three-layer", "three-layer", 50, 1.5, Optimiser("adam", lr=1e-3)),
         _train("resnet20", "resnet20", 128, 1.0, _MOMENTUM),
         _train("vgg8", "vgg8", 64, 1.0, _MOMENTUM),
+        _train("mobilenet", "mobilenet", 128, 1.0, _MOMENTUM),
         _conv("conv-3x31-s2", 100, (3, 31, 31), Conv(3, 25, 3, stride=2, padding=1), 1.2),
         _conv("conv-64x14", 128, (64, 14, 14), Conv(64, 128, 3, padding=1), 1.0),
         _conv("conv-64x56", 32, (64, 56, 56), Conv(64, 64, 3, padding=1), 1.0),

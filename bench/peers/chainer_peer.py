@@ -36,9 +36,8 @@ class Residual(chainer.Chain):
 def layer(spec: w.Layer) -> Callable[[Any], Any]:
     if isinstance(spec, w.Conv):
         he = chainer.initializers.HeNormal()
-        return L.Convolution2D(
-            spec.inputs, spec.outputs, spec.kernel, spec.stride, spec.padding, nobias=not spec.bias, initialW=he
-        )
+        sizes = spec.inputs, spec.outputs, spec.kernel, spec.stride, spec.padding
+        return L.Convolution2D(*sizes, nobias=not spec.bias, initialW=he, groups=spec.groups)
     if isinstance(spec, w.BatchNorm):
         return L.BatchNormalization(spec.channels)
     if isinstance(spec, w.ReLU):

@@ -55,12 +55,14 @@ class Builder:
         kernel = "OIHW" if self.layout == "nchw" else "HWIO"
         numbers = (self.layout.upper(), kernel, self.layout.upper())
         pads = [(spec.padding, spec.padding)] * 2
-        return lax.conv_general_dilated(x, weight, (spec.stride,) * 2, pads, dimension_numbers=numbers)
+        return lax.conv_general_dilated(
+            x, weight, (spec.stride,) * 2, pads, dimension_numbers=numbers, feature_group_count=spec.groups
+        )
 
     def conv_weight(self, spec: w.Conv) -> Any:
-        k = spec.kernel
-        shape = (spec.outputs, spec.inputs, k, k) if self.layout == "nchw" else (k, k, spec.inputs, spec.outputs)
-        return self.draw(*shape, fan_in=spec.inputs * k * k)
+        k, inputs = spec.kernel, spec.inputs // spec.groups
+        shape = (spec.outputs, inputs, k, k) if self.layout == "nchw" else (k, k, inputs, spec.outputs)
+        return self.draw(*shape, fan_in=inputs * k * k)
 
     def layer(self, spec: w.Layer) -> tuple[Tree, Tree, Apply]:
         if isinstance(spec, w.Conv):

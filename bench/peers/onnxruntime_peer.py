@@ -47,10 +47,11 @@ class Graph:
 
     def layer(self, spec: w.Layer, x: str) -> str:
         if isinstance(spec, w.Conv):
-            fan_in = spec.inputs * spec.kernel**2
-            inputs = [x, self.constant(spec.outputs, spec.inputs, spec.kernel, spec.kernel, fan_in=fan_in)]
+            seen = spec.inputs // spec.groups
+            weight = self.constant(spec.outputs, seen, spec.kernel, spec.kernel, fan_in=seen * spec.kernel**2)
+            inputs = [x, weight]
             inputs += [self.constant(spec.outputs)] if spec.bias else []
-            return self.node("Conv", inputs, strides=[spec.stride] * 2, pads=[spec.padding] * 4)
+            return self.node("Conv", inputs, strides=[spec.stride] * 2, pads=[spec.padding] * 4, group=spec.groups)
         if isinstance(spec, w.BatchNorm):
             learned = [self.constant(spec.channels), self.constant(spec.channels)]
             mean = self.constant(spec.channels, learned=False)

@@ -36,7 +36,8 @@ class Residual(nn.Module):
 
 def layer(spec: w.Layer) -> nn.Module:
     if isinstance(spec, w.Conv):
-        return nn.Conv2d(spec.inputs, spec.outputs, spec.kernel, spec.stride, spec.padding, bias=spec.bias)
+        sizes = spec.inputs, spec.outputs, spec.kernel, spec.stride, spec.padding
+        return nn.Conv2d(*sizes, groups=spec.groups, bias=spec.bias)
     if isinstance(spec, w.BatchNorm):
         return nn.BatchNorm2d(spec.channels)
     if isinstance(spec, w.ReLU):

@@ -10,13 +10,14 @@ from xpcnn.errors import ConfigError
 from xpcnn.models.conv8 import conv8
 from xpcnn.models.deep3 import deep3
 from xpcnn.models.lenet5 import lenet5
+from xpcnn.models.mobilenet import mobilenet
 from xpcnn.models.resnet20 import resnet20
 from xpcnn.models.three_layer import three_layer
 from xpcnn.models.tiny import tiny
 from xpcnn.models.vgg8 import vgg8
 from xpcnn.nn import Sequential
 
-__all__ = ["conv8", "create", "deep3", "lenet5", "names", "resnet20", "three_layer", "tiny", "vgg8"]
+__all__ = ["conv8", "create", "deep3", "lenet5", "mobilenet", "names", "resnet20", "three_layer", "tiny", "vgg8"]
 
 _MODELS: dict[str, Callable[..., Sequential]] = {
     "lenet5": lenet5,
@@ -26,6 +27,7 @@ _MODELS: dict[str, Callable[..., Sequential]] = {
     "three-layer": three_layer,
     "resnet20": resnet20,
     "vgg8": vgg8,
+    "mobilenet": mobilenet,
 }
 
 

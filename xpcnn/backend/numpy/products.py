@@ -102,6 +102,11 @@ def _whole_outer_sum(backend: Any, a: Any, b: Any, out: Any) -> Any:
     return backend.xp.sum(backend.matmul(a, b.swapaxes(-1, -2)), axis=1, out=out)
 
 
+def is_packed_by_blas(m: int, k: int) -> bool:
+    """Say whether OpenBLAS packs a factor (m, k) of any product with 16 columns or more."""
+    return m * k * WIDTH > SMALL
+
+
 def pack_lhs(backend: Any, a: Any) -> Any:
     """Return `a` (..., M, K) as a left factor should lie: with contiguous columns.
 

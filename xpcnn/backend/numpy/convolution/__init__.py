@@ -2,8 +2,9 @@
 
 Threads share out tiles of output rows: each lowers a tile into a buffer that it keeps and multiplies it while it is in
 the cache (`tiles.py`), so that the whole column matrix never exists. dX has quicker ways than col2im
-(`input_gradient.py`), and large 3x3 convolutions go through `winograd.py`. All of it comes as plans (`numpy/plans.py`),
-whose keys hold what else than the arguments the choice depends on.
+(`input_gradient.py`), large 3x3 convolutions go through `winograd.py`, and those with a filter for each channel through
+`depthwise.py`. All of it comes as plans (`numpy/plans.py`), whose keys hold what else than the arguments the choice
+depends on.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from xpcnn.backend.numpy.convolution import tiles, winograd
+from xpcnn.backend.numpy.convolution import depthwise, tiles, winograd
 from xpcnn.backend.numpy.convolution.input_gradient import input_tasks
 from xpcnn.backend.numpy.convolution.lowering import Array, fill_columns
 from xpcnn.backend.numpy.convolution.tiles import Task
@@ -32,20 +33,25 @@ def conv2d_forward(
     if not _takes(x):
         return NotImplemented
     suits = winograd.suits(backend, weight, windows, groups, x.shape[3])
+    is_depthwise = depthwise.suits(weight, windows, groups)
 
     def forward(backend: Any, x: Array, weight: Array, bias: Array | None, factor: Array | None) -> Array:
         y: Array = backend.empty((weight.shape[0], *windows.out, x.shape[3]), x.dtype)
         if suits:
             tasks, finish = winograd.forward_tasks(backend, x, weight, bias, windows, y, factor)
+        elif is_depthwise:
+            tasks, finish = depthwise.forward_tasks(backend, x, weight, bias, windows, y)
         else:
             tasks, finish = tiles.forward_tasks(backend, x, weight, bias, windows, groups, y, factor), _nothing
         backend.parallel(_run, tasks, _work(weight, windows, x.shape[3]))
         finish()
         return y
 
-    factor = None if packed is None else _packed(backend.home, weight, windows, groups, x.shape[3], packed)
+    factor = (
+        None if packed is None or is_depthwise else _packed(backend.home, weight, windows, groups, x.shape[3], packed)
+    )
     key = "conv2d", windows, groups, *_choices(backend)
-    return _planned(backend, suits, key, forward, x, weight, bias, factor)
+    return _planned(backend, suits or is_depthwise, key, forward, x, weight, bias, factor)
 
 
 def conv2d_gradients(
@@ -64,13 +70,20 @@ def conv2d_gradients(
     if not _takes(x):
         return NotImplemented
     suits = winograd.suits(backend, weight, windows, groups, x.shape[3])
+    is_depthwise = depthwise.suits(weight, windows, groups)
 
     def gradients(backend: Any, dy: Array, x: Array, weight: Array) -> tuple[Array | None, Array, Array | None]:
         n = x.shape[3]
         dx = backend.empty(x.shape, x.dtype) if input_gradient else None
         transposed = windows.transposed if suits and windows.gather_pays else None
+        finish = _nothing
         if transposed is not None:
             tasks, collect = winograd.gradient_tasks(backend, dy, x, weight, windows, transposed, dx)
+        elif is_depthwise:
+            tasks, collect = depthwise.weight_tasks(backend, dy, x, weight, windows)
+            if dx is not None:
+                others, finish = depthwise.input_tasks(backend, dy, weight, windows, dx)
+                tasks = others + tasks
         else:
             tasks, collect = tiles.weight_tasks(backend, dy, x, weight, windows, groups)
             if dx is not None:
@@ -79,10 +92,11 @@ def conv2d_gradients(
         if has_bias:
             sums = _bias_tasks(backend, dy)
         backend.parallel(_run, tasks + sums[0], (1 + input_gradient) * _work(weight, windows, n))
+        finish()
         return dx, collect(), sums[1]()
 
     key = "conv2d_gradients", windows, groups, has_bias, input_gradient, *_choices(backend)
-    return _planned(backend, suits, key, gradients, dy, x, weight)
+    return _planned(backend, suits or is_depthwise, key, gradients, dy, x, weight)
 
 
 def conv2d_input_gradient(backend: Any, dy: Array, weight: Array, windows: Windows, groups: int) -> Any:
@@ -90,6 +104,7 @@ def conv2d_input_gradient(backend: Any, dy: Array, weight: Array, windows: Windo
     if not _takes(dy):
         return NotImplemented
     suits = winograd.suits(backend, weight, windows, groups, dy.shape[3])
+    is_depthwise = depthwise.suits(weight, windows, groups)
 
     def gradient(backend: Any, dy: Array, weight: Array) -> Array:
         n = dy.shape[3]
@@ -97,6 +112,8 @@ def conv2d_input_gradient(backend: Any, dy: Array, weight: Array, windows: Windo
         transposed = windows.transposed if suits and windows.gather_pays else None
         if transposed is not None:
             tasks, finish = winograd.forward_tasks(backend, dy, weight, None, transposed, dx, turned=True)
+        elif is_depthwise:
+            tasks, finish = depthwise.input_tasks(backend, dy, weight, windows, dx)
         else:
             tasks, finish = input_tasks(backend, dy, weight, windows, groups, dx), _nothing
         backend.parallel(_run, tasks, _work(weight, windows, n))
@@ -104,7 +121,7 @@ def conv2d_input_gradient(backend: Any, dy: Array, weight: Array, windows: Windo
         return dx
 
     key = "conv2d_input_gradient", windows, groups, *_choices(backend)
-    return _planned(backend, suits, key, gradient, dy, weight)
+    return _planned(backend, suits or is_depthwise, key, gradient, dy, weight)
 
 
 FUSED: dict[str, Callable[..., Any]] = {

@@ -21,9 +21,8 @@ def input_tasks(backend: Any, dy: Array, weight: Array, windows: Windows, groups
     """Return the tasks that fill dx (C, H, W, N), the way that multiplies and copies least."""
     if windows.is_pointwise:
         f, c = weight.shape[:2]
-        swapped = weight.reshape(groups, f // groups, c, 1, 1).transpose(0, 2, 1, 3, 4)
-        swapped = backend.contiguous(swapped).reshape(groups * c, f // groups, 1, 1)  # (C, F/G, 1, 1)
-        return forward_tasks(backend, dy, swapped, None, windows, groups, dx)
+        matrix = backend.contiguous(weight).reshape(groups, f // groups, c).swapaxes(1, 2)  # (G, C/G, F/G)
+        return forward_tasks(backend, dy, weight, None, windows, groups, dx, factor=matrix)
     h = windows.h
     if h.kernel > 1 and h.dilation == 1 and h.size < 2 * h.stride * h.out:
         return _spread_tasks(backend, dy, weight, windows, groups, dx)

@@ -49,7 +49,8 @@ def weight_matrix(backend: Any, weight: Array, groups: int, stacked: bool) -> Ar
         matrix = matrix.reshape(groups, 1, weight.shape[0] // groups, -1)  # (G, 1, F/G, KH*C/G*KW)
     else:
         matrix = backend.contiguous(weight).reshape(groups, weight.shape[0] // groups, -1)
-    return products.pack_lhs(backend, matrix)
+    # What is packed anyhow would be copied twice, and a transposed copy of a large matrix is slow.
+    return matrix if products.is_packed_by_blas(*matrix.shape[-2:]) else products.pack_lhs(backend, matrix)
 
 
 class Tiles:
@@ -127,11 +128,15 @@ def weight_tasks(
     tiles = Tiles(backend, x, windows, groups)
     steps = list(tiles)
     shares: list[Any] = [None] * len(steps)
+    direct = windows.is_pointwise and groups == 1 and products.is_packed_by_blas(*weight.shape[:2])
 
     def tile(index: int) -> None:
         rows = steps[index]
         cols = tiles.lower(rows)
         grad = tiles.result(dy, rows)
+        if direct:  # as it is wanted: a large matrix is slow to transpose
+            shares[index] = backend.matmul(grad[0], cols[0].swapaxes(0, 1))  # (F, C)
+            return
         if not tiles.stacked:
             cols, grad = cols[:, None], grad[:, None]  # (G, 1, K, R*OW*N), (G, 1, F/G, R*OW*N)
         shares[index] = products.outer_sum(backend, cols, grad)  # (G, K, F/G)
@@ -140,6 +145,8 @@ def weight_tasks(
         total = shares[0]
         for share in shares[1:]:
             backend.xp.add(total, share, out=total)
+        if direct:
+            return total.reshape(weight.shape)
         return tiles.weight_gradient(total)
 
     return [lambda i=i: tile(i) for i in range(len(steps))], collect  # type: ignore[misc]
