@@ -63,7 +63,10 @@ FUNCTIONAL = """
     log_softmax(x, axis=-1)
     softmax_backward(dy, y, axis=-1)
     log_softmax_backward(dy, y, axis=-1)
-    cross_entropy(logits, labels, *, label_smoothing=0.0, reduction='mean')
+    cross_entropy(logits, labels, *, weight=None, ignore_index=None, label_smoothing=0.0, reduction='mean')
+    mse_loss(x, target, *, reduction='mean')
+    l1_loss(x, target, *, reduction='mean')
+    binary_cross_entropy_with_logits(x, target, *, pos_weight=None, reduction='mean')
     im2col(x, kernel_size, *, stride=1, padding=0, dilation=1)
     col2im(cols, x_shape, kernel_size, *, stride=1, padding=0, dilation=1)
 """
@@ -117,7 +120,9 @@ API = {
         Upsample(size=None, scale_factor=None, mode='nearest', align_corners=None)
         Softmax(dim=-1)
         Flatten()
-        CrossEntropyLoss(*, label_smoothing=0.0, reduction='mean')
+        CrossEntropyLoss(*, weight=None, ignore_index=None, label_smoothing=0.0, reduction='mean')
+        BCEWithLogitsLoss(*, pos_weight=None, reduction='mean')
+        L1Loss(*, reduction='mean')
         MSELoss(*, reduction='mean')
     """,
     "xpcnn.nn.init": """

@@ -68,7 +68,8 @@ def images(**options):
     ("make", "text"),
     [
         (nn.MSELoss, "MSELoss(reduction='mean')"),
-        (lambda: nn.CrossEntropyLoss(label_smoothing=0.1), "CrossEntropyLoss(label_smoothing=0.1, reduction='mean')"),
+        (lambda: nn.CrossEntropyLoss(label_smoothing=0.1),
+         "CrossEntropyLoss(weight=None, ignore_index=None, label_smoothing=0.1, reduction='mean')"),
         (lambda: nn.MaxPool2d(2), "MaxPool2d(2, stride=2, padding=0, dilation=1, ceil_mode=False)"),
         (lambda: nn.AvgPool2d(3, 2, 1), "AvgPool2d(3, stride=2, padding=1, ceil_mode=False, count_include_pad=True)"),
         (sgd, "SGD(2 parameters, lr=0.1, momentum=0.9, weight_decay=0.0, nesterov=False, shrink=0.0)"),
@@ -96,7 +97,7 @@ def images(**options):
         (lambda: Dataset(np.zeros((5, 4, 6), "uint8"), np.zeros(5, int)),
          "Dataset(5 images uint8 [4, 6], labels int64)"),
         (trainer, "Trainer(Sequential of 15 parameters, 'SGD', "
-                  "CrossEntropyLoss(label_smoothing=0.0, reduction='mean'), "
+                  "CrossEntropyLoss(weight=None, ignore_index=None, label_smoothing=0.0, reduction='mean'), "
                   "schedule=StepLR(step_size=30, gamma=0.9, last_step=0), schedule_every='epoch', step=0, epoch=0)"),
         (lambda: nn.Inference(model()), "Inference(1 steps, numpy)"),
     ],

@@ -22,12 +22,15 @@ from xpcnn.errors import DTypeError, ShapeError, XpcnnError
 KINDS: dict[str, dict[str, Any]] = {
     "images": {"x": (2, 4, 6, 6), "weight": (4, 4, 3, 3), "bias": (4,), "cols": (16, 50)},
     "features": {"x": (3, 4), "weight": (5, 4), "bias": (5,), "logits": (3, 4), "labels": (3,)},
+    "dense": {"logits": (2, 4, 3, 5), "labels": (2, 3, 5), "weight": (4,)},
     "sequence": {"x": (3, 4, 5)},
     "vector": {"x": (4,)},
     "number": {"x": ()},
 }
 for _shapes in KINDS.values():
-    _shapes.update(dict.fromkeys(("gamma", "beta", "running_mean", "running_var"), (4,)), target=_shapes["x"])
+    _shapes.update(dict.fromkeys(("gamma", "beta", "running_mean", "running_var"), (4,)))
+    if "x" in _shapes:
+        _shapes["target"] = _shapes["x"]
 PIXEL = {"x": (2, 4, 1, 1), "weight": (4, 4, 1, 1), "bias": (4,), "cols": (4, 2), "x_shape": (2, 4, 1, 1)}
 PIXEL.update(dict.fromkeys(("gamma", "beta", "running_mean", "running_var"), (4,)), kernel_size=1, target=PIXEL["x"])
 VALUES = {
@@ -37,7 +40,11 @@ VALUES = {
 }  # fmt: skip
 CHOSEN = {"upsample": ["size"], "Upsample": ["size"]}  # options that are not left at their defaults
 ONE_PIXEL = {"kernel_size": 1, "x_shape": (2, 4, 1, 1), "output_size": 1, "size": 1, "normalized_shape": (1, 1)}
-SHAPES = {"layer_norm": {"weight": (6, 6), "bias": (6, 6)}, "group_norm": {"weight": (4,)}}
+SHAPES = {
+    "layer_norm": {"weight": (6, 6), "bias": (6, 6)},
+    "group_norm": {"weight": (4,)},
+    "cross_entropy": {"weight": (4,)},
+}
 PIXEL_SHAPES = {"layer_norm": {"weight": (1, 1), "bias": (1, 1)}, "group_norm": {"weight": (4,)}}
 FUNCTIONS = {name: getattr(F, name) for name in F.__all__} | {
     "concat": lambda x, axis=1: F.concat([x], axis),
@@ -45,7 +52,10 @@ FUNCTIONS = {name: getattr(F, name) for name in F.__all__} | {
 }
 SAID = {("concat", "x"): r"arrays\[0\]"}
 MADE_OF_LAYERS = ("Sequential", "Residual", "Concat")
-OF_ANY_SHAPE = (*MADE_OF_LAYERS, "concat", "mse_loss", "MSELoss", "layer_norm", "LayerNorm")
+OF_ANY_SHAPE = (
+    *MADE_OF_LAYERS, "concat", "layer_norm", "LayerNorm",
+    "mse_loss", "MSELoss", "l1_loss", "L1Loss", "binary_cross_entropy_with_logits", "BCEWithLogitsLoss",
+)  # fmt: skip
 KINDS["images"]["kernel_size"] = 2
 LAYER_KERNEL = {"Conv2d": 3}
 WRITTEN = ("running_mean", "running_var")  # in place

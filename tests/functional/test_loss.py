@@ -60,6 +60,70 @@ def test_the_gradient_is_the_derivative(backend, rng, labels):
     assert np.allclose(backend.to_numpy(dlogits), numerical_gradient(loss, logits), rtol=0, atol=1e-9)
 
 
+@given(
+    shape=st.lists(st.integers(1, 4), min_size=2, max_size=4).map(tuple),
+    weighted=st.booleans(),
+    ignored=st.sampled_from([None, -100, 0, 255, 2]),
+    kind=st.sampled_from(["int64", "uint8", "int8", "probabilities"]),
+    smoothing=st.sampled_from([0.0, 0.2]),
+    reduction=reductions,
+    layout=layouts,
+    dtype=dtypes,
+    seed=seeds,
+)
+def test_weights_pixels_and_what_is_ignored(
+    backend, shape, weighted, ignored, kind, smoothing, reduction, layout, dtype, seed
+):
+    rng = np.random.default_rng(seed)
+    logits, (n, k, *rest) = values(rng, shape, dtype) * 2, shape
+    if kind == "probabilities":
+        ignored = None
+        labels = np.moveaxis(rng.dirichlet(np.ones(k), (n, *rest)), -1, 1).astype(dtype)
+    else:
+        labels = rng.integers(0, k, (n, *rest)).astype(kind)
+        if ignored is not None and np.iinfo(kind).min <= ignored <= np.iinfo(kind).max:
+            labels[rng.random(labels.shape) < 0.4] = ignored
+    weight = rng.uniform(0.2, 3, k).astype(dtype) if weighted else None
+    options = {"ignore_index": ignored, "label_smoothing": smoothing, "reduction": reduction}
+    expected, gradient = R.cross_entropy(logits, labels, weight=weight, **options)
+    device = None if weight is None else backend.asarray(weight)
+    downloads = counters.downloads
+    given_arrays = lay_out(backend, logits, layout), lay_out(backend, labels, layout)
+    loss, dlogits = F.cross_entropy(*given_arrays, weight=device, **options)
+    assert backend.name == "numpy" or counters.downloads == downloads
+    agrees(backend, loss, expected, dtype, terms=20.0)
+    agrees(backend, dlogits, gradient, dtype, terms=5.0)
+    if kind != "probabilities":
+        dropped = np.broadcast_to((labels == ignored)[:, None], shape)
+        assert not np.any(backend.to_numpy(dlogits)[dropped])
+
+
+def test_where_nothing_counts_the_mean_is_nan_and_the_gradient_0(backend):
+    logits = backend.asarray(np.ones((2, 3), "float32"))
+    loss, dlogits = F.cross_entropy(logits, backend.asarray(np.array([7, 7])), ignore_index=7)
+    assert np.isnan(backend.to_numpy(loss))
+    assert not np.any(backend.to_numpy(dlogits))
+
+
+def test_options_of_cross_entropy_that_do_not_fit(backend):
+    logits, labels = backend.zeros((2, 3), "float32"), backend.zeros((2,), "int64")
+    with pytest.raises(ShapeError, match=r"weight: expected shape \(3,\), one for each class, got \(2,\)"):
+        F.cross_entropy(logits, labels, weight=logits[0, :2])
+    with pytest.raises(DTypeError, match="weight: expected a floating type"):
+        F.cross_entropy(logits, labels, weight=backend.zeros((3,), "int64"))
+    with pytest.raises(DTypeError, match="weight: expected an array, got list"):
+        F.cross_entropy(logits, labels, weight=[1.0, 2.0, 3.0])
+    with pytest.raises(ConfigError, match=r"ignore_index: expected an integer or None, got 1\.5"):
+        F.cross_entropy(logits, labels, ignore_index=1.5)
+    with pytest.raises(ConfigError, match="ignore_index: expected an integer or None, got True"):
+        F.cross_entropy(logits, labels, ignore_index=True)
+    with pytest.raises(ConfigError, match="ignore_index: expected None for labels that are probabilities"):
+        F.cross_entropy(logits, logits, ignore_index=1)
+    dense = backend.zeros((2, 3, 4, 4), "float32")
+    with pytest.raises(ShapeError, match=r"labels: expected shape \(2, 4, 4\) or \(2, 3, 4, 4\), got \(2,\)"):
+        F.cross_entropy(dense, labels)
+
+
 def test_unscaled_pixels_do_not_give_an_infinite_loss(backend):
     logits = backend.asarray(np.array([[0.0, 1e5], [1e5, 0.0]], "float32"))
     loss, dlogits = F.cross_entropy(logits, backend.asarray(np.array([0, 0])))
@@ -85,7 +149,7 @@ def test_labels_out_of_range_are_told_when_a_value_is_read(backend, label):
 def test_cross_entropy_refuses_what_does_not_fit(backend):
     logits, labels = backend.zeros((2, 3), "float32"), backend.zeros((2,), "int64")
     for bad, message in (
-        (logits[0], r"logits: expected shape \(N, K\), got \(3,\)"),
+        (logits[0], r"logits: expected shape \(N, K\) or \(N, K, H, W\), got \(3,\)"),
         (logits[:0], r"labels: expected shape \(0,\) or \(0, 3\), got \(2,\)"),
         (logits[:, :0], r"logits: expected at least one class, got shape \(2, 0\)"),
     ):
@@ -127,3 +191,64 @@ def test_mse_loss_refuses_what_does_not_fit(backend):
         F.mse_loss(x, x.astype("float64"))
     with pytest.raises(ConfigError, match="reduction: expected"):
         F.mse_loss(x, x, reduction="max")
+
+
+@given(
+    shape=st.lists(st.integers(1, 4), min_size=1, max_size=4).map(tuple), reduction=reductions, dtype=dtypes, seed=seeds
+)
+def test_l1_loss_agrees_with_the_loops(backend, shape, reduction, dtype, seed):
+    rng = np.random.default_rng(seed)
+    x, target = values(rng, shape, dtype), values(rng, shape, dtype)
+    target.flat[0] = x.flat[0]  # where the gradient is 0
+    loss, dx = F.l1_loss(backend.asarray(x), backend.asarray(target), reduction=reduction)
+    expected, gradient = R.l1_loss(x, target, reduction=reduction)
+    agrees(backend, loss, expected, dtype)
+    agrees(backend, dx, gradient, dtype)
+
+
+@given(
+    shape=st.lists(st.integers(1, 4), min_size=1, max_size=4).map(tuple),
+    weighted=st.sampled_from([None, "last", "all", "number"]),
+    scale=st.sampled_from([1.0, 30.0]),
+    reduction=reductions,
+    dtype=dtypes,
+    seed=seeds,
+)
+def test_binary_cross_entropy_agrees_with_the_loops(backend, shape, weighted, scale, reduction, dtype, seed):
+    rng = np.random.default_rng(seed)
+    x, target = values(rng, shape, dtype) * np.asarray(scale, dtype), rng.uniform(0, 1, shape).astype(dtype)
+    target[rng.random(shape) < 0.5] = 1
+    target[rng.random(shape) < 0.3] = 0
+    weight = {None: None, "last": shape[-1:], "all": shape, "number": ()}[weighted]
+    weight = None if weight is None else np.asarray(rng.uniform(0.5, 3, weight), dtype)
+    device = None if weight is None else backend.asarray(weight)
+    arrays = backend.asarray(x), backend.asarray(target)
+    loss, dx = F.binary_cross_entropy_with_logits(*arrays, pos_weight=device, reduction=reduction)
+    expected, gradient = R.binary_cross_entropy_with_logits(x, target, pos_weight=weight, reduction=reduction)
+    agrees(backend, loss, expected, dtype)
+    agrees(backend, dx, gradient, dtype)
+
+
+def test_binary_cross_entropy_keeps_the_digits_of_small_losses(backend):
+    x = np.array([40.0, -40.0, 15.0, -15.0])
+    for dtype in ("float32", "float64"):
+        given_arrays = backend.asarray(x.astype(dtype)), backend.asarray((x > 0).astype(dtype))
+        loss, dx = F.binary_cross_entropy_with_logits(*given_arrays, reduction="sum")
+        assert np.isclose(float(backend.to_numpy(loss)), 2 * (np.log1p(np.exp(-40)) + np.log1p(np.exp(-15))), rtol=1e-5)
+        assert np.allclose(np.abs(backend.to_numpy(dx)), np.exp(-np.abs(x)), rtol=1e-5, atol=0)
+
+
+def test_losses_refuse_what_does_not_fit(backend):
+    x = backend.zeros((2, 3), "float32")
+    for function in (F.l1_loss, F.binary_cross_entropy_with_logits):
+        with pytest.raises(ShapeError, match=r"target: expected shape \(2, 3\), got \(3, 2\)"):
+            function(x, x.T)
+        with pytest.raises(DTypeError, match="target: expected dtype float32, got int64"):
+            function(x, x.astype("int64"))
+        with pytest.raises(ConfigError, match="reduction: expected"):
+            function(x, x, reduction="none")
+    for bad in (x[:, :2], x[None], x[:1, :2]):
+        with pytest.raises(ShapeError, match=r"pos_weight: expected a shape that broadcasts to \(2, 3\), got"):
+            F.binary_cross_entropy_with_logits(x, x, pos_weight=bad)
+    with pytest.raises(DTypeError, match="pos_weight: expected a floating type"):
+        F.binary_cross_entropy_with_logits(x, x, pos_weight=x[0].astype("int32"))

@@ -200,6 +200,14 @@ CASES = {
     "softmax": (lambda x: 2 * (R.softmax(x, 1),), lambda dy, y: R.softmax_backward(dy, y, 1), [(2, 4, 3)]),
     "log_softmax": (lambda x: 2 * (R.log_softmax(x),), R.log_softmax_backward, [(3, 4)]),
     "cross_entropy": (lambda x: R.cross_entropy(x, [1, 0, 3], label_smoothing=0.1), np.multiply, [(3, 4)]),
+    "cross_entropy of pixels": (
+        lambda x: R.cross_entropy(x, np.arange(60).reshape(2, 5, 6) % 4, weight=[1, 2, 0.5, 3], ignore_index=1,
+                                  label_smoothing=0.1), np.multiply, [IMAGES]),
+    "mse_loss": (lambda x: R.mse_loss(x, np.ones((3, 4))), np.multiply, [(3, 4)]),
+    "l1_loss": (lambda x: R.l1_loss(x, np.full((3, 4), 0.05), reduction="sum"), np.multiply, [(3, 4)]),
+    "binary_cross_entropy_with_logits": (
+        lambda x: R.binary_cross_entropy_with_logits(x, np.linspace(0, 1, 12).reshape(3, 4), pos_weight=[1, 2, 3, 4]),
+        np.multiply, [(3, 4)]),
     "cross_entropy of weights": (lambda x: R.cross_entropy(x, np.arange(12).reshape(3, 4), reduction="sum"),
                                  np.multiply, [(3, 4)]),
 }  # fmt: skip

@@ -24,7 +24,7 @@ with_parameters = pytest.mark.parametrize(
 
 def test_every_layer_of_the_package_is_here():
     layers = {name for name in nn.__all__ if inspect.isclass(getattr(nn, name))}
-    layers -= {"Module", "Parameter", "CrossEntropyLoss", "MSELoss", "Inference"}
+    layers = {name for name in layers if issubclass(getattr(nn, name), nn.Module)} - {"Module"}
     assert layers == {name.split(" ")[0] for name in LAYERS}
 
 

@@ -1,13 +1,16 @@
+import copy
 import math
+import pickle
 
 import numpy as np
 import pytest
 
+import xpcnn
 from tests.functional.strategies import values
 from xpcnn import nn
 from xpcnn.backend import use_backend
 from xpcnn.errors import ConfigError, DataError, DTypeError, MixedBackendsError, ShapeError, StateError
-from xpcnn.testing import gradcheck
+from xpcnn.testing import gradcheck, numerical_gradient
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
@@ -128,3 +131,88 @@ def test_options_that_do_not_fit(make, message):
 def test_mse_of_shapes_that_differ(backend):
     with pytest.raises(ShapeError, match=r"target: expected shape \(2, 3\), got \(3, 2\)"):
         nn.MSELoss()(backend.zeros((2, 3), "float32"), backend.zeros((3, 2), "float32"))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: nn.CrossEntropyLoss(weight=[1.0, 2.0, 0.5, 1, 1]),
+        lambda: nn.CrossEntropyLoss(ignore_index=3, label_smoothing=0.2),
+        lambda: nn.CrossEntropyLoss(weight=np.arange(1.0, 6.0), ignore_index=-100, reduction="sum"),
+    ],
+)
+@pytest.mark.parametrize("shape", [(6, 5), (2, 5, 3, 2)])
+def test_weighted_cross_entropy_gradient(backend, rng, make, shape):
+    labels = rng.integers(0, 5, shape[:1] + shape[2:])
+    criterion = make()
+    if criterion.ignore_index is not None:
+        labels[0] = criterion.ignore_index
+    report = gradcheck(criterion, (values(rng, shape), labels))
+    assert report, report
+
+
+@pytest.mark.parametrize("kind", ["L1Loss", "BCEWithLogitsLoss"])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_gradients_of_elementwise_losses(backend, rng, kind, reduction):
+    options = {"pos_weight": [1.0, 2.0, 0.5, 3.0, 1.0]} if kind == "BCEWithLogitsLoss" else {}
+    criterion = getattr(nn, kind)(reduction=reduction, **options)
+    x, target = values(rng, (4, 5)), rng.uniform(0, 1, (4, 5))
+    device = backend.asarray(target)
+
+    def loss(array):
+        return float(backend.to_numpy(criterion(backend.asarray(array), device)))
+
+    loss(x)
+    dx = backend.to_numpy(criterion.backward())
+    assert np.allclose(dx, numerical_gradient(loss, x), rtol=0, atol=1e-8)
+
+
+def test_weights_are_read_anew_and_a_new_one_is_seen(backend, rng):
+    """Compiled: the array that the loss holds is read at each replay, another array or option is a guard."""
+    criterion = nn.CrossEntropyLoss(weight=[1.0, 2.0, 3.0])
+    logits, labels = backend.asarray(values(rng, (4, 3), "float32")), backend.asarray(np.array([0, 1, 2, 1]))
+
+    def step(logits, labels):
+        return criterion(logits, labels), criterion.backward()
+
+    compiled = xpcnn.compile(step)
+    for change in (
+        lambda: None,
+        lambda: criterion.weight.__setitem__(0, 5.0),
+        lambda: setattr(criterion, "weight", backend.asarray(np.array([3.0, 1.0, 1.0], "float32"))),
+        lambda: setattr(criterion, "ignore_index", 1),
+        lambda: setattr(criterion, "weight", None),
+        lambda: setattr(criterion, "label_smoothing", 0.3),
+        lambda: setattr(criterion, "reduction", "sum"),
+    ):
+        change()
+        with backend.as_recorded():
+            expected = [backend.to_numpy(array).copy() for array in step(logits, labels)]
+        for _ in range(5):
+            found = compiled(logits, labels)
+            assert [np.array_equal(backend.to_numpy(a), b) for a, b in zip(found, expected, strict=True)] == [True] * 2
+
+
+def test_a_loss_with_weights_is_copied_and_pickled(rng):
+    criterion = nn.BCEWithLogitsLoss(pos_weight=[1.0, 2.0])
+    for again in (copy.deepcopy(criterion), pickle.loads(pickle.dumps(criterion))):
+        x = values(rng, (3, 2), "float32")
+        assert again(x, np.ones_like(x)) == criterion(x, np.ones_like(x))
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: nn.CrossEntropyLoss(weight="no"), DTypeError, "weight: expected an array or numbers"),
+        (
+            lambda: nn.BCEWithLogitsLoss(pos_weight=[[1], [2, 3]]),
+            DTypeError,
+            "pos_weight: expected an array",
+        ),
+        (lambda: nn.CrossEntropyLoss(ignore_index="x"), ConfigError, "ignore_index: expected an integer or None"),
+        (lambda: nn.L1Loss(reduction="none"), ConfigError, "reduction: expected"),
+    ],
+)
+def test_weights_that_do_not_fit(backend, make, error, message):
+    with pytest.raises(error, match=message):
+        make()

@@ -103,7 +103,11 @@ def test_layers(torch, rng, name, options, shape, dtype, tolerance):
 
 
 @pytest.mark.parametrize(
-    "name", sorted({name for name, _, _ in LAYERS} | {"Dropout", "Dropout2d", "MSELoss", "CrossEntropyLoss"})
+    "name",
+    sorted(
+        {name for name, _, _ in LAYERS}
+        | {"Dropout", "Dropout2d", "MSELoss", "L1Loss", "BCEWithLogitsLoss", "CrossEntropyLoss"}
+    ),
 )
 def test_positional_arguments_are_pytorchs(torch, name):
     def positional(cls):
@@ -123,6 +127,70 @@ def test_cross_entropy_loss(torch, rng, reduction, smoothing):
     tensor = torch.tensor(logits, requires_grad=True)
     expected = torch.nn.CrossEntropyLoss(**options)(tensor, torch.tensor(labels))
     close(criterion(logits, labels), expected, 1e-13)
+    expected.backward()
+    close(criterion.backward(), tensor.grad, 1e-13)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("ignored", [None, -100, 2])
+@pytest.mark.parametrize("shape", [(6, 5), (3, 5, 4, 2), (3, 5, 4)])
+def test_cross_entropy_of_weights_and_pixels(torch, rng, reduction, smoothing, weighted, ignored, shape):
+    logits, labels = values(rng, shape), rng.integers(0, 5, shape[:1] + shape[2:])
+    if ignored is not None:
+        labels[::2] = ignored
+    weight = rng.uniform(0.2, 2, 5) if weighted else None
+    options = {"reduction": reduction, "label_smoothing": smoothing}
+    criterion = nn.CrossEntropyLoss(weight=weight, ignore_index=ignored, **options)
+    if ignored is not None:
+        options["ignore_index"] = ignored
+    oracle = torch.nn.CrossEntropyLoss(weight=None if weight is None else torch.tensor(weight), **options)
+    tensor = torch.tensor(logits, requires_grad=True)
+    expected = oracle(tensor, torch.tensor(labels))
+    close(criterion(logits, labels), expected, 1e-13)
+    expected.backward()
+    close(criterion.backward(), tensor.grad, 1e-13)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_cross_entropy_of_probabilities_of_pixels(torch, rng, reduction, smoothing, weighted):
+    logits, labels = values(rng, (3, 5, 4, 2)), np.moveaxis(rng.dirichlet(np.ones(5), (3, 4, 2)), -1, 1)
+    weight = rng.uniform(0.2, 2, 5) if weighted else None
+    options = {"reduction": reduction, "label_smoothing": smoothing}
+    criterion = nn.CrossEntropyLoss(weight=weight, **options)
+    oracle = torch.nn.CrossEntropyLoss(weight=None if weight is None else torch.tensor(weight), **options)
+    tensor = torch.tensor(logits, requires_grad=True)
+    expected = oracle(tensor, torch.tensor(labels))
+    close(criterion(logits, labels), expected, 1e-13)
+    expected.backward()
+    close(criterion.backward(), tensor.grad, 1e-13)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("weight", [None, (4,), (3, 1), ()])
+def test_bce_with_logits_loss(torch, rng, reduction, weight):
+    x, target = values(rng, (6, 3, 4)) * 5, rng.uniform(0, 1, (6, 3, 4))
+    weight = None if weight is None else np.asarray(rng.uniform(0.2, 2, weight))
+    criterion = nn.BCEWithLogitsLoss(pos_weight=weight, reduction=reduction)
+    given = None if weight is None else torch.tensor(weight)
+    tensor = torch.tensor(x, requires_grad=True)
+    expected = torch.nn.BCEWithLogitsLoss(pos_weight=given, reduction=reduction)(tensor, torch.tensor(target))
+    close(criterion(x, target), expected, 1e-13)
+    expected.backward()
+    close(criterion.backward(), tensor.grad, 1e-13)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_l1_loss(torch, rng, reduction):
+    x, target = values(rng, (6, 5)), values(rng, (6, 5))
+    target[0] = x[0]
+    tensor = torch.tensor(x, requires_grad=True)
+    expected = torch.nn.L1Loss(reduction=reduction)(tensor, torch.tensor(target))
+    criterion = nn.L1Loss(reduction=reduction)
+    close(criterion(x, target), expected, 1e-13)
     expected.backward()
     close(criterion.backward(), tensor.grad, 1e-13)
 

@@ -20,6 +20,8 @@ DIFFERENT = {
     "optim.GradScaler": "there is no device, for the arrays say it",
 }
 DEFAULTS = {
+    ("functional.cross_entropy", "ignore_index"),
+    ("nn.CrossEntropyLoss", "ignore_index"),
     ("optim.SGD", "lr"),
     ("optim.OneCycleLR", "total_steps"),
     ("functional.batch_norm", "training"),

@@ -32,9 +32,10 @@ from xpcnn.functional.compositions import conv_relu, conv_relu_backward, conv_re
 from xpcnn.functional.concatenation import concat, concat_backward
 from xpcnn.functional.convolution import conv2d, conv2d_backward
 from xpcnn.functional.dropout import dropout, dropout2d, dropout2d_backward, dropout_backward
+from xpcnn.functional.elementwise_loss import binary_cross_entropy_with_logits, l1_loss, mse_loss
 from xpcnn.functional.identity import identity, identity_backward
 from xpcnn.functional.linear import linear, linear_backward
-from xpcnn.functional.loss import cross_entropy, mse_loss
+from xpcnn.functional.loss import cross_entropy
 from xpcnn.functional.normalization import batch_norm, batch_norm_backward
 from xpcnn.functional.pooling import (
     avg_pool2d,
@@ -56,6 +57,7 @@ __all__ = [
     "avg_pool2d_backward",
     "batch_norm",
     "batch_norm_backward",
+    "binary_cross_entropy_with_logits",
     "col2im",
     "concat",
     "concat_backward",
@@ -85,6 +87,7 @@ __all__ = [
     "identity",
     "identity_backward",
     "im2col",
+    "l1_loss",
     "layer_norm",
     "layer_norm_backward",
     "leaky_relu",

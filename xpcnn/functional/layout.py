@@ -130,13 +130,18 @@ _INTEGERS = {2: "int16", 4: "int32", 8: "int64"}
 
 def batch_last(backend: Backend, x: Array) -> Array:
     """Return `x` (N, ...) as a C-contiguous (..., N): itself where memory already lies so, else a copy."""
-    x = x.transpose(1, 2, 3, 0) if x.ndim == 4 else x.T  # (C, H, W, N) or (D, N)
+    if x.ndim == 4:
+        x = x.transpose(1, 2, 3, 0)  # (C, H, W, N)
+    else:
+        x = x.T if x.ndim < 3 else x.transpose(*range(1, x.ndim), 0)  # (D, N)
     return x if x.flags.c_contiguous else backend.contiguous(x)
 
 
 def batch_first(x: Array) -> Array:
     """Return the logical view (N, ...) of batch-last memory (..., N)."""
-    return x.transpose(3, 0, 1, 2) if x.ndim == 4 else x.T  # (N, C, H, W) or (N, D)
+    if x.ndim == 4:
+        return x.transpose(3, 0, 1, 2)  # (N, C, H, W)
+    return x.T if x.ndim < 3 else x.transpose(x.ndim - 1, *range(x.ndim - 1))  # (N, D)
 
 
 def copy_batch_last(backend: Backend, x: Array) -> Array:

@@ -1,4 +1,4 @@
-"""Losses with their gradients: softmax cross-entropy and mean squared error.
+"""Softmax cross-entropy with its gradient, of samples and of pixels.
 
 The loss of a sample is within a few eps of the dtype (float32 for float16) times max(1, |loss|), its gradient within a
 few eps; their sums round as sums do. What has a target of 0 does not count, not even a logit of -inf; a target at one
@@ -7,11 +7,14 @@ makes the loss inf, and nan and inf elsewhere make it nan, as in PyTorch. The me
 
 from __future__ import annotations
 
+import contextlib
 import math
+import operator
+from typing import Any
 
 from xpcnn.backend import Array, Backend
 from xpcnn.errors import ConfigError, DataError, DTypeError, ShapeError
-from xpcnn.functional.layout import batch_last, check_floating, check_like, check_ndim, number, take, take_labels
+from xpcnn.functional.layout import batch_first, batch_last, check_floating, number, take, take_labels
 from xpcnn.functional.precision import cast, cast_batch, is_narrow
 from xpcnn.functional.primitive import primitive
 
@@ -39,23 +42,37 @@ def softmax_cross_entropy(backend: Backend, logits: Array, target: Array, scale:
 
 
 def cross_entropy(
-    logits: Array, labels: Array, *, label_smoothing: float = 0.0, reduction: str = "mean"
+    logits: Array,
+    labels: Array,
+    *,
+    weight: Array | None = None,
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
 ) -> tuple[Array, Array]:
-    """Return -sum over k of t_k log softmax(logits)_k, and its gradient softmax(logits) - t.
+    """Return -sum over k of w_k t_k log softmax(logits)_k, and its gradient softmax(logits) (sum of w t) - w t.
 
     Parameters
     ----------
-    logits : array (N, K), floating
-    labels : array or list (N,) of integers from 0 to K - 1, or (N, K) one-hot or probabilities
+    logits : array (N, K) or (N, K, ...), floating
+        (N, K, H, W) classifies every pixel.
+    labels : array or list (N,) or (N, ...) of integers from 0 to K - 1, or one-hot or probabilities like `logits`
+    weight : array (K,), floating, optional
+        w, such as larger ones for rare classes; 1 by default.
+    ignore_index : int, optional
+        The label, in range or not, of what counts nowhere; with labels of integers alone. PyTorch's default is -100,
+        which here is said or an error.
     label_smoothing : float
         Share s of the target that is spread evenly: t = (1 - s) onehot + s / K (Szegedy et al. 2016, section 7).
     reduction : str
-        "mean" or "sum" over the batch.
+        "mean" or "sum". The mean goes by the labels' weights, which are 0 where ignored; by the number of labels
+        where these are probabilities.
 
     Returns
     -------
     loss : array, 0-d, dtype of `logits` (float32 for float16)
-    dlogits : array (N, K), dtype of `logits`
+    dlogits : array like `logits`
+        0 where ignored.
 
     Raises
     ------
@@ -64,28 +81,76 @@ def cross_entropy(
         value is read); an option is not allowed.
     """
     backend, logits, labels = take_labels(logits, labels)
-    check_ndim("logits", logits, "N, K")
+    if weight is not None:
+        backend, weight, _ = take("weight logits", weight, logits)
+    if logits.ndim < 2:
+        raise ShapeError(f"logits: expected shape (N, K) or (N, K, H, W), got {tuple(logits.shape)}")
     check_floating("logits", logits)
     check_reduction(reduction)
-    label_smoothing = check_smoothing(label_smoothing)
+    label_smoothing, ignore_index = check_smoothing(label_smoothing), check_ignore_index(ignore_index)
     if is_narrow(logits.dtype):
-        wider = cast_batch(backend, logits, "float32")
-        loss, dlogits = cross_entropy(wider, labels, label_smoothing=label_smoothing, reduction=reduction)
+        loss, dlogits = cross_entropy(
+            cast_batch(backend, logits, "float32"),
+            labels,
+            weight=weight,
+            ignore_index=ignore_index,
+            label_smoothing=label_smoothing,
+            reduction=reduction,
+        )
         return loss, cast_batch(backend, dlogits, logits.dtype)
-    n, k = logits.shape
+    n, k, *rest = logits.shape
     if not k:
-        raise ShapeError(f"logits: expected at least one class, got shape {(n, k)}")
+        raise ShapeError(f"logits: expected at least one class, got shape {tuple(logits.shape)}")
+    are_classes = _check_labels(labels, n, k, *rest)
+    if ignore_index is not None and not are_classes:
+        raise ConfigError("ignore_index: expected None for labels that are probabilities")
+    memory = batch_last(backend, logits)
+    rows = memory.reshape(k, -1)  # (K, M), M = ... * N
+    xp, dtype = backend.xp, logits.dtype
     with backend.errstate():
-        target = _targets(backend, labels, n, k, logits.dtype)
-        xp = backend.xp
+        weights = None if weight is None else _weights(backend, weight, k, dtype)
+        total = kept = None
+        if are_classes:
+            flat = batch_last(backend, labels).reshape(-1) if rest else labels
+            if ignore_index is not None and _holds(flat.dtype, ignore_index):
+                kept = backend.empty(flat.shape, dtype)
+                xp.copyto(kept, xp.not_equal(flat, ignore_index))  # (M,)
+            target = _onehot(backend, flat, k, dtype, None if kept is None else ignore_index)
+            for factor in (weights, kept):
+                if factor is not None:
+                    xp.multiply(target, factor, out=target)
+            if reduction == "mean" and not (weights is None and kept is None):
+                total = xp.sum(target.reshape(1, -1), axis=1)
+        else:
+            target = backend.empty(rows.shape, dtype)
+            xp.copyto(target.reshape(memory.shape), _memory(labels))
+            if weights is not None:
+                xp.multiply(target, weights, out=target)
         if label_smoothing:
-            target = xp.add(xp.multiply(target, 1.0 - label_smoothing), label_smoothing / k)
-        scale = _mean_of(n) if reduction == "mean" else 1.0
-        loss, dlogits = softmax_cross_entropy(backend, batch_last(backend, logits), target, scale)
-        if labels.ndim == 2:  # targets of a sum w other than 1 give w softmax - t
+            spread: Any = label_smoothing / k
+            for factor in (weights, kept):
+                spread = spread if factor is None else xp.multiply(factor, spread)
+            target = xp.add(xp.multiply(target, 1.0 - label_smoothing), spread)
+        scale = mean_of(rows.shape[1]) if reduction == "mean" and total is None else 1.0
+        loss, dlogits = softmax_cross_entropy(backend, rows, target, scale)
+        if not are_classes or weights is not None or kept is not None:
+            # Targets of a sum w other than 1 give w softmax - t.
             softmax = xp.add(dlogits, xp.multiply(target, scale))
             xp.add(dlogits, xp.multiply(softmax, xp.subtract(xp.sum(target, axis=0), 1.0)), out=dlogits)
-    return loss, dlogits.T
+        if total is not None:
+            xp.divide(loss, total.reshape(()), out=loss)
+            xp.divide(dlogits, xp.where(xp.equal(total, 0), 1.0, total), out=dlogits)  # 0, where nothing counts
+    return loss, batch_first(dlogits.reshape(memory.shape))
+
+
+def check_ignore_index(index: int | None) -> int | None:
+    """Return `index` as an int, or None; raise ConfigError for anything else."""
+    if index is None:
+        return None
+    with contextlib.suppress(TypeError):
+        if not isinstance(index, bool):
+            return operator.index(index)
+    raise ConfigError(f"ignore_index: expected an integer or None, got {index!r}")
 
 
 def check_smoothing(share: float) -> float:
@@ -93,33 +158,63 @@ def check_smoothing(share: float) -> float:
     return number("label_smoothing", share, "a share from 0 to 1", 0.0, 1.0)
 
 
-def _mean_of(count: int) -> float:
+def mean_of(count: int) -> float:
     """Return the factor that makes a sum the mean."""
     return 1.0 / count if count else math.nan
 
 
-def _targets(backend: Backend, labels: Array, n: int, k: int, dtype: object) -> Array:
-    """Return the target probabilities as (K, N)."""
-    if labels.ndim == 2:
-        if tuple(labels.shape) != (n, k):
-            raise ShapeError(f"labels: expected shape {(n, k)} like the logits, got {tuple(labels.shape)}")
-        target = backend.empty((k, n), dtype)
-        backend.xp.copyto(target, labels.T)
-        return target
-    if tuple(labels.shape) != (n,):
-        raise ShapeError(f"labels: expected shape ({n},) or {(n, k)}, got {tuple(labels.shape)}")
+def _check_labels(labels: Array, n: int, k: int, *rest: int) -> bool:
+    """Say whether labels are class numbers, and not probabilities; raise an error unless they fit the logits."""
+    shape = tuple(labels.shape)
+    if len(shape) == 2 + len(rest):
+        if shape != (n, k, *rest):
+            raise ShapeError(f"labels: expected shape {(n, k, *rest)} like the logits, got {shape}")
+        return False
+    if shape != (n, *rest):
+        raise ShapeError(f"labels: expected shape {(n, *rest)} or {(n, k, *rest)}, got {shape}")
     if labels.dtype.kind not in "iu":
-        raise DTypeError(f"labels: expected integers for shape (N,), got {labels.dtype}; convert with astype(int)")
-    classes = class_numbers(backend, k)
+        named = "(N, ...)" if rest else "(N,)"
+        raise DTypeError(f"labels: expected integers for shape {named}, got {labels.dtype}; convert with astype(int)")
+    return True
+
+
+def _weights(backend: Backend, weight: Array, k: int, dtype: Any) -> Array:
+    """Return the weights of classes as (K, 1)."""
+    if tuple(weight.shape) != (k,):
+        raise ShapeError(f"weight: expected shape ({k},), one for each class, got {tuple(weight.shape)}")
+    check_floating("weight", weight)
+    return (weight if weight.dtype == dtype else cast(backend, weight, dtype)).reshape(k, 1)
+
+
+def _onehot(backend: Backend, labels: Array, k: int, dtype: Any, ignore_index: int | None) -> Array:
+    """Return class numbers (M,) as probabilities (K, M)."""
     xp = backend.xp
-    target = backend.empty((k, n), dtype)
-    xp.copyto(target, xp.equal(labels, classes))  # (K, N)
+    target = backend.empty((k, labels.shape[0]), dtype)
+    xp.copyto(target, xp.equal(labels, class_numbers(backend, k)))  # (K, M)
     unsigned = labels.view(UNSIGNED[labels.itemsize])  # in which numbers below 0 are huge
+    fits = xp.less(unsigned, k)
+    if ignore_index is not None:
+        fits = xp.logical_or(fits, xp.equal(labels, ignore_index))
     backend.demand(
-        xp.less(unsigned, k),
-        DataError(f"labels: expected classes from 0 to {k - 1}, got one outside; do the logits have enough columns?"),
+        fits,
+        DataError(
+            f"labels: expected classes from 0 to {k - 1}, got one outside; do the logits have enough columns? "
+            "What is to be ignored is said by ignore_index"
+        ),
     )
     return target
+
+
+def _holds(dtype: Any, value: int) -> bool:
+    """Say whether an integer type has a value."""
+    bits: int = 8 * dtype.itemsize
+    low, high = (0, 1 << bits) if dtype.kind == "u" else (-1 << (bits - 1), 1 << (bits - 1))
+    return low <= value < high
+
+
+def _memory(a: Array) -> Array:
+    """Return (N, ...) with its axes as in batch-last memory, (..., N)."""
+    return a.transpose(*range(1, a.ndim), 0)
 
 
 _class_numbers: dict[tuple[int, int], tuple[Backend, Array]] = {}
@@ -132,44 +227,6 @@ def class_numbers(backend: Backend, k: int) -> Array:
     if kept is None:
         kept = _class_numbers[id(backend), k] = (backend, backend.constant(backend.xp.arange(k).reshape(k, 1)))
     return kept[1]
-
-
-def mse_loss(x: Array, target: Array, *, reduction: str = "mean") -> tuple[Array, Array]:
-    """Return the mean (or sum) over all elements of (x - target)^2, and its gradient.
-
-    Parameters
-    ----------
-    x, target : array of one shape, floating
-    reduction : str
-        "mean" or "sum".
-
-    Returns
-    -------
-    loss : array, 0-d, dtype of `x` (float32 for float16)
-    dx : array like `x`
-
-    Raises
-    ------
-    ShapeError, DTypeError, ConfigError, MixedBackendsError
-        The two do not fit each other, or the reduction is unknown.
-    """
-    backend, x, target = take("x target", x, target)
-    check_floating("x", x)
-    check_like("target", target, tuple(x.shape), x.dtype)
-    check_reduction(reduction)
-    if is_narrow(x.dtype):
-        loss, dx = mse_loss(cast(backend, x, "float32"), cast(backend, target, "float32"), reduction=reduction)
-        return loss, cast(backend, dx, x.dtype)
-    scale = _mean_of(x.size) if reduction == "mean" else 1.0
-    xp = backend.xp
-    with backend.errstate():
-        difference = backend.empty(x.shape, x.dtype)
-        xp.subtract(x, target, out=difference)
-        loss = backend.empty((), x.dtype)
-        xp.sum(xp.multiply(difference, difference), out=loss)
-        xp.multiply(loss, scale, out=loss)
-        xp.multiply(difference, 2.0 * scale, out=difference)
-    return loss, difference
 
 
 def check_reduction(reduction: str) -> None:

@@ -9,7 +9,7 @@ from xpcnn.nn.flatten import Flatten
 from xpcnn.nn.identity import Identity
 from xpcnn.nn.inference import Inference
 from xpcnn.nn.linear import Linear
-from xpcnn.nn.loss import CrossEntropyLoss, MSELoss
+from xpcnn.nn.loss import BCEWithLogitsLoss, CrossEntropyLoss, L1Loss, MSELoss
 from xpcnn.nn.module import Module, no_grad
 from xpcnn.nn.normalization import BatchNorm1d, BatchNorm2d
 from xpcnn.nn.objective import loss_and_gradients
@@ -26,6 +26,7 @@ __all__ = [
     "GELU",
     "AdaptiveAvgPool2d",
     "AvgPool2d",
+    "BCEWithLogitsLoss",
     "BatchNorm1d",
     "BatchNorm2d",
     "Concat",
@@ -40,6 +41,7 @@ __all__ = [
     "Hardswish",
     "Identity",
     "Inference",
+    "L1Loss",
     "LayerNorm",
     "LeakyReLU",
     "Linear",

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any, ClassVar
 
-from xpcnn.backend import Array
+from xpcnn.backend import Array, backend_of, get_backend
 from xpcnn.backend.graph import Guarded, see
-from xpcnn.errors import StateError
-from xpcnn.functional.loss import check_reduction, check_smoothing, cross_entropy, mse_loss
+from xpcnn.errors import DTypeError, StateError
+from xpcnn.functional.elementwise_loss import binary_cross_entropy_with_logits, l1_loss, mse_loss
+from xpcnn.functional.loss import check_ignore_index, check_reduction, check_smoothing, cross_entropy
+from xpcnn.functional.precision import cast
 
 
 class _Loss(Guarded):
@@ -45,25 +48,42 @@ class _Loss(Guarded):
 
 
 class CrossEntropyLoss(_Loss):
-    """Softmax cross-entropy of logits (N, K) and labels (N,) or (N, K).
+    """Softmax cross-entropy of logits (N, K) and labels (N,) or (N, K), or of every pixel: (N, K, H, W) and (N, H, W).
 
     Parameters
     ----------
+    weight : array or list (K,), optional
+        Of each class; goes to the active backend when the loss is made.
+    ignore_index : int, optional
+        The label of what counts nowhere.
     label_smoothing : float
         From 0 to 1.
     reduction : str
-        "mean" or "sum" over the batch.
+        "mean", by the labels' weights, or "sum".
     """
 
-    def __init__(self, *, label_smoothing: float = 0.0, reduction: str = "mean") -> None:
+    def __init__(
+        self,
+        *,
+        weight: Any = None,
+        ignore_index: int | None = None,
+        label_smoothing: float = 0.0,
+        reduction: str = "mean",
+    ) -> None:
         super().__init__()
         check_reduction(reduction)
+        self.weight, self.ignore_index = _placed("weight", weight), check_ignore_index(ignore_index)
         self.label_smoothing, self.reduction = check_smoothing(label_smoothing), reduction
 
     def __call__(self, logits: Array, labels: Array) -> Array:
         see(self)
         loss, self._gradient = cross_entropy(
-            logits, labels, label_smoothing=self.label_smoothing, reduction=self.reduction
+            logits,
+            labels,
+            weight=self.weight,
+            ignore_index=self.ignore_index,
+            label_smoothing=self.label_smoothing,
+            reduction=self.reduction,
         )
         return loss
 
@@ -82,3 +102,62 @@ class MSELoss(_Loss):
         see(self)
         loss, self._gradient = mse_loss(x, target, reduction=self.reduction)
         return loss
+
+
+class L1Loss(_Loss):
+    """Mean (or sum) over all elements of |x - target|."""
+
+    classifies = False
+
+    def __init__(self, *, reduction: str = "mean") -> None:
+        super().__init__()
+        check_reduction(reduction)
+        self.reduction = reduction
+
+    def __call__(self, x: Array, target: Array) -> Array:
+        see(self)
+        loss, self._gradient = l1_loss(x, target, reduction=self.reduction)
+        return loss
+
+
+class BCEWithLogitsLoss(_Loss):
+    """Yes or no for each number of x, with targets like x from 0 to 1; formula in `functional`.
+
+    Parameters
+    ----------
+    pos_weight : array or list that broadcasts to the shape of x, optional
+        What a yes weighs beside a no; goes to the active backend when the loss is made.
+    reduction : str
+        "mean" or "sum" over all elements.
+    """
+
+    classifies = False
+
+    def __init__(self, *, pos_weight: Any = None, reduction: str = "mean") -> None:
+        super().__init__()
+        check_reduction(reduction)
+        self.pos_weight, self.reduction = _placed("pos_weight", pos_weight), reduction
+
+    def __call__(self, x: Array, target: Array) -> Array:
+        see(self)
+        loss, self._gradient = binary_cross_entropy_with_logits(
+            x, target, pos_weight=self.pos_weight, reduction=self.reduction
+        )
+        return loss
+
+
+def _placed(name: str, weights: Any) -> Array | None:
+    """Return weights as a floating array of the active backend."""
+    if weights is None:
+        return None
+    backend = get_backend()
+    with contextlib.suppress(DTypeError):  # numbers, and no array yet
+        owner = backend_of(weights)
+        weights = weights if owner is backend else owner.to_numpy(weights)
+    try:
+        array = backend.asarray(weights)
+    except (TypeError, ValueError) as error:
+        raise DTypeError(f"{name}: expected an array or numbers, got {weights!r:.60}") from error
+    if array.dtype.kind not in "fiu":
+        raise DTypeError(f"{name}: expected an array or numbers, got {array.dtype}")
+    return backend.place(array if array.dtype.kind == "f" else cast(backend, array, "float32"))

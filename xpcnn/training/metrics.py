@@ -57,9 +57,9 @@ def write_hits(logits: Array, labels: Array, out: Array) -> None:
 
     Parameters
     ----------
-    logits : (N, K) array
-        Scores.
-    labels : (N,) integers, or (N, K) one-hot or probabilities
+    logits : (N, K) or (N, K, ...) array
+        Scores; of pixels, a sample's count is the share of its pixels.
+    labels : (N,) or (N, ...) integers, or one-hot or probabilities like the logits
         Floats of any other shape, such as (N, 1), are values and no classes.
     out : 0-d array, float64
         Where the count goes, or nan where there is none.
@@ -69,17 +69,18 @@ def write_hits(logits: Array, labels: Array, out: Array) -> None:
     ShapeError
         There is not one label for each row of logits.
     """
-    if labels.dtype.kind == "f" and (labels.ndim != 2 or labels.shape[1] == 1):
+    if labels.dtype.kind == "f" and (labels.ndim != logits.ndim or labels.ndim < 2 or labels.shape[1] == 1):
         backend_of(logits, labels).xp.copyto(out, math.nan)
         return
-    if logits.ndim != 2 or labels.ndim not in (1, 2) or labels.shape[0] != logits.shape[0]:
-        raise ShapeError(
-            f"labels: expected (N,) or (N, K) for logits (N, K), got {tuple(labels.shape)} for {tuple(logits.shape)}"
-        )
+    shape = tuple(logits.shape)
+    if logits.ndim < 2 or tuple(labels.shape) not in (shape, shape[:1] + shape[2:]):
+        raise ShapeError(f"labels: expected (N,) or (N, K) for logits (N, K), got {tuple(labels.shape)} for {shape}")
     xp = backend_of(logits, labels).xp
-    if labels.ndim == 2:
+    if labels.ndim == logits.ndim:
         labels = xp.argmax(labels, axis=1)
     xp.sum(xp.equal(xp.argmax(logits, axis=1), labels), dtype="float64", out=out)
+    if logits.ndim > 2:
+        xp.multiply(out, 1.0 / max(1, math.prod(shape[2:])), out=out)
 
 
 class Ledger:

@@ -43,9 +43,12 @@ from xpcnn.functional.reference.linear import (
     linear_backward,
 )
 from xpcnn.functional.reference.loss import (
+    binary_cross_entropy_with_logits,
     cross_entropy,
+    l1_loss,
     log_softmax,
     log_softmax_backward,
+    mse_loss,
     softmax,
     softmax_backward,
 )
@@ -80,6 +83,7 @@ __all__ = [
     "avg_pool2d_backward",
     "batch_norm",
     "batch_norm_backward",
+    "binary_cross_entropy_with_logits",
     "col2im",
     "concat",
     "concat_backward",
@@ -105,6 +109,7 @@ __all__ = [
     "identity",
     "identity_backward",
     "im2col",
+    "l1_loss",
     "layer_norm",
     "layer_norm_backward",
     "leaky_relu",
@@ -115,6 +120,7 @@ __all__ = [
     "log_softmax_backward",
     "max_pool2d",
     "max_pool2d_backward",
+    "mse_loss",
     "output_size",
     "relu",
     "relu_backward",

@@ -45,23 +45,70 @@ def log_softmax_backward(dy: ArrayLike, y: ArrayLike, axis: int = -1) -> Array:
 
 
 def cross_entropy(
-    logits: ArrayLike, labels: ArrayLike, *, label_smoothing: float = 0.0, reduction: Literal["mean", "sum"] = "mean"
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    weight: ArrayLike | None = None,
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    reduction: Literal["mean", "sum"] = "mean",
 ) -> tuple[Array, Array]:
-    """Return the loss (0-d) of logits (N, K) and its gradient (N, K).
+    """Return the loss (0-d) of logits (N, K, ...) and its gradient (N, K, ...).
 
-    labels are (N,) class numbers, or (N, K) one-hot or probabilities t; the loss of an image is
-    -sum over k of t[k] * log_softmax(logits)[k], where smoothing first makes t into (1 - s) * t + s / K.
+    labels are (N, ...) class numbers, or one-hot or probabilities t like the logits; the loss of a sample or pixel is
+    -sum over k of weight[k] * t[k] * log_softmax(logits)[k], where smoothing first makes t into (1 - s) * t + s / K.
+    The mean is over the labels' weights, or over the number of pixels where labels are probabilities.
     """
     logits, targets = np.asarray(logits, np.float64), np.asarray(labels)
-    images, classes = logits.shape
-    if targets.ndim == 1:
-        targets = np.array([[float(k == label) for k in range(classes)] for label in targets]).reshape(logits.shape)
-    log_y = log_softmax(logits)
-    loss, dlogits = 0.0, np.zeros_like(logits)
-    for n in range(images):
-        t = [(1.0 - label_smoothing) * targets[n, k] + label_smoothing / classes for k in range(classes)]
-        for k in range(classes):
-            loss -= t[k] * log_y[n, k] if t[k] else 0.0  # also where log_y is -inf
-            dlogits[n, k] = math.exp(log_y[n, k]) * sum(t) - t[k]
-    divisor = images if reduction == "mean" else 1
-    return np.array(loss / divisor), dlogits / divisor
+    classes = logits.shape[1]
+    w = np.ones(classes) if weight is None else np.asarray(weight, np.float64)
+    loss, total, dlogits = 0.0, 0.0, np.zeros_like(logits)
+    for n, *pixel in np.ndindex(logits.shape[0], *logits.shape[2:]):
+        place = (n, slice(None), *pixel)
+        if targets.ndim < logits.ndim:
+            label = int(targets[(n, *pixel)])
+            if label == ignore_index:
+                continue
+            t = [float(k == label) for k in range(classes)]
+            total += w[label]
+        else:
+            t = [float(each) for each in targets[place]]
+            total += 1.0
+        t = [w[k] * ((1.0 - label_smoothing) * t[k] + label_smoothing / classes) for k in range(classes)]
+        log_y = log_softmax(logits[place])
+        loss -= sum(t[k] * log_y[k] for k in range(classes) if t[k])  # also where log_y is -inf
+        dlogits[place] = [math.exp(log_y[k]) * sum(t) - t[k] for k in range(classes)]
+    if reduction == "mean":
+        return np.array(loss / total if total else math.nan), dlogits / (total or 1.0)
+    return np.array(loss), dlogits
+
+
+def _reduced(losses: Array, slopes: Array, reduction: str) -> tuple[Array, Array]:
+    divisor = losses.size if reduction == "mean" else 1
+    return np.array(np.sum(losses) / divisor), slopes / divisor
+
+
+def mse_loss(x: ArrayLike, target: ArrayLike, *, reduction: str = "mean") -> tuple[Array, Array]:
+    """Return the mean or sum of (x - target)**2, and its gradient."""
+    difference = np.asarray(x, np.float64) - np.asarray(target, np.float64)
+    return _reduced(difference**2, 2.0 * difference, reduction)
+
+
+def l1_loss(x: ArrayLike, target: ArrayLike, *, reduction: str = "mean") -> tuple[Array, Array]:
+    """Return the mean or sum of |x - target|, and its gradient; 0 where both are equal."""
+    difference = np.asarray(x, np.float64) - np.asarray(target, np.float64)
+    return _reduced(np.abs(difference), np.sign(difference), reduction)
+
+
+def binary_cross_entropy_with_logits(
+    x: ArrayLike, target: ArrayLike, *, pos_weight: ArrayLike | None = None, reduction: str = "mean"
+) -> tuple[Array, Array]:
+    """Return the mean or sum of -(p * t * log s(x) + (1 - t) * log s(-x)), s the sigmoid, and its gradient."""
+    x, t = np.asarray(x, np.float64), np.asarray(target, np.float64)
+    p = np.broadcast_to(1.0 if pos_weight is None else np.asarray(pos_weight, np.float64), x.shape)
+    losses, slopes = np.zeros_like(x), np.zeros_like(x)
+    for place in np.ndindex(x.shape):
+        yes, no = np.logaddexp(0.0, -x[place]), np.logaddexp(0.0, x[place])  # -log s(x), -log s(-x)
+        losses[place] = p[place] * t[place] * yes + (1.0 - t[place]) * no
+        slopes[place] = (1.0 - t[place]) * np.exp(-yes) - p[place] * t[place] * np.exp(-no)
+    return _reduced(losses, slopes, reduction)
