@@ -201,6 +201,7 @@ API = {
     """,
     "xpcnn.onnx": """
         export(model, input_shape, path, *, opset=21, fold=False, classes=None, transform=None)
+        load(path)
         register(layer)
     """,
     "xpcnn.plot": """

@@ -18,7 +18,7 @@ def test_export(options, run_folder, tmp_path, capsys):
     path = tmp_path / "digits.onnx"
     assert main(["export", str(run_folder), str(path), *options]) == 0
     opset = options[-1] if options else "21"
-    pattern = rf"{re.escape(str(path))}: [\d,]+ bytes, opset {opset}, input \(N, 1, 32, 32\), output \(N, 10\)\n"
+    pattern = rf"{re.escape(str(path))}: [\d,]+ bytes, opset {opset}, input \(N, 1, 32, 32\)\n"
     assert re.fullmatch(pattern, capsys.readouterr().out)
     model, _, _, _ = recipes.load_model(run_folder)
     x = np.random.default_rng(0).normal(size=(4, 1, 32, 32)).astype(np.float32)
@@ -26,7 +26,6 @@ def test_export(options, run_folder, tmp_path, capsys):
     expected = model(x)
     assert np.linalg.norm(y - expected) < 1e-5 * np.linalg.norm(expected)
     metadata = {each.key: each.value for each in onnx.load(path).metadata_props}
-    assert json.loads(metadata["classes"]) == [str(digit) for digit in range(10)]
     assert json.loads(metadata["transform"])
 
 

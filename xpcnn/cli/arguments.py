@@ -71,9 +71,10 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("images", nargs="+", metavar="IMAGE", help="a picture; of one digit for networks of MNIST")
     _add_backend(predict)
 
-    export = commands.add_parser("export", help="write the network of a run folder to an ONNX file")
-    export.add_argument("source", metavar="RUN_DIR")
+    export = commands.add_parser("export", help="write a trained network to an ONNX file")
+    export.add_argument("source", metavar="RUN_DIR|MODEL_FILE")
     export.add_argument("out", metavar="OUT.onnx", help="replaced where it is there")
+    export.add_argument("--input-shape", metavar="C,H,W", help="of one image, where the network takes any size")
     export.add_argument("--opset", type=int, default=21, metavar="N", help="version of ONNX's operators, 18 to 21 (21)")
     export.add_argument("--fold", action="store_true", help="batch norm goes into the layers before it")
 

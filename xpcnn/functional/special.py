@@ -65,3 +65,12 @@ def _polynomial(xp: Any, coefficients: Sequence[float], x: Array) -> Array:
     for coefficient in coefficients[2:]:
         value = xp.add(xp.multiply(value, x), coefficient)
     return value
+
+
+def erf(backend: Backend, x: Array) -> Array:
+    """Return the error function of x, any shape, floating, to a few roundings of its value."""
+    xp = backend.xp
+    low = xp.maximum(xp.minimum(x, 0.46875), -0.46875)
+    near = xp.multiply(low, _ratio(xp, _SMALL, xp.multiply(low, low)))
+    far = xp.multiply(xp.sign(x), xp.subtract(1.0, erfc(backend, xp.absolute(x))))
+    return xp.where(xp.less_equal(xp.absolute(x), 0.46875), near, far)

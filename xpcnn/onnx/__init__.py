@@ -4,6 +4,7 @@ Needs the library onnx: `pip install ".[onnx]"`.
 """
 
 from xpcnn.onnx.exporting import export
+from xpcnn.onnx.loading import load
 from xpcnn.onnx.registry import register
 
-__all__ = ["export", "register"]
+__all__ = ["export", "load", "register"]

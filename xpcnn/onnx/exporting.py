@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import xpcnn
+from xpcnn.data.description import describe_transform
 from xpcnn.errors import ConfigError, DTypeError, ShapeError
 from xpcnn.nn import Module, no_grad
 from xpcnn.onnx import layers  # noqa: F401  (registers the library's own)
@@ -52,7 +53,7 @@ def export(
     classes : sequence of str, optional
         Names of the classes, kept in the file's metadata under "classes" as JSON.
     transform : optional
-        What is done to images beforehand, kept under "transform": what JSON can hold, or anything with a repr.
+        What is done to images beforehand, kept under "transform" as JSON: one of `xpcnn.data`, or plain values.
 
     Raises
     ------
@@ -131,10 +132,13 @@ def _metadata(classes: Sequence[str] | None, transform: Any) -> dict[str, str]:
             raise ConfigError(f"classes: expected names of classes, got {classes!r:.80}")
         found["classes"] = json.dumps(names, ensure_ascii=False)
     if transform is not None:
+        plain = describe_transform(transform) if callable(transform) else transform
         try:
-            found["transform"] = json.dumps(transform, ensure_ascii=False)
-        except TypeError:
-            found["transform"] = json.dumps(repr(transform), ensure_ascii=False)
+            found["transform"] = json.dumps(plain, ensure_ascii=False)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(
+                f"transform: expected a transform or what JSON can hold, got {transform!r:.80}"
+            ) from error
     return found
 
 

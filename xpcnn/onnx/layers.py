@@ -14,7 +14,7 @@ from xpcnn import nn
 from xpcnn.backend import use_backend
 from xpcnn.onnx.graph import Graph, Value
 from xpcnn.onnx.registry import register
-from xpcnn.windows import Axis, Windows, pair, windows
+from xpcnn.windows import Axis, Windows, pair, transposed_windows, windows
 
 
 def _size(x: Value) -> tuple[int, int]:
@@ -60,6 +60,25 @@ def _convolution(graph: Graph, layer: nn.Conv2d, x: Value) -> Value:
     )
 
 
+@register(nn.ConvTranspose2d)
+def _transposed_convolution(graph: Graph, layer: nn.ConvTranspose2d, x: Value) -> Value:
+    kernel = layer.weight.shape[2], layer.weight.shape[3]
+    settings = {"stride": layer.stride, "output_padding": layer.output_padding, "dilation": layer.dilation}
+    over = transposed_windows(_size(x), kernel, padding=layer.padding, **settings)
+    return graph.node(
+        "ConvTranspose",
+        x,
+        graph.parameter(layer.weight),
+        *([graph.parameter(layer.bias)] if layer.bias is not None else []),
+        kernel_shape=list(kernel),
+        strides=list(over.stride),
+        pads=[over.h.before, over.w.before, over.h.asked_after, over.w.asked_after],
+        output_padding=list(pair("output_padding", layer.output_padding, 0)),
+        dilations=list(pair("dilation", layer.dilation, 1)),
+        group=layer.groups,
+    )
+
+
 @register(nn.Linear)
 def _linear(graph: Graph, layer: nn.Linear, x: Value) -> Value:
     bias = [graph.parameter(layer.bias)] if layer.bias is not None else []
@@ -80,6 +99,33 @@ def _norm(graph: Graph, layer: Any, x: Value) -> Value:
 
 register(nn.BatchNorm1d)(_norm)
 register(nn.BatchNorm2d)(_norm)
+
+
+@register(nn.LayerNorm)
+def _layer_norm(graph: Graph, layer: nn.LayerNorm, x: Value) -> Value:
+    shape = layer.normalized_shape
+    weight = graph.parameter(layer.weight) or graph.constant(np.ones(shape))
+    bias = [] if layer.bias is None else [graph.parameter(layer.bias)]
+    return graph.node("LayerNormalization", x, weight, *bias, axis=-len(shape), epsilon=layer.eps)
+
+
+@register(nn.GroupNorm)
+def _group_norm(graph: Graph, layer: nn.GroupNorm, x: Value) -> Value:
+    weight, bias = graph.parameter(layer.weight), graph.parameter(layer.bias)
+    count = layer.num_channels
+    if graph.opset >= 21 and len(x.shape) > 2:
+        weight = weight or graph.constant(np.ones(count))
+        bias = bias or graph.constant(np.zeros(count))
+        return graph.node("GroupNormalization", x, weight, bias, num_groups=layer.num_groups, epsilon=layer.eps)
+    groups = graph.node("Reshape", x, graph.integers(0, layer.num_groups, -1))
+    one, zero = graph.constant(np.ones(layer.num_groups)), graph.constant(np.zeros(layer.num_groups))
+    normal = graph.node("InstanceNormalization", groups, one, zero, epsilon=layer.eps)
+    y = graph.node("Reshape", normal, graph.integers(0, *(int(size or 0) for size in x.shape[1:])))
+    if weight is None or bias is None:
+        return y
+    per_channel = graph.integers(-1, *(1,) * (len(x.shape) - 2))
+    y = graph.node("Mul", y, graph.node("Reshape", weight, per_channel))
+    return graph.node("Add", y, graph.node("Reshape", bias, per_channel))
 
 
 # --- pooling ----------------------------------------------------------------------------------------------------------
