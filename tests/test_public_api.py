@@ -205,10 +205,11 @@ API = {
         register(layer)
     """,
     "xpcnn.plot": """
-        history(history, path)
-        predictions(images, labels, probabilities, path)
-        confusion_matrix(labels, predicted, path)
-        filters(weight, path)
+        history(history, path=None, *, ax=None)
+        predictions(images, labels, probabilities, path=None, *, ax=None)
+        confusion_matrix(labels, predicted, path=None, *, ax=None)
+        filters(weight, path=None, *, ax=None)
+        feature_maps(model, image, path=None, *, ax=None)
     """,
 }
 METHODS = {
@@ -226,7 +227,7 @@ METHODS = {
     "xpcnn.optim.Optimizer": "step(self)  zero_grad(self)  add_param_group(self, group)  parameters(self)",
     "xpcnn.optim.Schedule": "step(self)",
     "xpcnn.training.Trainer": "fit(self, train, validation=None, epochs=1)  evaluate(self, data)  stop(self)",
-    "xpcnn.training.History": "save(self, path)  plot(self, path)",
+    "xpcnn.training.History": "save(self, path)  plot(self, path=None)  to_pandas(self)",
 }
 ERRORS = {
     "ShapeError": ValueError,

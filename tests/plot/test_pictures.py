@@ -1,13 +1,16 @@
 """Pictures are whole PNGs that show what they were given, and nothing else of the user's changes."""
 
+import io
 import math
 import os
+import pickle
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
+import xpcnn
 from xpcnn import models, nn, plot
 from xpcnn.errors import ConfigError, DataError, DTypeError, ShapeError
 from xpcnn.plot.figure import mosaic
@@ -26,8 +29,11 @@ def a_history(steps=60, epochs=2, validation=0.97):
     return history
 
 
-def pixels(path):
-    with Image.open(path) as image:
+def pixels(drawn):
+    """Return the picture in a file, or of a figure."""
+    if hasattr(drawn, "savefig"):
+        drawn = io.BytesIO(drawn._repr_png_())
+    with Image.open(drawn) as image:
         image.load()
         return np.asarray(image.convert("RGB"))
 
@@ -187,7 +193,7 @@ def test_maps_are_those_of_the_network(tmp_path, rng, monkeypatch):
     net = models.create("lenet5").eval()
     image = rng.random((1, 1, 32, 32)).astype("float32")
     drawn = []
-    monkeypatch.setattr(features, "_sheets", lambda sheets, path: drawn.extend(sheets))
+    monkeypatch.setattr(features, "_sheets", lambda sheets, path, ax: drawn.extend(sheets))
     plot.feature_maps(net, image[0], tmp_path / "a.png")
     x, expected = image, []
     for layer in net:
@@ -225,7 +231,7 @@ def test_filters_say_what_they_leave_out(tmp_path, rng, monkeypatch, shape, head
     from xpcnn.plot import features
 
     sheets = []
-    monkeypatch.setattr(features, "_sheets", lambda given, path: sheets.extend(given))
+    monkeypatch.setattr(features, "_sheets", lambda given, path, ax: sheets.extend(given))
     plot.filters(rng.standard_normal(shape), tmp_path / "a.png")
     [(text, tiles, columns)] = sheets
     assert text == heading
@@ -244,7 +250,7 @@ def test_maps_say_what_they_leave_out(tmp_path, rng, monkeypatch):
     from xpcnn.plot import features
 
     sheets = []
-    monkeypatch.setattr(features, "_sheets", lambda given, path: sheets.extend(given))
+    monkeypatch.setattr(features, "_sheets", lambda given, path, ax: sheets.extend(given))
     net = nn.Sequential(nn.Conv2d(1, 70, 3))
     plot.feature_maps(net, rng.random((1, 1, 6, 6)).astype("float32"), tmp_path / "a.png")
     assert sheets[1][0] == "after layer 0, Conv2d: 70x4x4, the first 64 channels"
@@ -266,6 +272,87 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path):
     with pytest.raises(DataError, match="expected to write it"):
         plot.history(a_history(), tmp_path / "folder")
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+# --- figures, and axes of the user's own ---------------------------------------------------------------------------
+
+
+def drawings(rng):
+    """Return each of the functions with what it draws."""
+    labels = rng.integers(0, 10, 40)
+    xpcnn.manual_seed(0)
+    net = models.create("tiny")
+    image = rng.random((1, 1, 28, 28)).astype("float32")
+    return {
+        "history": lambda *path, **options: plot.history(a_history(), *path, **options),
+        "predictions": lambda *path, **options: plot.predictions(
+            rng.random((40, 8, 8)), labels, said(rng, labels, [3]), *path, **options
+        ),
+        "confusion_matrix": lambda *path, **options: plot.confusion_matrix(labels, labels[::-1], *path, **options),
+        "filters": lambda *path, **options: plot.filters(net, *path, **options),
+        "feature_maps": lambda *path, **options: plot.feature_maps(net, image, *path, **options),
+    }
+
+
+NAMES = ["history", "predictions", "confusion_matrix", "filters", "feature_maps"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_figure_comes_back_and_the_file_is_its_picture(tmp_path, name):
+    from matplotlib.figure import Figure
+
+    def drawn(*path):
+        return drawings(np.random.default_rng(0))[name](*path)
+
+    figure = drawn(tmp_path / "a.png")
+    assert isinstance(figure, Figure)
+    np.testing.assert_array_equal(pixels(tmp_path / "a.png"), pixels(figure))
+    np.testing.assert_array_equal(pixels(drawn()), pixels(figure))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+    figure.set_size_inches(3, 2)  # the user's, to go on with
+    assert pixels(pickle.loads(pickle.dumps(figure))).shape[:2] == (200, 300)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("size", [(8, 4), (3, 9)])
+def test_drawn_into_axes_of_the_user_s(tmp_path, rng, name, size):
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size)
+    left, right = figure.subplots(1, 2)
+    box = right.get_window_extent()
+    found = drawings(rng)[name](tmp_path / "a.png", ax=right)
+    assert found is figure
+    picture = pixels(tmp_path / "a.png")
+    assert picture.shape[:2] == (size[1] * 100, size[0] * 100)
+    inside = picture[:, int(box.x0) + 2 : int(box.x1) - 2]
+    assert len(np.unique(inside.reshape(-1, 3), axis=0)) > 5  # something is there
+    blank = Figure(figsize=size)
+    blank.subplots(1, 2)[1].set_axis_off()
+    stays = int(left.get_window_extent().x1) - 5
+    blank.savefig(tmp_path / "b.png", dpi=100)
+    if name not in ("history", "confusion_matrix"):  # their labels stand beside the axes
+        np.testing.assert_array_equal(picture[:, :stays], pixels(tmp_path / "b.png")[:, :stays])
+
+
+def test_a_history_in_two_axes(rng):
+    from matplotlib.figure import Figure
+
+    pair = Figure().subplots(1, 2)
+    plot.history(a_history(), ax=pair, title="a title")
+    assert [axes.get_ylabel() for axes in pair] == ["loss", "accuracy"]
+    assert pair[0].get_title() == "a title"
+    only = Figure().subplots()
+    a_history().plot(ax=only)
+    assert only.get_ylabel() == "loss"
+    with pytest.raises(ConfigError, match="ax: expected axes, or a pair for loss and accuracy, got 3"):
+        plot.history(a_history(), ax=Figure().subplots(1, 3))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_no_axes(rng, name):
+    with pytest.raises(ConfigError, match="ax: expected axes of matplotlib, got str"):
+        drawings(rng)[name](ax="here")
 
 
 def test_without_matplotlib_one_line_says_what_to_install(tmp_path, monkeypatch):

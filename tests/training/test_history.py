@@ -3,11 +3,12 @@
 import csv
 import json
 import math
+import sys
 
 import pytest
 
 from tests.mutations import check_reader
-from xpcnn.errors import DataError
+from xpcnn.errors import ConfigError, DataError
 from xpcnn.training import History
 
 
@@ -93,3 +94,56 @@ def test_wrong_names(tmp_path):
         example().save(tmp_path / "folder.json")
     assert list((tmp_path / "folder.json").iterdir()) == []
     assert [path.name for path in tmp_path.iterdir()] == ["folder.json"]
+
+
+# --- notebooks and tables --------------------------------------------------------------------------------------------
+
+
+def a_history(epochs=3):
+    history = History()
+    for epoch in range(epochs):
+        history.add_step(2.0 - epoch, 0.5, 0.1)
+        history.add_epoch(step=epoch + 1, loss=2.0 - epoch, accuracy=0.5, seconds=0.25, images_per_second=100.0)
+    return history
+
+
+def test_a_notebook_shows_the_epochs():
+    text = a_history()._repr_html_()
+    assert text.startswith("<p>History(3 epochs, 3 steps; last: loss 0, accuracy 0.5)</p><table>")
+    assert "<th>epoch</th><th>step</th><th>loss</th><th>accuracy</th><th>seconds</th><th>images per second</th>" in text
+    assert "<tr><td>2</td><td>2</td><td>1.0000</td><td>0.5000</td><td>0.2500</td><td>100</td></tr>" in text
+    assert "validation" not in text
+    assert History()._repr_html_() == "<p>History(0 epochs, 0 steps)</p>"
+
+
+def test_of_many_epochs_it_shows_the_first_and_the_last():
+    text = a_history(50)._repr_html_()
+    assert text.count("<tr>") == 22
+    assert "<td>10</td>" in text
+    assert "<td>41</td>" in text
+    assert "<td>30</td>" not in text
+
+
+def test_as_a_pandas_frame():
+    pandas = pytest.importorskip("pandas")
+    history = a_history()
+    frame = history.to_pandas()
+    assert isinstance(frame, pandas.DataFrame)
+    assert list(frame.columns) == list(history.epochs)
+    assert list(frame.index) == [1, 2, 3]
+    assert frame.index.name == "epoch"
+    assert list(frame["loss"]) == [2.0, 1.0, 0.0]
+    assert frame["validation_loss"].isna().all()
+    steps = history.to_pandas("steps")
+    assert list(steps.columns) == ["loss", "accuracy", "lr"]
+    assert steps.index.name == "step"
+    assert steps["lr"].dtype == "float64"
+    assert len(History().to_pandas()) == 0
+    with pytest.raises(ConfigError, match='table: expected "epochs" or "steps", got'):
+        history.to_pandas("losses")
+
+
+def test_without_pandas_one_line_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(ConfigError, match="to_pandas: needs pandas, which is not installed: pip install pandas"):
+        a_history().to_pandas()

@@ -1,4 +1,4 @@
-"""Pictures of a training as PNG files: curves, predictions, confusion, filters, feature maps. Needs matplotlib."""
+"""Pictures of a training as figures and PNG files: curves, predictions, confusion, filters, maps. Needs matplotlib."""
 
 from xpcnn.plot.confusion import confusion_matrix
 from xpcnn.plot.curves import history

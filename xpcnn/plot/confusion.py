@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from xpcnn.errors import DataError, ShapeError
-from xpcnn.plot.figure import INK, PathLike, add_axes, class_names, host, new_figure, write_png
+from xpcnn.plot.figure import INK, Canvas, PathLike, check_axes, class_names, figure_of, finish, host
 
 
-def confusion_matrix(labels: Any, predicted: Any, path: PathLike, *, classes: Any = None) -> Path:
+def confusion_matrix(
+    labels: Any, predicted: Any, path: PathLike | None = None, *, classes: Any = None, ax: Any = None
+) -> Any:
     """Draw how many samples of each class were taken for each class.
 
     Colours show the mistakes alone, on a scale of their own: beside the thousands on the diagonal they would vanish.
@@ -22,10 +23,16 @@ def confusion_matrix(labels: Any, predicted: Any, path: PathLike, *, classes: An
         What the samples are.
     predicted : (N,) integers, or (N, K) scores
         What the network says.
-    path : path
-        Of the PNG.
+    path : path, optional
+        Of a PNG.
     classes : sequence of str, optional
         What the classes are called; their numbers by default.
+    ax : matplotlib.axes.Axes, optional
+        Where it is drawn, in the place of a figure of its own.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
 
     Raises
     ------
@@ -37,8 +44,8 @@ def confusion_matrix(labels: Any, predicted: Any, path: PathLike, *, classes: An
     counts = _count(host("labels", labels), host("predicted", predicted))
     names = class_names(classes, len(counts))
     size = 0.44 * len(counts)
-    figure = new_figure(size + 1.35, size + 1.35)
-    axes = add_axes(figure, 0.75, 0.65, size, size)
+    check_axes(ax)
+    axes = ax if ax is not None else Canvas(size + 1.35, size + 1.35).axes(0.75, 0.65, size, size)
     mistakes = counts.copy()
     np.fill_diagonal(mistakes, 0)
     most = max(1, int(mistakes.max()))
@@ -55,8 +62,8 @@ def confusion_matrix(labels: Any, predicted: Any, path: PathLike, *, classes: An
     axes.set_ylabel("label", color=INK)
     total = int(counts.sum())
     wrong = total - int(np.trace(counts))
-    figure.text(0.75 / (size + 1.35), 1 - 0.4 / (size + 1.35), f"{wrong:,} of {total:,} wrong", color=INK, fontsize=11)
-    return write_png(figure, path)
+    axes.set_title(f"{wrong:,} of {total:,} wrong", color=INK, fontsize=11, loc="left")
+    return finish(figure_of(axes), path)
 
 
 def _count(labels: np.ndarray, predicted: np.ndarray) -> np.ndarray:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xpcnn.errors import DataError
-from xpcnn.plot.figure import ACCENT, FAINT, INK, WRONG, PathLike, add_axes, new_figure, write_png
+from xpcnn.errors import ConfigError, DataError
+from xpcnn.plot.figure import ACCENT, FAINT, INK, WRONG, Canvas, PathLike, check_axes, figure_of, finish
 
 if TYPE_CHECKING:
     from xpcnn.training.history import History
@@ -18,36 +17,55 @@ _POINTS = 2000  # that a curve is thinned to: twice the pixels it has
 _SMOOTH = 50  # windows of the running mean that fit into the whole training
 
 
-def history(history: History, path: PathLike, *, title: str = "") -> Path:
+def history(history: History, path: PathLike | None = None, *, title: str = "", ax: Any = None) -> Any:
     """Draw the loss of every step, and the accuracy of training and validation, where there is one.
 
     Parameters
     ----------
     history : History
         What `Trainer.fit` returned.
-    path : path
-        Of the PNG.
+    path : path, optional
+        Of a PNG.
     title : str
         Stands above it.
+    ax : matplotlib.axes.Axes, or a pair of them, optional
+        Where the loss is drawn, and the accuracy; of a single one, the loss alone. Else a figure of its own has both.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
 
     Raises
     ------
     DataError
         The history is empty, or the file cannot be written.
     ConfigError
-        matplotlib is not installed.
+        `ax` is no axes, or matplotlib is not installed.
     """
     loss = np.asarray(history.steps["loss"], float)
     if not len(loss):
         raise DataError("history: expected at least one step, got none; train first")
-    height = 3.85 if title else 3.5
-    figure = new_figure(9.0, height)
-    figure.text(0.7 / 9.0, 1 - 0.25 / height, title, color=INK, fontsize=11)
     has_accuracy = bool(np.isfinite(history.steps["accuracy"]).any())
-    _draw_loss(add_axes(figure, 0.7, 0.55, 3.6 if has_accuracy else 8.05, 2.75), loss)
-    if has_accuracy:
-        _draw_accuracy(add_axes(figure, 5.15, 0.55, 3.6, 2.75), history)
-    return write_png(figure, path)
+    if ax is not None:
+        places = list(ax) if isinstance(ax, (list, tuple, np.ndarray)) else [ax]
+        if len(places) not in (1, 2):
+            raise ConfigError(f"ax: expected axes, or a pair for loss and accuracy, got {len(places)}")
+        for place in places:
+            check_axes(place)
+        places[0].set_title(title)
+        figure = figure_of(places[0])
+    else:
+        height = 3.85 if title else 3.5
+        canvas = Canvas(9.0, height)
+        canvas.text(0.7, height - 0.25, title, color=INK, fontsize=11)
+        places = [canvas.axes(0.7, 0.55, 3.6 if has_accuracy else 8.05, 2.75)]
+        if has_accuracy:
+            places.append(canvas.axes(5.15, 0.55, 3.6, 2.75))
+        figure = canvas.figure
+    _draw_loss(places[0], loss)
+    if has_accuracy and len(places) == 2:
+        _draw_accuracy(places[1], history)
+    return finish(figure, path)
 
 
 def _draw_loss(axes: Any, loss: np.ndarray) -> None:

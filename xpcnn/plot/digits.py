@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,13 +10,12 @@ from xpcnn.errors import DataError, ShapeError
 from xpcnn.plot.figure import (
     INK,
     WRONG,
+    Canvas,
     PathLike,
-    add_image,
     class_names,
+    finish,
     host,
     mosaic,
-    new_figure,
-    write_png,
 )
 
 _COLUMNS, _TILE = 8, 1.05  # tiles in a row, and their width in inches
@@ -27,7 +25,15 @@ _HEAD = 0.42  # inches above each of the two halves
 _ROUNDING = 1e-2  # of a sum of probabilities in float16
 
 
-def predictions(images: Any, labels: Any, probabilities: Any, path: PathLike, *, classes: Any = None) -> Path:
+def predictions(
+    images: Any,
+    labels: Any,
+    probabilities: Any,
+    path: PathLike | None = None,
+    *,
+    classes: Any = None,
+    ax: Any = None,
+) -> Any:
     """Draw digits that the network got wrong (the surest first) and digits that it got right (one of each class).
 
     Parameters
@@ -38,10 +44,16 @@ def predictions(images: Any, labels: Any, probabilities: Any, path: PathLike, *,
         What they show.
     probabilities : (N, K) array
         What the network says: softmax of its logits, each row 0 or more and 1 in sum.
-    path : path
-        Of the PNG.
+    path : path, optional
+        Of a PNG.
     classes : sequence of str, optional
         What the classes are called; their numbers by default.
+    ax : matplotlib.axes.Axes, optional
+        Into which the whole picture is fitted, in the place of a figure of its own.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
 
     Raises
     ------
@@ -82,17 +94,17 @@ def predictions(images: Any, labels: Any, probabilities: Any, path: PathLike, *,
     sheets = [_sheet(_shown(pictures[chosen]), lines) for _, chosen, _, lines in halves]
     width = _COLUMNS * _TILE + 0.3
     height = sum(_HEAD + tall for _, tall, _, _ in sheets) + 0.12
-    figure = new_figure(width, height)
+    canvas = Canvas(width, height, ax)
     top = height
     for (heading, chosen, colour, lines), (sheet, tall, step, head) in zip(halves, sheets, strict=True):
-        figure.text(0.15 / width, (top - 0.27) / height, heading, color=colour, fontsize=11)
+        canvas.text(0.15, top - 0.27, heading, color=colour, fontsize=11)
         top -= _HEAD + tall
-        axes = add_image(figure, 0.15, top, _COLUMNS * _TILE, tall, sheet, cmap="gray", vmin=0.0, vmax=1.0)
+        axes = canvas.image(0.15, top, _COLUMNS * _TILE, tall, sheet, cmap="gray", vmin=0.0, vmax=1.0)
         for k, i in enumerate(chosen):
             text = f"{names[said[i]]}  {_percent(sure[i])}" + (f"\nis {names[truth[i]]}" if lines == 2 else "")
             x, y = k % _COLUMNS * step[1], k // _COLUMNS * step[0] + head - 1.5
             axes.text(x, y, text, color=colour, fontsize=8.5, va="bottom", linespacing=1.05)
-    return write_png(figure, path)
+    return finish(canvas.figure, path)
 
 
 def _sheet(pictures: np.ndarray, lines: int) -> tuple[np.ndarray, float, tuple[int, int], int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,14 +11,14 @@ from xpcnn.errors import ConfigError, ShapeError
 from xpcnn.nn import Conv2d, Module, Parameter, no_grad
 from xpcnn.nn.module import trace
 from xpcnn.nn.precision import call
-from xpcnn.plot.figure import INK, PathLike, add_image, host, mosaic, new_figure, write_png
+from xpcnn.plot.figure import INK, Canvas, PathLike, finish, host, mosaic
 
 _WIDTH = 8.4  # inches
 _MOST = 64  # tiles of one layer; more would be too small to see
 _CHANNELS = 16  # of a filter, side by side
 
 
-def filters(weight: Any, path: PathLike) -> Path:
+def filters(weight: Any, path: PathLike | None = None, *, ax: Any = None) -> Any:
     """Draw the filters of a convolution, grey: 0 is the middle, black and white the largest weight of each filter.
 
     Parameters
@@ -28,8 +27,14 @@ def filters(weight: Any, path: PathLike) -> Path:
         A network (its first convolution is drawn), a Conv2d, or weights (F, C, KH, KW). With 3 channels a filter is
         drawn in colour, with another number its channels, 16 at most, stand side by side. As many whole filters are
         drawn as there is room for; the heading says where some are left out.
-    path : path
-        Of the PNG.
+    path : path, optional
+        Of a PNG.
+    ax : matplotlib.axes.Axes, optional
+        Into which the whole picture is fitted, in the place of a figure of its own.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
 
     Raises
     ------
@@ -64,10 +69,10 @@ def filters(weight: Any, path: PathLike) -> Path:
         tiles = tiles.transpose(0, 2, 3, 1)  # (F, KH, KW, 3)
     else:
         tiles = tiles[:, :across].reshape(-1, *values.shape[2:])  # (F * C, KH, KW)
-    return _sheets([(heading, tiles, columns)], path)
+    return _sheets([(heading, tiles, columns)], path, ax)
 
 
-def feature_maps(model: Module, image: Any, path: PathLike) -> Path:
+def feature_maps(model: Module, image: Any, path: PathLike | None = None, *, ax: Any = None) -> Any:
     """Draw an image and what every pooling layer makes of it (every convolution, where there is no pooling).
 
     Parameters
@@ -76,8 +81,14 @@ def feature_maps(model: Module, image: Any, path: PathLike) -> Path:
         A network; it is run in eval mode and left as it was.
     image : array
         (C, H, W) or (1, C, H, W), as the network takes it.
-    path : path
-        Of the PNG.
+    path : path, optional
+        Of a PNG.
+    ax : matplotlib.axes.Axes, optional
+        Into which the whole picture is fitted, in the place of a figure of its own.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
 
     Raises
     ------
@@ -112,7 +123,7 @@ def feature_maps(model: Module, image: Any, path: PathLike) -> Path:
         if y.shape[1] > _MOST:
             name += f", the first {_MOST} channels"
         sheets.append((name, _tiles(y), 8 if y.shape[1] <= 24 else 16))
-    return _sheets(sheets, path)
+    return _sheets(sheets, path, ax)
 
 
 def _tiles(y: Any) -> np.ndarray:
@@ -122,7 +133,7 @@ def _tiles(y: Any) -> np.ndarray:
     return np.asarray((values - low) / np.maximum(high - low, 1e-12))
 
 
-def _sheets(sheets: list[tuple[str, np.ndarray, int]], path: PathLike) -> Path:
+def _sheets(sheets: list[tuple[str, np.ndarray, int]], path: PathLike | None, ax: Any) -> Any:
     """Draw one mosaic below the other, each under its heading."""
     drawn = []
     for heading, tiles, columns in sheets:
@@ -131,10 +142,10 @@ def _sheets(sheets: list[tuple[str, np.ndarray, int]], path: PathLike) -> Path:
         drawn.append((heading, sheet, _WIDTH * sheet.shape[0] / sheet.shape[1]))
     height = sum(0.4 + each for _, _, each in drawn) + 0.15
     width = _WIDTH + 0.3
-    figure = new_figure(width, height)
+    canvas = Canvas(width, height, ax)
     top = height
     for heading, sheet, tall in drawn:
-        figure.text(0.15 / width, (top - 0.27) / height, heading, color=INK, fontsize=10)
+        canvas.text(0.15, top - 0.27, heading, color=INK, fontsize=10)
         top -= 0.4 + tall
-        add_image(figure, 0.15, top, _WIDTH, tall, sheet, cmap="gray", vmin=0.0, vmax=1.0)
-    return write_png(figure, path)
+        canvas.image(0.15, top, _WIDTH, tall, sheet, cmap="gray", vmin=0.0, vmax=1.0)
+    return finish(canvas.figure, path)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import sys
 import threading
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -75,42 +75,104 @@ def new_figure(width: float, height: float) -> Any:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), dpi=DPI)
+    figure: Any = Figure(figsize=(width, height), dpi=DPI)
     FigureCanvasAgg(figure)
+    # Notebooks then show it where pyplot, which would see to that, was never imported.
+    figure._repr_png_ = functools.partial(png, figure)
     return figure
 
 
-def add_axes(figure: Any, left: float, bottom: float, width: float, height: float) -> Any:
-    """Return axes at a place given in inches; measured layouts would draw everything twice."""
-    across, up = figure.get_size_inches()
-    axes = figure.add_axes((left / across, bottom / up, width / across, height / up))
+def check_axes(ax: Any) -> None:
+    """Raise ConfigError unless `ax` is None or axes of matplotlib."""
+    if ax is not None and not (hasattr(ax, "inset_axes") and hasattr(ax, "figure")):
+        raise ConfigError(f"ax: expected axes of matplotlib, got {type(ax).__name__}")
+
+
+def figure_of(ax: Any) -> Any:
+    """Return the whole figure that axes belong to, those of a sub-figure too."""
+    figure = ax.figure
+    while figure.figure is not None and figure.figure is not figure:
+        figure = figure.figure
+    return figure
+
+
+class Canvas:
+    """Where a picture of so many inches goes: a figure of its own, or axes of the user's, into which it is fitted.
+
+    Raises
+    ------
+    ConfigError
+        `ax` is no axes, or matplotlib is not installed.
+    """
+
+    def __init__(self, width: float, height: float, ax: Any = None) -> None:
+        check_axes(ax)
+        self.width, self.height, self.ax = width, height, ax
+        if ax is None:
+            self.figure = new_figure(width, height)
+            return
+        self.figure = figure_of(ax)
+        ax.set_axis_off()
+        room = ax.get_window_extent()  # pixels; the picture keeps its proportions
+        scale = min(room.width / width, room.height / height)
+        self._across, self._up = scale * width / room.width, scale * height / room.height
+
+    def _place(self, left: float, bottom: float, width: float, height: float) -> tuple[float, float, float, float]:
+        shares = left / self.width, bottom / self.height, width / self.width, height / self.height
+        if self.ax is None:
+            return shares
+        x, y = (1 - self._across) / 2, (1 - self._up) / 2
+        return (
+            x + shares[0] * self._across, y + shares[1] * self._up, shares[2] * self._across, shares[3] * self._up,
+        )  # fmt: skip
+
+    def axes(self, left: float, bottom: float, width: float, height: float) -> Any:
+        """Return axes at a place given in inches; measured layouts would draw everything twice."""
+        place = self._place(left, bottom, width, height)
+        return style(self.figure.add_axes(place) if self.ax is None else self.ax.inset_axes(place))
+
+    def image(self, left: float, bottom: float, width: float, height: float, image: Any, **options: Any) -> Any:
+        """Return axes without ticks or frame that hold an image."""
+        axes = self.axes(left, bottom, width, height)
+        axes.set_axis_off()
+        axes.imshow(image, interpolation="nearest", aspect="auto", **options)
+        return axes
+
+    def text(self, left: float, bottom: float, text: str, **options: Any) -> None:
+        """Write at a place given in inches."""
+        x, y, _, _ = self._place(left, bottom, 0.0, 0.0)
+        if self.ax is None:
+            self.figure.text(x, y, text, **options)
+        else:
+            self.ax.text(x, y, text, transform=self.ax.transAxes, **options)
+
+
+def style(axes: Any) -> Any:
+    """Return axes in the colours of all these pictures."""
     axes.tick_params(colors=INK, labelsize=9)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     return axes
 
 
-def add_image(figure: Any, left: float, bottom: float, width: float, height: float, image: Any, **options: Any) -> Any:
-    """Return axes without ticks or frame that hold an image."""
-    across, up = figure.get_size_inches()
-    axes = figure.add_axes((left / across, bottom / up, width / across, height / up))
-    axes.set_axis_off()
-    axes.imshow(image, interpolation="nearest", aspect="auto", **options)
-    return axes
-
-
-def write_png(figure: Any, path: PathLike) -> Path:
-    """Write a figure to `path`, whole or not at all, and return the path.
+def finish(figure: Any, path: PathLike | None) -> Any:
+    """Return a figure, written to `path` as a PNG if there is one: whole or not at all.
 
     Raises
     ------
     DataError
         The file cannot be written; what was there before is untouched.
     """
+    if path is not None:
+        write_bytes(path, png(figure))
+    return figure
+
+
+def png(figure: Any) -> bytes:
+    """Return a figure as a PNG."""
     content = io.BytesIO()
     figure.savefig(content, format="png", metadata={"Software": None}, pil_kwargs={"compress_level": 1})
-    write_bytes(path, content.getvalue())
-    return Path(path)
+    return content.getvalue()
 
 
 def host(name: str, array: Any) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import io
 import json
 import math
@@ -13,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from xpcnn.datasets.source import read_file
-from xpcnn.errors import DataError
+from xpcnn.errors import ConfigError, DataError
 from xpcnn.training.files import write_text
 
 STEP_COLUMNS = ("loss", "accuracy", "lr")
 EPOCH_COLUMNS = ("step", "loss", "accuracy", "validation_loss", "validation_accuracy", "seconds", "images_per_second")
+SHOWN = 10  # epochs at each end that a notebook shows
 LARGEST_FILE = 1 << 30  # bytes; a billion is a history of ten million steps
 
 
@@ -140,11 +142,56 @@ class History:
                 raise DataError(f"history: expected columns of one length in {name}, got {sorted(lengths)}")
         return history
 
-    def plot(self, path: str | os.PathLike[str]) -> None:
-        """Draw loss and accuracy over the steps to a PNG (`xpcnn.plot.history`; needs matplotlib)."""
+    def plot(self, path: str | os.PathLike[str] | None = None, *, title: str = "", ax: Any = None) -> Any:
+        """Return a figure of loss and accuracy over the steps, also as a PNG (`xpcnn.plot.history`; matplotlib)."""
         from xpcnn import plot
 
-        plot.history(self, path)
+        return plot.history(self, path, title=title, ax=ax)
+
+    # --- notebooks and tables ---------------------------------------------------------------------------------------
+
+    def to_pandas(self, table: str = "epochs") -> Any:
+        """Return a table as a `pandas.DataFrame`, a row for each epoch or step.
+
+        Parameters
+        ----------
+        table : "epochs" or "steps"
+            The index counts from 1; "steps" has the columns "loss", "accuracy" and "lr".
+
+        Raises
+        ------
+        ConfigError
+            There is no such table, or pandas is not installed.
+        """
+        if table not in ("epochs", "steps"):
+            raise ConfigError(f'table: expected "epochs" or "steps", got {table!r:.40}')
+        try:
+            from pandas import DataFrame, RangeIndex
+        except ImportError:
+            raise ConfigError("to_pandas: needs pandas, which is not installed: pip install pandas") from None
+        columns = getattr(self, table)
+        index = RangeIndex(1, len(columns["loss"]) + 1, name=table[:-1])
+        return DataFrame({name: list(column) for name, column in columns.items()}, index=index)
+
+    def _repr_html_(self) -> str:
+        """Return the epochs as a table, for notebooks; of many, the first and the last."""
+        count = len(self.epochs["loss"])
+        names = [name for name, column in self.epochs.items() if not all(math.isnan(value) for value in column)]
+        rows = list(range(count)) if count <= 2 * SHOWN else [*range(SHOWN), None, *range(count - SHOWN, count)]
+        head = "".join(f"<th>{name.replace('_', ' ')}</th>" for name in ["epoch", *names])
+        body = ""
+        for row in rows:
+            cells = ["…"] * (len(names) + 1) if row is None else [f"{row + 1}"]
+            cells += [] if row is None else [_shown(name, self.epochs[name][row]) for name in names]
+            body += "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+        table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>" if count else ""
+        return f"<p>{html.escape(repr(self))}</p>{table}"
+
+
+def _shown(name: str, value: float) -> str:
+    if math.isnan(value):
+        return ""
+    return f"{value:.0f}" if name in ("step", "images_per_second") else f"{value:.4f}"
 
 
 def _plain(column: Sequence[float]) -> list[float | None]:
