@@ -2,7 +2,7 @@
 
 FOLDER holds another commit (`git worktree add FOLDER COMMIT`). Each way to do a row runs in a process of its own, and
 one works at a time; printed are the median time there and the median of the rounds' ratios, here over there. A way that
-only this checkout has ("compiled loop") is held against the other's first.
+only this checkout has ("compiled") is held against the other's first.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def main() -> None:
     for row in rows:
         ways = xpcnn_peer.variants(w.WORKLOADS[row], [])
         for variant in ways:
-            compare(there, row, variant, ways[0] if variant == "compiled loop" else variant)
+            compare(there, row, variant, ways[0] if variant == "compiled" else variant)
 
 
 if __name__ == "__main__":

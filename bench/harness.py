@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,20 @@ PATH = re.compile(r"(?:/[\w.+@-]+){2,}")  # results are published: no folder of 
 LEAST_WATCHED = 0.2  # seconds of all cores: below, the clock of /proc, a hundredth of a second, says too little
 DISTURBED = 0.1  # share of the machine above which other programs make a figure doubtful
 HUGE = str(1 << 30)
-FREE = "xpcnn-free-threaded"
+WRITTEN, TRAINER, FREE, COMPILED = "xpcnn-written", "xpcnn-trainer", "xpcnn-free-threaded", "torch-compile"
+OURS = ("xpcnn", WRITTEN, TRAINER, FREE)
+WHOLE_NETS = ("train", "inference")
+BEST_WAYS = ("compiled", "folded and recorded", "default")
 KEPT_VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "SYSTEMROOT", "BENCH_TRACEBACK")
 
 
 @dataclass(frozen=True)
 class Peer:
-    """A library as it is run here. `module` names its file in peers/, `home` its environment where that differs."""
+    """A library as it is run here: a column of the table.
+
+    `module` names its file in peers/, `home` its environment where that differs; of the ways in which it does a
+    workload those that match one of `ways` compete, and the best one runs.
+    """
 
     name: str
     module: str
@@ -39,6 +47,11 @@ class Peer:
     about: str = ""
     kinds: tuple[str, ...] = ("train", "inference", "conv", "pool")  # of workloads that it can do
     home: str = ""
+    ways: tuple[str, ...] = ("*",)  # shell patterns
+
+    def has(self, way: str) -> bool:
+        """Whether a way to do a workload is one of this column's."""
+        return any(fnmatchcase(way, pattern) for pattern in self.ways)
 
     def python(self, interpreters: Mapping[str, str]) -> str:
         """The interpreter that runs it."""
@@ -48,14 +61,26 @@ class Peer:
 PEERS = {
     peer.name: peer
     for peer in (
-        Peer("xpcnn", "xpcnn", about="this library, NumPy backend"),
-        Peer(FREE, "xpcnn", {"PYTHON_GIL": "0"}, "this library on a free-threaded Python", home=FREE),
-        Peer("torch", "torch", about="PyTorch eager, best of its variants"),
+        Peer("xpcnn", "xpcnn", about="this library, a loop of one's own under xpcnn.compile", ways=BEST_WAYS),
+        Peer(
+            WRITTEN,
+            "xpcnn",
+            about="the same loop as written",
+            kinds=("train", "inference"),
+            ways=("written out", "plain"),
+        ),
+        Peer(TRAINER, "xpcnn", about="this library's Trainer", kinds=("train",), ways=("trainer",)),
+        Peer(FREE, "xpcnn", {"PYTHON_GIL": "0"}, "this library on a free-threaded Python", home=FREE, ways=BEST_WAYS),
+        Peer("torch", "torch", about="PyTorch eager, best of its variants", ways=("*/eager",)),
+        Peer(
+            COMPILED, "torch", about="PyTorch under torch.compile", kinds=("train", "inference"), ways=("*/compiled",)
+        ),
         Peer(
             "torch-malloc",
             "torch",
             {"MALLOC_MMAP_THRESHOLD_": HUGE, "MALLOC_TRIM_THRESHOLD_": HUGE},
             "PyTorch with glibc's malloc thresholds raised",
+            ways=("*/eager",),
         ),
         Peer("jax", "jax", {"JAX_PLATFORMS": "cpu"}, "JAX, the whole step jitted"),
         Peer("chainer", "chainer", {"CHAINER_WARN_VERSION_MISMATCH": "0"}, "Chainer 7.8.1 on NumPy 1.23"),

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import harness
 import workloads as w
-from harness import DISTURBED, FREE, milliseconds
+from harness import COMPILED, DISTURBED, TRAINER, WRITTEN, milliseconds
 
 
 def warnings(row: dict[str, Any]) -> list[str]:
@@ -34,70 +34,64 @@ def warnings(row: dict[str, Any]) -> list[str]:
     return [f"{row['workload']}: {text}" for text in found]
 
 
-def cells(row: dict[str, Any], others: list[str]) -> list[str]:
-    """A line of the table."""
-    peers, found = row["peers"], row["ratios"]
-    ours = peers.get("xpcnn", {}).get("median_seconds")
+def ratio_of(row: dict[str, Any], own: str, peer: str) -> dict[str, Any] | None:
+    """A peer's time over ours: median, least and most."""
+    found: dict[str, Any] | None = row["ratios"].get(own, {}).get(peer)
+    return found
 
-    def ratio(name: str) -> str:
-        r = found.get(name)
-        return f"{r['median']:.2f}" if r else "-"
 
-    torch = peers.get("torch")
-    spread = f"{found['torch']['least']:.2f}-{found['torch']['most']:.2f}" if "torch" in found else "-"
-    goals = {"torch": row["goal"], **row["other_goals"]}
-    reached = [found[name]["median"] >= goal for name, goal in goals.items() if name in found]
+def best_peer(row: dict[str, Any]) -> dict[str, Any] | None:
+    """Ours against PyTorch at its best, eager or compiled."""
+    found = [each for peer in ("torch", COMPILED) if (each := ratio_of(row, "xpcnn", peer))]
+    return min(found, key=lambda each: each["median"], default=None)
+
+
+def is_met(row: dict[str, Any]) -> str:
+    """Whether the row's goals are reached; with a question mark where others disturbed the machine."""
+    best, written = best_peer(row), ratio_of(row, WRITTEN, "torch")
+    if best is None:
+        return "-"
+    pairs = [(best, row["goal"]), (written, row["written_goal"])]
+    pairs += [(ratio_of(row, "xpcnn", name), goal) for name, goal in row["other_goals"].items()]
     sure = row["noise"]["others"] <= DISTURBED
-    met = "-" if "torch" not in found else ("yes" if all(reached) else "no") + ("" if sure else "?")
-    line = [
-        row["workload"],
-        milliseconds(ours) if ours else "-",
-        milliseconds(torch["median_seconds"]) if torch else "-",
-        torch["variant"] if torch else "-",
-        ratio("torch"),
-        spread,
-        f"{row['goal']:.1f}",
-        met,
-    ]
-    free = row.get("ratios_free_threaded", {}).get("torch")
-    line += [f"{milliseconds(peers[FREE]['median_seconds'])} ({free['median']:.2f})" if free else "-"]
-    line += [f"{milliseconds(peers[n]['median_seconds']) if n in peers else '-'} ({ratio(n)})" for n in others]
-    floor = row.get("floor_seconds")
-    if floor:
-        bound = "products" if floor["products"] >= floor["memory"] else "memory"
-        line += [f"{milliseconds(floor['floor'])} {bound}", f"{floor['floor'] / ours:.0%}" if ours else "-"]
-    return line
+    return ("yes" if all(each["median"] >= goal for each, goal in pairs if each) else "no") + ("" if sure else "?")
+
+
+def share_of_floor(row: dict[str, Any]) -> str:
+    """What share of our time the floor is."""
+    ours = row["peers"].get("xpcnn")
+    return f"{row['floor_seconds']['floor'] / ours['median_seconds']:.0%}" if ours and "floor_seconds" in row else "-"
+
+
+def cells(row: dict[str, Any], names: list[str]) -> list[str]:
+    """A line of the table."""
+    peers = row["peers"]
+    times = [milliseconds(peers[name]["median_seconds"]) if name in peers else "-" for name in names]
+    best, written = best_peer(row), ratio_of(row, WRITTEN, "torch")
+    spread = f"{best['median']:.2f} ({best['least']:.2f}-{best['most']:.2f})" if best else "-"
+    other = [f"{name} {each['median']:.2f}" for name in row["other_goals"] if (each := ratio_of(row, "xpcnn", name))]
+    line = [row["workload"], *times, spread, f"{row['goal']}", f"{written['median']:.2f}" if written else "-"]
+    return [*line, is_met(row), share_of_floor(row), ", ".join(other) or "-"]
 
 
 def summary(row: dict[str, Any]) -> str:
     """A line while the run goes on."""
     times = (f"{name} {milliseconds(p['median_seconds'])} ms [{p['variant']}]" for name, p in row["peers"].items())
-    against = row["ratios"].get("torch")
-    ratio = f"; torch / xpcnn {against['median']:.2f} ({against['least']:.2f}-{against['most']:.2f})" if against else ""
-    return f"{row['workload']}: {', '.join(times)}{ratio}"
-
-
-def heading(others: list[str], with_floor: bool) -> list[str]:
-    first = [
-        "workload",
-        "xpcnn ms",
-        "torch ms",
-        "torch's way",
-        "ratio",
-        "range",
-        "goal",
-        "met",
-        "free-threaded ms (ratio)",
+    found = [
+        f"{peer} / {own} {each['median']:.2f} ({each['least']:.2f}-{each['most']:.2f})"
+        for own in harness.OURS
+        for peer in ("torch", COMPILED)
+        if (each := ratio_of(row, own, peer))
     ]
-    return first + [f"{name} ms (ratio)" for name in others] + (["floor ms", "floor/ours"] if with_floor else [])
+    return f"{row['workload']}: {', '.join(times)}; {', '.join(found)}"
 
 
 def whole(rows: list[dict[str, Any]]) -> str:
-    """The table of all rows."""
+    """The table of all rows: milliseconds of each column, then ratios."""
     found = dict.fromkeys(name for row in rows for name in row["peers"])
-    others = [name for name in harness.PEERS if name in found and name not in ("xpcnn", FREE, "torch")]
-    with_floor = any("floor_seconds" in row for row in rows)
-    return harness.table([heading(others, with_floor), *(cells(row, others) for row in rows)])
+    names = [name for name in harness.PEERS if name in found]
+    ratios = ["PyTorch's best / xpcnn", "goal", "eager / written", "met", "floor", "others"]
+    return harness.table([["workload", *names, *ratios], *(cells(row, names) for row in rows)])
 
 
 def title(workload: w.Workload) -> str:
@@ -112,23 +106,21 @@ def title(workload: w.Workload) -> str:
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
-    """The table as README has it."""
-    columns = ["workload", "xpcnn", "PyTorch", "PyTorch / xpcnn (range)", "goal", "floor"]
-    columns += ["free-threaded", "PyTorch / that", "JAX", "Chainer"]
-    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    """The table as the guide on benchmarks has it."""
+    columns = {"xpcnn": "xpcnn.compile", WRITTEN: "as written", TRAINER: "Trainer", "torch": "PyTorch"}
+    columns |= {COMPILED: "torch.compile", "onnxruntime": "ONNX Runtime"}
+    ratios = ["PyTorch's best / compiled (range)", "goal", "PyTorch / as written", "floor"]
+    heading = ["workload", *(f"{name}, ms" for name in columns.values()), *ratios]
+    lines = [f"| {' | '.join(heading)} |", "|---" * len(heading) + "|"]
     for row in rows:
-        times = {name: f"{milliseconds(peer['median_seconds'])} ms" for name, peer in row["peers"].items()}
-        ratio, free = row["ratios"]["torch"], row.get("ratios_free_threaded", {}).get("torch")
+        best, written = best_peer(row), ratio_of(row, WRITTEN, "torch")
         line = [
             title(w.WORKLOADS[row["workload"]]),
-            times["xpcnn"],
-            times["torch"],
-            f"{ratio['median']:.2f} ({ratio['least']:.2f} to {ratio['most']:.2f})",
+            *(milliseconds(row["peers"][n]["median_seconds"]) if n in row["peers"] else "-" for n in columns),
+            f"{best['median']:.2f} ({best['least']:.2f} to {best['most']:.2f})" if best else "-",
             f"{row['goal']}",
-            f"{row['floor_seconds']['floor'] / row['peers']['xpcnn']['median_seconds']:.0%}",
-            times.get(FREE, "-"),
-            f"{free['median']:.2f}" if free else "-",
-            *(times.get(name, "-") for name in ("jax", "chainer")),
+            f"{written['median']:.2f}" if written else "-",
+            share_of_floor(row),
         ]
         lines.append(f"| {' | '.join(line)} |")
     return "\n".join(lines)

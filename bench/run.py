@@ -29,7 +29,7 @@ import harness
 import report
 import workloads as w
 from environments import default_folder
-from harness import DISTURBED, FREE, PEERS, Noise, Patience, PeerError, Worker, median
+from harness import COMPILED, DISTURBED, FREE, OURS, PEERS, WRITTEN, Noise, Patience, PeerError, Worker, median
 
 NEAR = 1.3  # the same program drifts by this much between rounds on a shared machine: a nearer ratio needs more rounds
 
@@ -91,7 +91,8 @@ class Entrant:
 
     def calibrate(self, workload: w.Workload, effort: Effort, sleepers: list[Worker]) -> None:
         """Time every variant twice, the second time in reverse order, and keep the fastest."""
-        names = self.worker.ask("variants", workload=workload.name, threads=list(workload.threads))["variants"]
+        every = self.worker.ask("variants", workload=workload.name, threads=list(workload.threads))["variants"]
+        names = [name for name in every if PEERS[self.worker.name].has(name)]
         for name in names:
             self.parameters = self.worker.ask("build", workload=workload.name, variant=name)["parameters"]
             self.calibration[name] = min(self.run(name, 1, 3))
@@ -126,13 +127,13 @@ def start(
     return entrants, skipped, about
 
 
-def play(entrants: dict[str, Entrant], effort: Effort, goal: float) -> Noise:
+def play(entrants: dict[str, Entrant], effort: Effort, workload: w.Workload) -> Noise:
     """The rounds, their order turned each time; returns the worst noise."""
     noises = [Noise()]
     for name, entrant in entrants.items():
-        entrant.steps = effort.steps(entrant.calibration[entrant.variant], main=name in ("xpcnn", FREE, "torch"))
+        entrant.steps = effort.steps(entrant.calibration[entrant.variant], main=name in (*OURS, "torch", COMPILED))
     played = 0
-    while played < effort.rounds or (played < effort.most_rounds and is_near(entrants, goal)):
+    while played < effort.rounds or (played < effort.most_rounds and is_near(entrants, workload)):
         order = list(entrants) if played % 2 == 0 else list(reversed(entrants))
         times: dict[str, list[float]] = {name: [] for name in order}
         for name in order * 2:
@@ -160,10 +161,12 @@ def spread(found: list[float]) -> dict[str, Any]:
     return {"median": median(found), "least": min(found), "most": max(found), "rounds": found}
 
 
-def is_near(entrants: dict[str, Entrant], goal: float) -> bool:
+def is_near(entrants: dict[str, Entrant], workload: w.Workload) -> bool:
     """Whether a ratio to PyTorch is too near to its goal to be sure."""
-    both = [ratios(entrants, "torch", own) for own in ("xpcnn", FREE)]
-    return any(found and abs(math.log(median(found) / goal)) < math.log(NEAR) for found in both)
+    goals = {("xpcnn", "torch"): workload.goal, ("xpcnn", COMPILED): workload.goal, (FREE, "torch"): workload.goal}
+    goals[WRITTEN, "torch"] = workload.written_goal
+    found = [(ratios(entrants, peer, own), goal) for (own, peer), goal in goals.items()]
+    return any(each and abs(math.log(median(each) / goal)) < math.log(NEAR) for each, goal in found)
 
 
 def measure_rates(rates: Worker | None, cost: costs.Cost, threads: int, effort: Effort) -> dict[str, dict[str, float]]:
@@ -182,6 +185,7 @@ def measure(
     row: dict[str, Any] = {
         "workload": workload.name,
         "goal": workload.goal,
+        "written_goal": workload.written_goal,
         "other_goals": workload.others,
         "multiply_adds": cost.multiply_adds,
     }
@@ -189,7 +193,7 @@ def measure(
     able = [name for name in names if workload.kind in PEERS[name].kinds]
     entrants, row["skipped"], row["about"] = start(workload, able, pythons, threads, effort)
     try:
-        noise = play(entrants, effort, workload.goal)
+        noise = play(entrants, effort, workload)
         after = measure_rates(rates, cost, threads, effort)
     finally:
         for entrant in entrants.values():
@@ -211,11 +215,10 @@ def measure(
         }
         for name, e in entrants.items()
     }
-    row["ratios"] = {name: spread(found) for name in entrants if name != "xpcnn" and (found := ratios(entrants, name))}
-    row["ratios_free_threaded"] = {
-        name: spread(found)
-        for name in entrants
-        if name not in ("xpcnn", FREE) and (found := ratios(entrants, name, FREE))
+    row["ratios"] = {
+        own: {name: spread(found) for name in entrants if name not in OURS and (found := ratios(entrants, name, own))}
+        for own in OURS
+        if own in entrants
     }
     return row
 
@@ -242,7 +245,7 @@ def main() -> int:
     if options.list:
         print("\n".join(work.name for work in chosen))
         return 0
-    names = options.peers.split(",") if options.peers else ["xpcnn", "torch"] if options.quick else list(PEERS)
+    names = options.peers.split(",") if options.peers else ["xpcnn", WRITTEN, "torch"] if options.quick else list(PEERS)
     unknown = [name for name in names if name not in PEERS]
     if unknown:
         raise SystemExit(f"unknown peer {', '.join(unknown)}; there are: {', '.join(PEERS)}")

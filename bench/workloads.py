@@ -155,7 +155,11 @@ class Optimiser:
 
 @dataclass(frozen=True)
 class Workload:
-    """One row of the table. `goal` is PyTorch's time over ours that the project aims at."""
+    """One row of the table.
+
+    `goal` is the time of PyTorch at its best over ours that the project aims at, `written_goal` that of eager PyTorch
+    over ours as written.
+    """
 
     name: str
     kind: str  # "train" | "inference" | "conv" | "pool"
@@ -168,6 +172,7 @@ class Workload:
     pool: int = 0
     threads: tuple[int, ...] = (2,)  # numbers of threads among which a peer has its choice
     others: dict[str, float] = field(default_factory=dict)  # goals against other peers: their time over ours
+    written_goal: float = 1.0
 
 
 def _train(
@@ -187,23 +192,23 @@ _MOMENTUM = Optimiser("sgd", lr=0.01, momentum=0.9)
 WORKLOADS = {
     workload.name: workload
     for workload in (
-        _train("lenet5", "lenet5", 128, 2.0, _LENET),
-        _train("deep3", "deep3", 128, 1.5, _DEEP3),
-        _train("deep3-32", "deep3", 32, 1.5, _DEEP3),
-        _train("tiny", "tiny", 2, 3.0, Optimiser("sgd", lr=0.01), threads=(1, 2)),
-        _train("conv8", "conv8", 1, 1.5, Optimiser("sgd", lr=0.005), threads=(1, 2)),
+        _train("lenet5", "lenet5", 128, 3.0, _LENET),
+        _train("deep3", "deep3", 128, 1.8, _DEEP3),
+        _train("deep3-32", "deep3", 32, 1.8, _DEEP3),
+        _train("tiny", "tiny", 2, 6.0, Optimiser("sgd", lr=0.01), threads=(1, 2)),
+        _train("conv8", "conv8", 1, 3.0, Optimiser("sgd", lr=0.005), threads=(1, 2)),
         _train("three-layer", "three-layer", 50, 1.5, Optimiser("adam", lr=1e-3)),
-        _train("resnet20", "resnet20", 128, 1.0, _MOMENTUM),
-        _train("vgg8", "vgg8", 64, 1.0, _MOMENTUM),
-        _train("mobilenet", "mobilenet", 128, 1.0, _MOMENTUM),
-        _conv("conv-3x31-s2", 100, (3, 31, 31), Conv(3, 25, 3, stride=2, padding=1), 1.2),
-        _conv("conv-64x14", 128, (64, 14, 14), Conv(64, 128, 3, padding=1), 1.0),
-        _conv("conv-64x56", 32, (64, 56, 56), Conv(64, 64, 3, padding=1), 1.0),
+        _train("resnet20", "resnet20", 128, 1.4, _MOMENTUM),
+        _train("vgg8", "vgg8", 64, 1.6, _MOMENTUM),
+        _train("mobilenet", "mobilenet", 128, 1.2, _MOMENTUM),
+        _conv("conv-3x31-s2", 100, (3, 31, 31), Conv(3, 25, 3, stride=2, padding=1), 1.3),
+        _conv("conv-64x14", 128, (64, 14, 14), Conv(64, 128, 3, padding=1), 1.3),
+        _conv("conv-64x56", 32, (64, 56, 56), Conv(64, 64, 3, padding=1), 1.5),
         _conv("conv-1x1", 32, (256, 14, 14), Conv(256, 512, 1), 1.0),
         Workload("pool-3x32", "pool", 100, 3.0, image=(3, 32, 32), pool=2, threads=(1, 2)),
-        Workload("pool-64x28", "pool", 128, 1.0, image=(64, 28, 28), pool=2),
-        Workload("infer-1", "inference", 1, 2.0, net="lenet5", threads=(1, 2)),
-        Workload("infer-1024", "inference", 1024, 2.0, net="lenet5", others={"onnxruntime": 0.5}),
+        Workload("pool-64x28", "pool", 128, 1.5, image=(64, 28, 28), pool=2),
+        Workload("infer-1", "inference", 1, 6.0, net="lenet5", threads=(1, 2), others={"onnxruntime": 0.7}),
+        Workload("infer-1024", "inference", 1024, 4.0, net="lenet5", others={"onnxruntime": 1.3}, written_goal=1.5),
     )
 }
 

@@ -1,4 +1,4 @@
-"""PyTorch, eager: channels first or last, plain or fused optimiser, one or more threads."""
+"""PyTorch, eager and under torch.compile: channels first or last, plain or fused optimiser, one or more threads."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ def versions() -> dict[str, str]:
 
 def variants(workload: w.Workload, threads: list[int]) -> list[str]:
     updates = ("plain", "fused") if workload.kind == "train" else ("plain",)
-    return [f"{a}/{b}/{n}t" for n, a, b in itertools.product(threads, LAYOUTS, updates)]
+    eager = [f"{a}/{b}/{n}t/eager" for n, a, b in itertools.product(threads, LAYOUTS, updates)]
+    if workload.kind not in ("train", "inference"):
+        return eager  # one operation: there is nothing to join
+    return eager + [f"{a}/{updates[-1]}/{n}t/compiled" for n, a in itertools.product(threads, LAYOUTS)]
 
 
 class Residual(nn.Module):
@@ -76,19 +79,24 @@ def optimiser(spec: w.Optimiser, model: nn.Module, fused: bool) -> torch.optim.O
 
 
 def build(workload: w.Workload, variant: str) -> Step:
-    layout, update, threads = variant.split("/")
+    layout, update, threads, way = variant.split("/")
     torch.manual_seed(0)
+    torch.set_num_threads(int(threads[:-1]))
     build_kind = {"train": _train, "inference": _inference, "conv": _conv, "pool": _pool}[workload.kind]
-    step = build_kind(workload, LAYOUTS[layout], update == "fused")
+    step = build_kind(workload, LAYOUTS[layout], update == "fused", torch.compile if way == "compiled" else _as_it_is)
     step.prepare = lambda: torch.set_num_threads(int(threads[:-1]))
     return step
+
+
+def _as_it_is(function: Any) -> Any:
+    return function
 
 
 def _tensor(layout: torch.memory_format, seed: int, *shape: int) -> torch.Tensor:
     return torch.from_numpy(normal(seed, *shape)).to(memory_format=layout)
 
 
-def _train(workload: w.Workload, layout: torch.memory_format, fused: bool) -> Step:
+def _train(workload: w.Workload, layout: torch.memory_format, fused: bool, compile: Callable[[Any], Any]) -> Step:
     net = w.NETS[workload.net]
     model = sequential(net.layers).to(memory_format=layout).train()
     optimizer = optimiser(workload.optimiser, model, fused)
@@ -99,11 +107,12 @@ def _train(workload: w.Workload, layout: torch.memory_format, fused: bool) -> St
         ]
     )
     last: list[torch.Tensor] = []
+    compute = compile(lambda x, target: F.cross_entropy(model(x), target))
 
     def call() -> None:
         x, target = next(data)
         optimizer.zero_grad(set_to_none=True)
-        loss = F.cross_entropy(model(x), target)
+        loss = compute(x, target)
         loss.backward()
         optimizer.step()
         last[:] = [loss]
@@ -111,14 +120,15 @@ def _train(workload: w.Workload, layout: torch.memory_format, fused: bool) -> St
     return Step(call, loss=lambda: float(last[0].detach()), parameters=sum(p.numel() for p in model.parameters()))
 
 
-def _inference(workload: w.Workload, layout: torch.memory_format, fused: bool) -> Step:
+def _inference(workload: w.Workload, layout: torch.memory_format, fused: bool, compile: Callable[[Any], Any]) -> Step:
     net = w.NETS[workload.net]
     model = sequential(net.layers).to(memory_format=layout).eval()
     x = _tensor(layout, 0, workload.batch, *net.image)
+    forward = compile(model)
 
     def call() -> torch.Tensor:
         with torch.inference_mode():
-            return model(x)
+            return forward(x)
 
     return Step(call, parameters=sum(p.numel() for p in model.parameters()))
 
@@ -135,7 +145,7 @@ def _forward_backward(forward: Callable[..., torch.Tensor], layout: torch.memory
     return Step(call)
 
 
-def _conv(workload: w.Workload, layout: torch.memory_format, fused: bool) -> Step:
+def _conv(workload: w.Workload, layout: torch.memory_format, fused: bool, compile: Any) -> Step:
     spec = workload.conv
     x = _tensor(layout, 0, workload.batch, *workload.image)
     weight = _tensor(layout, 1, spec.outputs, spec.inputs, spec.kernel, spec.kernel)
@@ -145,6 +155,6 @@ def _conv(workload: w.Workload, layout: torch.memory_format, fused: bool) -> Ste
     )
 
 
-def _pool(workload: w.Workload, layout: torch.memory_format, fused: bool) -> Step:
+def _pool(workload: w.Workload, layout: torch.memory_format, fused: bool, compile: Any) -> Step:
     x = _tensor(layout, 0, workload.batch, *workload.image)
     return _forward_backward(lambda x: F.max_pool2d(x, workload.pool), layout, x)

@@ -26,12 +26,12 @@ def versions() -> dict[str, str]:
 
 
 def variants(workload: w.Workload, threads: list[int]) -> list[str]:
-    """Training as the Trainer does it, recorded and replayed, and as a loop of one's own does, compiled and as written.
+    """Training as the Trainer does it, and as a loop of one's own does, under `xpcnn.compile` and as written.
 
-    Inference by `nn.Inference`, batch norm folded and the forward recorded, and by the model itself. Threads are left
-    at the library's own default.
+    Batches come from the Trainer's loader batch-last, and C-ordered into a loop of one's own. Inference by
+    `nn.Inference`, batch norm folded, and by the model itself. Threads are left at the library's own default.
     """
-    kinds = {"train": ["trainer", "compiled loop", "written out"], "inference": ["folded and recorded", "plain"]}
+    kinds = {"train": ["trainer", "compiled", "written out"], "inference": ["folded and recorded", "plain"]}
     return kinds.get(workload.kind, ["default"])
 
 
@@ -69,9 +69,10 @@ def _train(workload: w.Workload, variant: str) -> Step:
     model.train()
     criterion = xpcnn.nn.CrossEntropyLoss()
     optimizer = optimiser(workload.optimiser, model)
+    layout = batch_last if variant == "trainer" else np.ascontiguousarray
     data = itertools.cycle(
         [
-            (batch_last(normal(seed, workload.batch, *net.image)), labels(seed, workload.batch))
+            (layout(normal(seed, workload.batch, *net.image)), labels(seed, workload.batch))
             for seed in batches(workload.batch)
         ]
     )
@@ -86,7 +87,7 @@ def _train(workload: w.Workload, variant: str) -> Step:
 
     size = sum(p.data.size for p in model.parameters())
     if variant != "trainer":
-        run = xpcnn.compile(step) if variant == "compiled loop" else step
+        run = xpcnn.compile(step) if variant == "compiled" else step
 
         def call() -> None:
             last[:] = [run(*next(data))]
@@ -101,7 +102,7 @@ def _inference(workload: w.Workload, folded: bool) -> Step:
     model = xpcnn.models.create(workload.net)
     model.eval()
     infer = xpcnn.nn.Inference(model)
-    x = batch_last(normal(0, workload.batch, *w.NETS[workload.net].image))
+    x = normal(0, workload.batch, *w.NETS[workload.net].image)
 
     def call() -> Any:
         with xpcnn.no_grad():
