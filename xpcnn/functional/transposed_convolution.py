@@ -105,8 +105,8 @@ def conv_transpose2d(
 
 
 def conv_transpose2d_backward(
-    dy: Array, cache: ConvTransposeCache, *, input_gradient: bool = True
-) -> tuple[Array | None, Array, Array | None]:
+    dy: Array, cache: ConvTransposeCache, *, input_gradient: bool = True, weight_gradient: bool = True
+) -> tuple[Array | None, Array | None, Array | None]:
     """Return the gradients of `conv_transpose2d`.
 
     Parameters
@@ -114,13 +114,13 @@ def conv_transpose2d_backward(
     dy : array (N, F, OH, OW), dtype of the forward's `x`
     cache
         From `conv_transpose2d`.
-    input_gradient : bool
-        False leaves `dx` out (None).
+    input_gradient, weight_gradient : bool
+        False leaves `dx`, or `dweight` and `dbias`, out (None).
 
     Returns
     -------
     dx : array (N, C, H, W) or None
-    dweight : array (C, F/groups, KH, KW)
+    dweight : array (C, F/groups, KH, KW) or None
     dbias : array (F,), or None where `bias` was
 
     Raises
@@ -133,20 +133,20 @@ def conv_transpose2d_backward(
     dy = take_gradient(dy, backend)
     check_like("dy", dy, (x.shape[3], groups * weight.shape[1], windows.h.size, windows.w.size), x.dtype)
     if not x.shape[3]:
-        dbias = backend.zeros(dy.shape[1:2], x.dtype) if has_bias else None
         dx = batch_first(backend.zeros(x.shape, x.dtype)) if input_gradient else None
-        return dx, backend.zeros(weight.shape, x.dtype), dbias
+        dweight = backend.zeros(weight.shape, x.dtype) if weight_gradient else None
+        return dx, dweight, backend.zeros(dy.shape[1:2], x.dtype) if weight_gradient and has_bias else None
     grad = batch_last(backend, dy)  # (F, OH, OW, N)
     dtype, is_taken = x.dtype, backend.multiplies(x.dtype)
     if not is_taken:
         grad, x, weight = cast_all(backend, (grad, x, weight), "float32")
     with backend.errstate():
-        _, dweight, _ = conv2d_gradients(backend, x, grad, weight, windows, groups, input_gradient=False)
-        results = [
-            conv2d_forward(backend, grad, weight, None, windows, groups) if input_gradient else None,  # (C, H, W, N)
-            dweight,
-            backend.row_sums(grad.reshape(grad.shape[0], -1)) if has_bias else None,
-        ]
+        dweight = dbias = None
+        if weight_gradient:
+            _, dweight, _ = conv2d_gradients(backend, x, grad, weight, windows, groups, input_gradient=False)
+            dbias = backend.row_sums(grad.reshape(grad.shape[0], -1)) if has_bias else None
+        dx = conv2d_forward(backend, grad, weight, None, windows, groups) if input_gradient else None  # (C, H, W, N)
+    results = dx, dweight, dbias
     dx, dweight, dbias = results if is_taken else cast_all(backend, results, dtype)
     return None if dx is None else batch_first(dx), dweight, dbias
 

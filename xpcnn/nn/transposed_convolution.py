@@ -90,9 +90,13 @@ class ConvTranspose2d(Module):
 
     def backward(self, dy: Array, *, input_gradient: bool = True) -> Array:
         """Return dx (N, C, H, W) for dy (N, F, OH, OW)."""
-        dx, dweight, dbias = conv_transpose2d_backward(dy, self.take(), input_gradient=input_gradient)
-        self.weight.accumulate(dweight)
-        if self.bias is not None:
+        learns = self.weight.requires_grad or (self.bias is not None and self.bias.requires_grad)
+        dx, dweight, dbias = conv_transpose2d_backward(
+            dy, self.take(), input_gradient=input_gradient, weight_gradient=learns
+        )
+        if dweight is not None:
+            self.weight.accumulate(dweight)
+        if self.bias is not None and dbias is not None:
             self.bias.accumulate(dbias)
         return dx
 
