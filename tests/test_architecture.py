@@ -11,14 +11,14 @@ PACKAGE = ROOT / "xpcnn"
 # A part imports from its left.
 ORDER = (
     "errors", "random", "windows", "backend", "functional", "nn", "models", "optim", "datasets", "data", "testing",
-    "training", "plot", "onnx", "information", "recipes", "cli", "__main__",
+    "training", "plot", "onnx", "sklearn", "information", "recipes", "cli", "__main__",
 )  # fmt: skip
 RANK = {part: rank for rank, part in enumerate(ORDER)}
 # History.plot(path) hands over to its neighbour on the right when it is called, and not before.
 TO_THE_RIGHT = {("training/history.py", "xpcnn.plot")}
 
 HOST_SIDE = ("random.py", "functional/reference/")  # these files, and the parts below, may use NumPy
-HOST_PARTS = ("backend", "datasets", "plot", "testing", "onnx", "cli")
+HOST_PARTS = ("backend", "datasets", "plot", "testing", "onnx", "sklearn", "cli")
 GPU_MODULES = {"cupy", "cupyx", "cupy_backends", "nvmath", "cuda"}
 CUPY_FILES = ("backend/cupy/",)  # the files that import CuPy
 

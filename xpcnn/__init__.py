@@ -55,6 +55,7 @@ _SUBPACKAGES = frozenset(
         "plot",
         "random",
         "recipes",
+        "sklearn",
         "testing",
         "training",
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -114,14 +115,11 @@ class Predictor:
             with use_backend(model.backend.name):
                 shape = infer_image_shape(model, self.prepare)
         self.stored = Stored(shape, fit, digits)
-        self._held: tuple[Any, Callable[[Array], Array]] | None = None
+        self._forward = Forward(model)
 
     def __repr__(self) -> str:
         classes = "unnamed classes" if self.classes is None else f"{len(self.classes)} classes"
         return f"Predictor({type(self.model).__name__}, {classes}, {self.transform!r}, {self.stored!r})"
-
-    def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"_held": None}
 
     @property
     def image_shape(self) -> Sizes | None:
@@ -184,20 +182,40 @@ class Predictor:
                 )
             yield rows
 
-    def _forward(self, x: Array) -> Array:
+
+class Forward:
+    """A model's forward in evaluation mode, as fast as it gets; a change by the library is seen at the next call.
+
+    Parameters
+    ----------
+    model : Module
+    dtype : str, optional
+        What to compute in, on a copy of the model.
+    """
+
+    def __init__(self, model: Module, dtype: str | None = None) -> None:
+        self.model, self.dtype = model, dtype
+        self._held: tuple[Any, Module, Callable[[Array], Array]] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_held": None}
+
+    def __call__(self, x: Array) -> Array:
+        """Return y for x."""
         held, now = self._held, (clock.now, guards.version[0])
         if held is None or held[0] != now:
-            forward = fastest_forward(self.model)
-            held = self._held = (clock.now, guards.version[0]), forward  # making it is no change of the model
-        forward = held[1]
+            model = self.model if self.dtype is None else copy.deepcopy(self.model).to(dtype=self.dtype)
+            forward = fastest_forward(model)
+            held = self._held = (clock.now, guards.version[0]), model, forward  # making it is no change of the model
+        _, model, forward = held
         try:
             if isinstance(forward, Inference):
                 return forward(x)
-            with evaluating(self.model):
+            with evaluating(model):
                 return forward(x)
         except XpcnnError:
-            with evaluating(self.model):
-                self.model(x)  # raises the same, and names the layer, which the inference form cannot
+            with evaluating(model):
+                model(x)  # raises the same, and names the layer, which the inference form cannot
             raise
 
 
