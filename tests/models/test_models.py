@@ -3,10 +3,11 @@ import math
 import numpy as np
 import pytest
 
+import xpcnn
 from tests.functional.strategies import distinct, values
-from xpcnn import manual_seed, models, nn
+from xpcnn import manual_seed, models, nn, optim
 from xpcnn.backend import use_backend
-from xpcnn.errors import ConfigError, ShapeError
+from xpcnn.errors import ConfigError, DTypeError, ShapeError
 from xpcnn.testing import assert_close, gradcheck
 
 NETS = {  # shape of one image, parameters
@@ -17,13 +18,32 @@ NETS = {  # shape of one image, parameters
     "three-layer": ((3, 32, 32), 1_645_346),
     "resnet20": ((3, 32, 32), 272_474),
     "vgg8": ((3, 32, 32), 1_187_274),
+    "resnet32": ((3, 32, 32), 466_906),
+    "resnet56": ((3, 32, 32), 855_770),
+    "vgg11": ((3, 32, 32), 9_225_610),
     "mobilenet": ((3, 32, 32), 3_217_226),
+    "densenet40": ((3, 32, 32), 1_019_722),
+    "unet": ((1, 16, 32), 31_030_658),
 }
+SMALL = {  # options and images (N, C, H, W) of a variant in the place of the whole
+    "resnet32": ({}, (3, 3, 8, 8)),
+    "resnet56": ({}, (3, 3, 8, 8)),
+    "vgg11": ({"batch_norm": True, "hidden_dim": 6, "dropout": 0.0}, (3, 3, 32, 32)),
+    "mobilenet": ({"width": 1 / 8}, (4, 3, 32, 32)),
+    "densenet40": ({"depth": 10, "growth_rate": 4}, (3, 3, 8, 8)),
+    "unet": ({"width": 4, "depth": 2, "batch_norm": True, "num_classes": 3}, (2, 1, 8, 12)),
+}
+LEAST = {  # pixels of the smallest images
+    "lenet5": 16, "deep3": 5, "tiny": 4, "conv8": 4, "three-layer": 2, "vgg8": 8, "vgg11": 32, "densenet40": 4,
+    "unet": 16,
+}  # fmt: skip
 every_net = pytest.mark.parametrize("name", NETS)
 
 
 def test_every_net_is_here():
     assert models.names() == list(NETS)
+    for name in NETS:
+        assert getattr(models, name.replace("-", "_"))
 
 
 @every_net
@@ -43,11 +63,15 @@ def test_shapes_and_a_step(backend, rng, name, batch):
         net.eval()  # batch norm has nothing to learn from one value
     shape = (batch, *NETS[name][0])
     logits = net(backend.asarray(values(rng, shape, "float32")))
-    assert logits.shape == (batch, 10)
+    assert logits.shape == ((batch, 2, *shape[2:]) if name == "unet" else (batch, 10))
     assert logits.dtype == "float32"
-    criterion = nn.CrossEntropyLoss()
-    criterion(logits, backend.asarray(np.arange(batch)))
-    assert net.backward(criterion.backward()).shape == shape
+    if name == "unet":
+        dlogits = backend.asarray(values(rng, logits.shape, "float32"))
+    else:
+        criterion = nn.CrossEntropyLoss()
+        criterion(logits, backend.asarray(np.arange(batch)))
+        dlogits = criterion.backward()
+    assert net.backward(dlogits).shape == shape
     gradients = [backend.to_numpy(parameter.grad) for parameter in net.parameters()]
     assert all(np.all(np.isfinite(gradient)) for gradient in gradients)
     assert all(np.any(gradient) for gradient in gradients if gradient.ndim > 1)
@@ -61,12 +85,7 @@ def test_weights_drawn_small_make_every_class_as_likely(name, options, rng):
     assert float(nn.CrossEntropyLoss()(logits, rng.integers(0, 10, 16))) == pytest.approx(math.log(10), rel=0.02)
 
 
-SMALL = {  # options and images (N, C, H, W) of a variant whose gradients are checked in the place of the whole
-    "mobilenet": ({"width": 1 / 8}, (4, 3, 32, 32)),
-}
-
-
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", sorted(NETS.keys() - {"resnet32", "resnet56"}))  # which are made as resnet20 is
 def test_gradients(rng, name):
     options, shape = SMALL.get(name, ({}, (2, *NETS[name][0])))
     net = models.create(name, **options)
@@ -106,11 +125,95 @@ def test_options(backend, rng):
     assert tiny(backend.asarray(values(rng, (2, 1, 28, 28), "float64"))).dtype == "float64"
 
 
+def test_the_papers_counts():
+    def count(name, **options):
+        return sum(parameter.size for parameter in models.create(name, **options).parameters())
+
+    assert count("mobilenet", num_classes=1000, image_size=224, stem_stride=2) == 4_231_976  # 4.2 million
+
+    # The paper's 133 million are 224x224 images (7x7 pixels are left), 1000 classes and 4096 hidden values.
+    def dense(left, hidden):
+        return 512 * left * hidden + hidden + hidden * hidden + hidden + hidden * 1000 + 1000
+
+    assert 9_220_480 + dense(7 * 7, 4096) == 132_863_336
+    assert count("vgg11", num_classes=1000, image_size=64, hidden_dim=32) == 9_220_480 + dense(2 * 2, 32)
+
+
+@every_net
+def test_a_net_is_built_to_the_data(backend, rng, name):
+    least = LEAST.get(name, 1)
+    multiples = name == "unet"
+    for size in [(least, least), (least, 2 * least), (2 * least, least) if multiples else (least + 3, least + 8)]:
+        options, _ = SMALL.get(name, ({}, ()))
+        options = options | {"num_classes": 3, "in_channels": 2, "image_size": size}
+        if multiples:
+            options["depth"] = 4
+        net = models.create(name, **options).eval()
+        logits = net(backend.asarray(values(rng, (2, 2, *size), "float32")))
+        assert logits.shape == ((2, 3, *size) if multiples else (2, 3))
+
+
+@pytest.mark.parametrize("name", LEAST)
+def test_images_of_which_nothing_would_be_left(name):
+    if name == "unet":
+        for size in (17, (16, 24), 8):
+            with pytest.raises(ShapeError, match=r"image_size: unet expects multiples of 16, .*, got .*; resize"):
+                models.create("unet", image_size=size)
+        return
+    least = LEAST[name]
+    for size in (least - 1, (least, least - 1), (least - 1, 100)):
+        with pytest.raises(ShapeError, match=rf"image_size: {name} expects images of {least}x{least} pixels or more"):
+            models.create(name, image_size=size)
+
+
+@every_net
+def test_numbers_that_are_none(name):
+    for option in ("num_classes", "in_channels", "image_size"):
+        with pytest.raises(ShapeError, match=f"{option}: expected 1 or more, got 0"):
+            models.create(name, **{option: 0})
+        with pytest.raises(DTypeError, match=f"{option}: expected integers, got "):
+            models.create(name, **{option: "three"})
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_step_compiled_is_the_step_as_written(name, rng):
+    options, shape = SMALL[name]
+    x = values(rng, shape, "float32")
+    losses, states = [], []
+    before = xpcnn.get_num_threads()
+    xpcnn.set_num_threads(2)
+    try:
+        for compiled in (False, True):
+            manual_seed(3)
+            net = models.create(name, **options)
+            optimizer = optim.SGD(net.parameters(), 0.05, momentum=0.9)
+            criterion = nn.MSELoss() if name == "unet" else nn.CrossEntropyLoss()
+            y = np.zeros((shape[0], 3, *shape[2:]), "float32") if name == "unet" else np.arange(shape[0])
+
+            def step(x, y, net=net, optimizer=optimizer, criterion=criterion):
+                optimizer.zero_grad()
+                loss = criterion(net(x), y)
+                net.backward(criterion.backward(), input_gradient=False)
+                optimizer.step()
+                return loss
+
+            run = xpcnn.compile(step) if compiled else step
+            losses.append([float(run(x, y)) for _ in range(5)])
+            states.append(net.state_dict())
+    finally:
+        xpcnn.set_num_threads(before)
+    assert losses[0] == losses[1]
+    assert all(np.array_equal(array, states[1][key]) for key, array in states[0].items())
+
+
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
         ("lenet", {}, "name: expected one of lenet5, deep3, .*, got 'lenet'"),
-        ("conv8", {"classes": 3}, "options: conv8 takes num_classes, got classes"),
+        ("conv8", {"classes": 3}, "options: conv8 takes num_classes, in_channels, image_size, got classes"),
+        ("mobilenet", {"width": 0}, "width: expected a factor of the numbers of channels from 1/32 to 8, got 0"),
+        ("mobilenet", {"width": "1"}, "width: expected a factor of the numbers of channels from 1/32 to 8, got '1'"),
+        ("densenet40", {"depth": 41}, r"depth: expected 3k \+ 4 .*, got 41"),
         ("deep3", {"pooling": "min"}, 'pooling: expected "max" or "average", got \'min\''),
     ],
 )

@@ -1,4 +1,4 @@
-"""Networks by name: the five of the source notebooks, and two larger ones of the benchmarks."""
+"""Networks by name: the five of the source notebooks, and published ones; each is built to any data."""
 
 from __future__ import annotations
 
@@ -9,15 +9,34 @@ from typing import Any
 from xpcnn.errors import ConfigError
 from xpcnn.models.conv8 import conv8
 from xpcnn.models.deep3 import deep3
+from xpcnn.models.densenet40 import densenet40
 from xpcnn.models.lenet5 import lenet5
 from xpcnn.models.mobilenet import mobilenet
-from xpcnn.models.resnet20 import resnet20
+from xpcnn.models.resnet import resnet20, resnet32, resnet56
 from xpcnn.models.three_layer import three_layer
 from xpcnn.models.tiny import tiny
+from xpcnn.models.unet import unet
 from xpcnn.models.vgg8 import vgg8
+from xpcnn.models.vgg11 import vgg11
 from xpcnn.nn import Sequential
 
-__all__ = ["conv8", "create", "deep3", "lenet5", "mobilenet", "names", "resnet20", "three_layer", "tiny", "vgg8"]
+__all__ = [
+    "conv8",
+    "create",
+    "deep3",
+    "densenet40",
+    "lenet5",
+    "mobilenet",
+    "names",
+    "resnet20",
+    "resnet32",
+    "resnet56",
+    "three_layer",
+    "tiny",
+    "unet",
+    "vgg8",
+    "vgg11",
+]
 
 _MODELS: dict[str, Callable[..., Sequential]] = {
     "lenet5": lenet5,
@@ -27,7 +46,12 @@ _MODELS: dict[str, Callable[..., Sequential]] = {
     "three-layer": three_layer,
     "resnet20": resnet20,
     "vgg8": vgg8,
+    "resnet32": resnet32,
+    "resnet56": resnet56,
+    "vgg11": vgg11,
     "mobilenet": mobilenet,
+    "densenet40": densenet40,
+    "unet": unet,
 }
 
 
@@ -44,12 +68,15 @@ def create(name: str, **options: Any) -> Sequential:
     name : str
         One of `names()`.
     **options
-        Arguments of the function of that name in this package.
+        Arguments of the function of that name in this package. All take `num_classes`, `in_channels` and `image_size`,
+        an integer or (height, width): those of the data.
 
     Raises
     ------
     ConfigError
         The name or an option is unknown.
+    ShapeError
+        The network cannot be built to images of that size.
     """
     if name not in _MODELS:
         raise ConfigError(f"name: expected one of {', '.join(_MODELS)}, got {name!r}")

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from xpcnn.models.sizes import check_sizes, halved
 from xpcnn.nn import BatchNorm2d, Conv2d, Flatten, Linear, MaxPool2d, Module, ReLU, Sequential
+from xpcnn.windows import Size
 
 
-def vgg8(*, num_classes: int = 10, in_channels: int = 3) -> Sequential:
-    """Return the network for images (N, in_channels, 32, 32): 64-64-pool-128-128-pool-256-256-pool, classes.
+def vgg8(*, num_classes: int = 10, in_channels: int = 3, image_size: Size = 32) -> Sequential:
+    """Return the network for images (N, in_channels, 32, 32), or others of 8x8 or more.
 
-    Each number is a 3x3 convolution with padding 1, batch norm and ReLU.
+    | layer | output for 32x32 |
+    |---|---|
+    | conv 64@3x3, conv 64@3x3, pool 2 | 64x16x16 |
+    | conv 128@3x3, conv 128@3x3, pool 2 | 128x8x8 |
+    | conv 256@3x3, conv 256@3x3, pool 2 | 256x4x4 |
+    | classes | classes |
+
+    Each convolution has padding 1 and no bias, and is followed by batch norm and ReLU. 1,187,274 parameters by default.
     """
+    height, width = halved(check_sizes("vgg8", num_classes, in_channels, image_size, least=8), 3)
     layers: list[Module] = []
     channels = in_channels
     for filters in (64, 128, 256):
@@ -17,4 +27,4 @@ def vgg8(*, num_classes: int = 10, in_channels: int = 3) -> Sequential:
             layers += [Conv2d(channels, filters, 3, padding=1, bias=False), BatchNorm2d(filters), ReLU()]
             channels = filters
         layers.append(MaxPool2d(2))
-    return Sequential(*layers, Flatten(), Linear(256 * 4 * 4, num_classes))
+    return Sequential(*layers, Flatten(), Linear(256 * height * width, num_classes))
