@@ -33,6 +33,13 @@ def output_shape(spec: w.Layer, shape: Shape) -> Shape:
         return (spec.outputs, *((size + 2 * spec.padding - spec.kernel) // spec.stride + 1 for size in shape[1:]))
     if isinstance(spec, w.MaxPool):
         return (shape[0], *(-(-size // spec.size) if spec.ceil else size // spec.size for size in shape[1:]))
+    if isinstance(spec, w.AvgPool):
+        return (shape[0], *(size // spec.size for size in shape[1:]))
+    if isinstance(spec, w.Grown):
+        before = shape[0]
+        for inner in spec.main:
+            shape = output_shape(inner, shape)
+        return (before + shape[0], *shape[1:])
     if isinstance(spec, w.GlobalAvgPool):
         return shape[:1]
     if isinstance(spec, w.Flatten):
@@ -46,11 +53,13 @@ def output_shape(spec: w.Layer, shape: Shape) -> Shape:
 
 
 def walk(layers: w.Layers, shape: Shape) -> Iterator[tuple[w.Layer, Shape, Shape]]:
-    """Every layer with the shapes before and after it; a residual block is given after its parts."""
+    """Every layer with the shapes before and after it; a block is given after its parts."""
     for spec in layers:
         if isinstance(spec, w.Residual):
             yield from walk(spec.main, shape)
             yield from walk(spec.shortcut, shape)
+        if isinstance(spec, w.Grown):
+            yield from walk(spec.main, shape)
         after = output_shape(spec, shape)
         yield spec, shape, after
         shape = after
@@ -81,7 +90,7 @@ def _layer(cost: Cost, spec: w.Layer, before: Shape, after: Shape, batch: int, b
             cost.add(y, x, weight, *(() if first else (x,)))
     elif isinstance(spec, w.BatchNorm):
         cost.add(x, y, *((y, x, x) if backward else ()))
-    elif isinstance(spec, (w.MaxPool, w.GlobalAvgPool)):
+    elif isinstance(spec, (w.MaxPool, w.AvgPool, w.GlobalAvgPool, w.Grown)):
         cost.add(x, y, *((y, x) if backward else ()))
     elif isinstance(spec, w.Residual):
         cost.add(y, y, y, *((y, y, y) if backward else ()))

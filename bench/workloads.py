@@ -68,7 +68,21 @@ class Residual:
     shortcut: Layers = ()
 
 
-Layer = Conv | BatchNorm | ReLU | MaxPool | GlobalAvgPool | Flatten | Linear | Dropout | Residual
+@dataclass(frozen=True)
+class AvgPool:
+    """A window of `size` with the same stride."""
+
+    size: int
+
+
+@dataclass(frozen=True)
+class Grown:
+    """x and main(x), side by side."""
+
+    main: Layers
+
+
+Layer = Conv | BatchNorm | ReLU | MaxPool | GlobalAvgPool | Flatten | Linear | Dropout | Residual | AvgPool | Grown
 Layers = tuple[Layer, ...]
 
 
@@ -108,6 +122,19 @@ def _mobilenet() -> Layers:
     return (*layers, GlobalAvgPool(), Linear(1024, 10))
 
 
+def _densenet40() -> Layers:
+    layers: list[Layer] = [Conv(3, 16, 3, 1, 1, bias=False)]
+    channels = 16
+    for block in range(3):
+        for _ in range(12):
+            layers.append(Grown((BatchNorm(channels), ReLU(), Conv(channels, 12, 3, 1, 1, bias=False))))
+            channels += 12
+        layers += [BatchNorm(channels), ReLU()]
+        if block < 2:
+            layers += [Conv(channels, channels, 1, bias=False), AvgPool(2)]
+    return (*layers, GlobalAvgPool(), Linear(channels, 10))
+
+
 def _vgg8() -> Layers:
     layers: list[Layer] = []
     for inputs, outputs in ((3, 64), (64, 128), (128, 256)):
@@ -138,6 +165,7 @@ NETS = {
     "resnet20": Net((3, 32, 32), _resnet20()),
     "vgg8": Net((3, 32, 32), _vgg8()),
     "mobilenet": Net((3, 32, 32), _mobilenet()),
+    "densenet40": Net((3, 32, 32), _densenet40()),
 }  # fmt: skip
 
 
@@ -201,6 +229,7 @@ WORKLOADS = {
         _train("resnet20", "resnet20", 128, 1.4, _MOMENTUM),
         _train("vgg8", "vgg8", 64, 1.6, _MOMENTUM),
         _train("mobilenet", "mobilenet", 128, 1.2, _MOMENTUM),
+        _train("densenet40", "densenet40", 64, 1.0, _MOMENTUM),
         _conv("conv-3x31-s2", 100, (3, 31, 31), Conv(3, 25, 3, stride=2, padding=1), 1.3),
         _conv("conv-64x14", 128, (64, 14, 14), Conv(64, 128, 3, padding=1), 1.3),
         _conv("conv-64x56", 32, (64, 56, 56), Conv(64, 64, 3, padding=1), 1.5),

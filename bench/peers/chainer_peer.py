@@ -33,6 +33,16 @@ class Residual(chainer.Chain):
         return self.main(x) + (self.shortcut(x) if len(self.shortcut) else x)
 
 
+class Grown(chainer.Chain):
+    def __init__(self, main: chainer.Sequential) -> None:
+        super().__init__()
+        with self.init_scope():
+            self.main = main
+
+    def forward(self, x: Any) -> Any:
+        return F.concat([x, self.main(x)], axis=1)
+
+
 def layer(spec: w.Layer) -> Callable[[Any], Any]:
     if isinstance(spec, w.Conv):
         he = chainer.initializers.HeNormal()
@@ -44,6 +54,10 @@ def layer(spec: w.Layer) -> Callable[[Any], Any]:
         return F.relu
     if isinstance(spec, w.MaxPool):
         return lambda x: F.max_pooling_2d(x, spec.size, cover_all=spec.ceil)
+    if isinstance(spec, w.AvgPool):
+        return lambda x: F.average_pooling_2d(x, spec.size)
+    if isinstance(spec, w.Grown):
+        return Grown(sequential(spec.main))
     if isinstance(spec, w.GlobalAvgPool):
         return lambda x: F.mean(x, axis=(2, 3))
     if isinstance(spec, w.Flatten):

@@ -82,6 +82,17 @@ class Builder:
             return (), (), lambda p, s, x, key: (jax.nn.relu(x), s)
         if isinstance(spec, w.MaxPool):
             return (), (), lambda p, s, x, key: (self.max_pool(x, spec.size, spec.ceil), s)
+        if isinstance(spec, w.AvgPool):
+            window, mean = self.window(spec.size), 1 / spec.size**2
+            return (), (), lambda p, s, x, key: (lax.reduce_window(x, 0.0, lax.add, window, window, "VALID") * mean, s)
+        if isinstance(spec, w.Grown):
+            main_p, main_s, main = self.net(spec.main)
+
+            def grown(p: Tree, s: Tree, x: Any, key: Any) -> tuple[Any, Tree]:
+                y, new = main(p, s, x, key)
+                return jnp.concatenate([x, y], 1 if self.layout == "nchw" else 3), new
+
+            return main_p, main_s, grown
         if isinstance(spec, w.GlobalAvgPool):
             return (), (), lambda p, s, x, key: (x.mean(self.axes[1:]), s)
         if isinstance(spec, w.Flatten):

@@ -37,6 +37,15 @@ class Residual(nn.Module):
         return self.main(x) + self.shortcut(x)
 
 
+class Grown(nn.Module):
+    def __init__(self, main: nn.Module) -> None:
+        super().__init__()
+        self.main = main
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([x, self.main(x)], 1)
+
+
 def layer(spec: w.Layer) -> nn.Module:
     if isinstance(spec, w.Conv):
         sizes = spec.inputs, spec.outputs, spec.kernel, spec.stride, spec.padding
@@ -47,6 +56,10 @@ def layer(spec: w.Layer) -> nn.Module:
         return nn.ReLU(inplace=True)
     if isinstance(spec, w.MaxPool):
         return nn.MaxPool2d(spec.size, ceil_mode=spec.ceil)
+    if isinstance(spec, w.AvgPool):
+        return nn.AvgPool2d(spec.size)
+    if isinstance(spec, w.Grown):
+        return Grown(sequential(spec.main))
     if isinstance(spec, w.GlobalAvgPool):
         return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
     if isinstance(spec, w.Flatten):
