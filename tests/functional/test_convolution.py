@@ -190,3 +190,33 @@ def test_arrays_of_two_backends_are_refused(backend):
     y, cache = F.conv2d(x, backend.asarray(weight))
     with pytest.raises(TypeError, match=r"expected all on one backend"):
         F.conv2d_backward(backend.to_numpy(y), cache)
+
+
+@pytest.mark.parametrize("options", [{"stride": 2, "padding": 1}, {}])
+@pytest.mark.parametrize("given", [False, True])
+def test_kept_columns_give_the_same_results(backend, rng, monkeypatch, options, given):
+    """Where columns are no larger than the result a device keeps them from forward to backward."""
+    x, weight, bias = rng.normal(size=(4, 1, 8, 7)), rng.normal(size=(11, 1, 3, 3)), rng.normal(size=11)
+    results = []
+    for keeps in (False, True):
+        monkeypatch.setattr(backend, "keeps_columns", keeps, raising=False)
+        arrays = [backend.asarray(array.astype("float32")) for array in (x, weight, bias)]
+        y, cache = F.conv2d(*arrays, **options)
+        assert (cache.columns is not None) == keeps
+        dy = backend.asarray(np.random.default_rng(1).normal(size=y.shape).astype("float32"))
+        targets = {"dweight": backend.empty(weight.shape, "float32"), "dbias": backend.empty((11,), "float32")}
+        gradients = F.conv2d_backward(dy, cache, **(targets if given else {}))
+        if given and backend.name != "numpy":
+            assert gradients[1] is targets["dweight"]
+            assert gradients[2] is targets["dbias"]
+        _, dweight, _ = F.conv2d_backward(dy, cache, input_gradient=False)
+        results.append([backend.to_numpy(array) for array in (y, *gradients, dweight)])
+    for mine, theirs in zip(*results, strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-5)
+        assert np.abs(mine).max() > 0.1
+
+
+def test_columns_larger_than_the_result_are_not_kept(backend, rng, monkeypatch):
+    monkeypatch.setattr(backend, "keeps_columns", True, raising=False)
+    x, weight = (backend.asarray(rng.normal(size=shape).astype("float32")) for shape in ((2, 1, 6, 6), (8, 1, 3, 3)))
+    assert F.conv2d(x, weight)[1].columns is None

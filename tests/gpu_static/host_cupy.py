@@ -51,6 +51,9 @@ class HostKernels(CpuKernels):
 
     has_guards = False
 
+    def address(self, array: Any) -> int:
+        return int(array.data.ptr)
+
     def launch(self, name: str, dtype: np.dtype[Any], grid: tuple[int, ...], *args: Any) -> None:
         from tests.fake_device import FakeArray
 
@@ -133,7 +136,7 @@ class HostCupyBackend(CupyBackend):
         self.column_bytes = 1 << 20
         self._tf32 = False
         self.fused = FUSED
-        self.merges = True
+        self.merges = self.updates_where_ok = self.keeps_columns = True
         self.kernels = HostKernels()
         self.library = CpuCublas()
         stub = SimpleNamespace(

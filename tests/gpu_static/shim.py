@@ -76,6 +76,9 @@ class CpuKernels:
         self.launched: list[str] = []  # since it was last cleared
         self.ever: set[str] = set()
 
+    def address(self, array: Any) -> int:
+        return int(array._host.ctypes.data)
+
     def launch(self, name: str, dtype: np.dtype[Any], grid: tuple[int, ...], *args: Any) -> None:
         kinds, _ = self.signatures[name]
         args = convert(args, dtype)
@@ -150,7 +153,7 @@ class ShimBackend(FakeBackend):
     """The fake device with the kernels, run on the CPU."""
 
     fused = FUSED
-    merges = True
+    merges = updates_where_ok = keeps_columns = True
     multiprocessors = 3
 
     def __init__(self, text: str | None = None) -> None:

@@ -11,14 +11,16 @@ from hypothesis import strategies as st
 from tests.fake_device import FakeArray
 from xpcnn.backend.cupy.fused import row_sums
 from xpcnn.backend.cupy.updates import FUSED
+from xpcnn.errors import DataError
 from xpcnn.functional import loss, normalization, pooling
 from xpcnn.functional.activation import relu_backward_from, relu_forward
 from xpcnn.functional.convolution import add_bias, add_columns, collect_columns, fill_columns
 from xpcnn.functional.dropout import GOLDEN, apply_mask, dropout_forward, mix
 from xpcnn.optim import adagrad, adam, rmsprop, sgd
+from xpcnn.training.judging import judge
 from xpcnn.windows import windows
 
-from .shim import ShimBackend
+from .shim import ShimBackend, check_guards
 
 pytestmark = pytest.mark.gpu_static
 shim = ShimBackend()
@@ -271,6 +273,76 @@ def test_softmax_cross_entropy(samples, classes, dtype, seed, spread):
         np.testing.assert_allclose(mine._host, theirs._host, **bound)
 
 
+@given(
+    st.integers(1, 600), st.integers(1, 12), DTYPES, SEEDS, st.sampled_from([0.0, 0.1, 1.0]),
+    st.sampled_from(["int8", "uint8", "int16", "int32", "int64", "uint64"]), st.booleans(),
+)  # fmt: skip
+def test_class_cross_entropy(samples, classes, dtype, seed, smoothing, kind, is_outside):
+    """From the labels themselves, which a flag says are classes."""
+    rng = np.random.default_rng(seed)
+    logits = rng.standard_normal((classes, samples)).astype(dtype)
+    labels = rng.integers(0, classes, samples).astype(kind)
+    if is_outside:
+        labels[rng.integers(samples)] = classes if kind.startswith("u") else rng.choice([-1, classes])
+    error = DataError("labels: outside")
+    results = []
+    for backend, function, values in (
+        (shim, FUSED["class_cross_entropy"], device(logits)),
+        (portable, loss.class_cross_entropy.portable, device(logits.astype("float64"))),
+    ):
+        results.append(function(backend, values, device(labels), smoothing, 1.0 / samples, error))
+        if is_outside:
+            with pytest.raises(DataError, match="outside"):
+                backend.check_demands()
+        backend.check_demands()
+    bound = {"rtol": 1e-12, "atol": 1e-13} if dtype == "float64" else {"rtol": 2e-5, "atol": 2e-6}
+    for mine, theirs in zip(*results, strict=True):
+        assert mine.dtype == dtype
+        np.testing.assert_allclose(mine._host, theirs._host, **bound)
+
+
+@given(
+    st.lists(st.integers(1, 5000), min_size=0, max_size=3), st.integers(1, 600), st.integers(1, 9), DTYPES, SEEDS,
+    st.sampled_from([None, math.nan, math.inf]), st.booleans(), st.booleans(),
+)  # fmt: skip
+def test_judge(sizes, samples, classes, dtype, seed, special, was_ok, sticky):
+    rng = np.random.default_rng(seed)
+    gradients = [rng.standard_normal(size).astype(dtype) for size in sizes]
+    value = np.array(rng.standard_normal(), dtype)
+    if special is not None:
+        rng.choice([*gradients, value.reshape(1)][-1:]).flat[0] = special
+        if gradients and seed % 2:
+            gradients[seed % len(gradients)].flat[seed % gradients[seed % len(gradients)].size] = special
+    logits = rng.integers(-2, 3, (classes, samples)).astype(dtype)  # with ties
+    if special is not None:
+        logits.flat[seed % logits.size] = special
+    labels = rng.integers(-1, classes, samples)
+    results = []
+    for backend, function in ((shim, FUSED["judge"]), (portable, judge.portable)):
+        row, ok = device(np.full(4, 7.0)), device(np.array([was_ok]))
+        arrays = device(value), [*map(device, gradients)], device(logits).T, device(labels), row, ok, sticky
+        assert function(backend, *arrays) is None
+        results.append((row._host, ok._host))
+    (mine, my_ok), (theirs, their_ok) = results
+    np.testing.assert_allclose(mine[2], theirs[2], rtol=1e-4, atol=1e-3)
+    np.testing.assert_array_equal(mine[[0, 1, 3]], theirs[[0, 1, 3]])
+    np.testing.assert_array_equal(my_ok, their_ok)
+    assert my_ok[0] == (np.isfinite(theirs[0] + theirs[2]) and (was_ok or not sticky))
+
+
+@given(st.lists(st.integers(1, 3000), min_size=0, max_size=100), st.sampled_from([None, True, False]), SEEDS)
+def test_copy_arrays(sizes, unless, seed):
+    rng = np.random.default_rng(seed)
+    kinds = [rng.choice(["float32", "float64", "int64"]) for _ in sizes]
+    sources = [rng.integers(0, 100, size).astype(kind) for size, kind in zip(sizes, kinds, strict=True)]
+    flag = None if unless is None else device(np.array([unless]))
+    targets = [device(np.full_like(source, -1)) for source in sources]
+    assert FUSED["copy_arrays"](shim, targets, [*map(device, sources)], flag) is None
+    for target, source in zip(targets, sources, strict=True):
+        check_guards(target._host, "copy_arrays")
+        np.testing.assert_array_equal(target._host, np.full_like(source, -1) if unless else source)
+
+
 def test_softmax_cross_entropy_of_a_class_that_cannot_be():
     logits = np.array([[0.0], [1.0], [-math.inf]], "float32")
     for place, expected in ((0, 1.3132616), (2, math.inf)):
@@ -318,6 +390,11 @@ def test_updates(update, states, hypers, flags, size, dtype, seed):
         update.portable(portable, *expected, **chosen)
         for mine, theirs in zip(got, expected, strict=True):
             same(mine, theirs)
+        for ok, results in ((True, expected), (False, [*map(device, arrays)])):
+            guarded = [*map(device, arrays)]
+            assert FUSED[update.__name__](shim, *guarded, **chosen, ok=device(np.array([ok]))) is None
+            for mine, theirs in zip(guarded, results, strict=True):
+                same(mine, theirs)
 
 
 def dtype_of(name):

@@ -36,6 +36,10 @@ class Backend:
 
     # Whether one kernel does neighbours of a chain, such as batch norm and ReLU (`functional/merged.py`).
     merges: bool = False
+    # Whether the updates of optimisers in `fused` take an `ok` (1,), and change nothing where it is False.
+    updates_where_ok: bool = False
+    # Whether a convolution keeps columns that are no larger than its result, rather than make them twice.
+    keeps_columns: bool = False
     # Columns that one piece of a convolution may hold at a time, and the working set of one slab of channels.
     column_bytes: int = 1 << 28
     slab_bytes: int | None = None
@@ -225,12 +229,16 @@ class Backend:
 
     def demand(self, holds: Array, error: Exception) -> None:
         """Raise `error` unless every element of `holds` is true: when a value is next read, so that nothing waits."""
+        flag = self.demand_flag(error)
+        self.xp.logical_and(flag, holds.all(), out=flag)  # in place: a replayed step goes on reporting
+
+    def demand_flag(self, error: Exception) -> Array:
+        """Return the 0-d array, true by itself, whose turning false makes `check_demands` raise `error`."""
         pending = self.__dict__.setdefault("_demands", {})
         key = str(error)
         if key not in pending:
             pending[key] = self.xp.ones((), bool), error
-        flag = pending[key][0]
-        self.xp.logical_and(flag, holds.all(), out=flag)  # in place: a replayed step goes on reporting
+        return pending[key][0]
 
     def check_demands(self) -> None:
         """Raise the error of the first demand that did not hold; called where values are read."""

@@ -237,13 +237,17 @@ def clear_outside(backend: Backend, tap: Array, rows: slice, columns: slice) -> 
 
 
 class ConvCache(NamedTuple):
-    """What `conv2d` keeps for its backward: the batch-last input (C, H, W, N), the weights and the geometry."""
+    """What `conv2d` keeps for its backward: the batch-last input (C, H, W, N), the weights and the geometry.
+
+    Columns that are kept are those of all windows, as an image (K, OH, OW, N).
+    """
 
     x: Array
     weight: Array
     has_bias: bool
     windows: Windows
     groups: int
+    columns: Array | None = None
 
 
 def conv2d(
@@ -293,7 +297,32 @@ def conv2d(
             images, weight, bias = cast_all(backend, (images, weight, bias), "float32")
             y = conv2d_forward(backend, images, weight, bias, windows, groups)
             return batch_first(cast(backend, y, x.dtype)), cache
+        if _keeps_columns(backend, images, weight, windows, groups):
+            rows = range(windows.h.out)
+            columns = backend.empty((weight[0].size, *windows.out, x.shape[0]), x.dtype)
+            fill_columns(
+                backend, images, windows, rows, columns.reshape(x.shape[1], *windows.kernel, *columns.shape[1:])
+            )
+            y = conv2d_forward(backend, columns, _of_pixels(weight), bias, _pixels(windows), 1)
+            return batch_first(y), cache._replace(columns=columns)
         return batch_first(conv2d_forward(backend, images, weight, bias, windows, groups)), cache
+
+
+def _keeps_columns(backend: Backend, x: Array, weight: Array, windows: Windows, groups: int) -> bool:
+    """Whether to keep the columns: they are no larger than the result, and the backend would rather have them."""
+    if not backend.keeps_columns or groups > 1 or windows.is_pointwise or windows.is_whole:
+        return False
+    return weight[0].size <= weight.shape[0] and len(_row_tiles(backend, x.shape, x.dtype, windows)) == 1
+
+
+def _of_pixels(weight: Array) -> Array:
+    """Return weights as those of a convolution over columns, pixel by pixel: (F, K, 1, 1)."""
+    return weight.reshape(weight.shape[0], -1, 1, 1)
+
+
+def _pixels(windows: Windows) -> Windows:
+    """Return the windows of one pixel each over columns (K, OH, OW, N)."""
+    return make_windows(windows.out, (1, 1))
 
 
 def conv2d_backward(
@@ -330,7 +359,7 @@ def conv2d_backward(
     ShapeError, DTypeError, MixedBackendsError
         `dy` does not fit what the forward returned.
     """
-    x, weight, has_bias, windows, groups = cache
+    x, weight, has_bias, windows, groups, columns = cache
     backend = backend_of(x)
     dy = take_gradient(dy, backend)
     check_like("dy", dy, (x.shape[3], weight.shape[0], *windows.out), x.dtype)
@@ -352,6 +381,14 @@ def conv2d_backward(
             dx = conv2d_input_gradient(backend, batch_last(backend, dy), weight, windows, groups)
         return batch_first(dx), None, None
     with backend.errstate():
+        if columns is not None:
+            rows = batch_last(backend, dy)
+            over, filters = _pixels(windows), _of_pixels(weight)
+            target = None if dweight is None or not dweight.flags.c_contiguous else _of_pixels(dweight)
+            _, found, dbias = conv2d_gradients(backend, rows, columns, filters, over, 1, has_bias, False, target, dbias)
+            dx = conv2d_input_gradient(backend, rows, weight, windows, groups) if input_gradient else None
+            dweight = dweight if found is target else found.reshape(weight.shape)
+            return None if dx is None else batch_first(dx), dweight, dbias
         dx, dweight, dbias = conv2d_gradients(
             backend, batch_last(backend, dy), x, weight, windows, groups, has_bias, input_gradient, dweight, dbias
         )

@@ -41,6 +41,21 @@ def softmax_cross_entropy(backend: Backend, logits: Array, target: Array, scale:
     return loss, dlogits
 
 
+@primitive
+def class_cross_entropy(
+    backend: Backend, logits: Array, labels: Array, label_smoothing: float, scale: float, error: Exception
+) -> tuple[Array, Array]:
+    """Return the loss and its gradient (K, M) for logits (K, M) and class numbers (M,), both times `scale`.
+
+    `error` is what a label that is no class ends in (`Backend.demand`).
+    """
+    k, xp = logits.shape[0], backend.xp
+    target = _onehot(backend, labels, k, logits.dtype, None, error)
+    if label_smoothing:
+        target = xp.add(xp.multiply(target, 1.0 - label_smoothing), label_smoothing / k)
+    return softmax_cross_entropy(backend, logits, target, scale)
+
+
 def cross_entropy(
     logits: Array,
     labels: Array,
@@ -112,10 +127,14 @@ def cross_entropy(
         total = kept = None
         if are_classes:
             flat = batch_last(backend, labels).reshape(-1) if rest else labels
+            if weights is None and (ignore_index is None or not _holds(flat.dtype, ignore_index)):
+                scale = mean_of(rows.shape[1]) if reduction == "mean" else 1.0
+                loss, dlogits = class_cross_entropy(backend, rows, flat, label_smoothing, scale, _no_class(k))
+                return loss, batch_first(dlogits.reshape(memory.shape))
             if ignore_index is not None and _holds(flat.dtype, ignore_index):
                 kept = backend.empty(flat.shape, dtype)
                 xp.copyto(kept, xp.not_equal(flat, ignore_index))  # (M,)
-            target = _onehot(backend, flat, k, dtype, None if kept is None else ignore_index)
+            target = _onehot(backend, flat, k, dtype, None if kept is None else ignore_index, _no_class(k))
             for factor in (weights, kept):
                 if factor is not None:
                     xp.multiply(target, factor, out=target)
@@ -186,8 +205,16 @@ def _weights(backend: Backend, weight: Array, k: int, dtype: Any) -> Array:
     return (weight if weight.dtype == dtype else cast(backend, weight, dtype)).reshape(k, 1)
 
 
-def _onehot(backend: Backend, labels: Array, k: int, dtype: Any, ignore_index: int | None) -> Array:
-    """Return class numbers (M,) as probabilities (K, M)."""
+def _no_class(k: int) -> DataError:
+    """Return the error for a label that is no class."""
+    return DataError(
+        f"labels: expected classes from 0 to {k - 1}, got one outside; do the logits have enough columns? "
+        "What is to be ignored is said by ignore_index"
+    )
+
+
+def _onehot(backend: Backend, labels: Array, k: int, dtype: Any, ignore_index: int | None, error: Exception) -> Array:
+    """Return class numbers (M,) as probabilities (K, M); `error` tells of those that are none."""
     xp = backend.xp
     target = backend.empty((k, labels.shape[0]), dtype)
     xp.copyto(target, xp.equal(labels, class_numbers(backend, k)))  # (K, M)
@@ -195,13 +222,7 @@ def _onehot(backend: Backend, labels: Array, k: int, dtype: Any, ignore_index: i
     fits = xp.less(unsigned, k)
     if ignore_index is not None:
         fits = xp.logical_or(fits, xp.equal(labels, ignore_index))
-    backend.demand(
-        fits,
-        DataError(
-            f"labels: expected classes from 0 to {k - 1}, got one outside; do the logits have enough columns? "
-            "What is to be ignored is said by ignore_index"
-        ),
-    )
+    backend.demand(fits, error)
     return target
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from xpcnn.backend import Array, Backend, backend_of
@@ -93,6 +94,7 @@ class Flat:
         self.hyper_values: tuple[float, ...] | None = None
         self.applied = zeros(len(identity)) if guarded else self.hyper
         self._identity = backend.asarray(identity, self.wide) if guarded else None
+        self._ok: Array | None = None  # what the next update is guarded by, where a kernel looks at it
         self._zero, self._sum = zeros(1, dtype=self.dtype), zeros()
         self._sums = zeros(max(1, min(size // CHUNK, backend.get_num_threads())))
         self.views: list[tuple[Parameter, Array, Array]] = []
@@ -165,17 +167,30 @@ class Flat:
         backend.parallel(add_up, range(len(parts)), float(self.size), products=False)
         return self._sums[0, ...] if len(parts) == 1 else backend.xp.sum(self._sums, out=self._sum)
 
-    def guard(self, ok: Array) -> None:
+    def guard(self, ok: Array, update: Update) -> None:
         """Let the next update change nothing where `ok` (1,) is False, without the host having to know.
 
-        The hyperparameters become the identity's (rates of 0, decays of 1) and the gradients 0.
+        A backend's own kernel looks at `ok` itself; for any other update the hyperparameters become the identity's
+        (rates of 0, decays of 1) and the gradients 0.
         """
+        self._ok = ok if self._by_kernel(update) is not None else None
+        if self._ok is not None:
+            return
         xp = self.backend.xp
         self.applied[...] = xp.where(ok, self.hyper, self._identity)
         xp.copyto(self.grad, self._zero, where=xp.logical_not(ok))
 
+    def _by_kernel(self, update: Update) -> Update | None:
+        """Return the backend's kernel for an update where it looks at an `ok` by itself."""
+        backend = self.backend
+        if not backend.updates_where_ok or not isinstance(update, partial) or len(self.chunks) > 1:
+            return None
+        kernel = backend.fused.get(update.func.__name__)
+        return None if kernel is None else partial(kernel, **update.keywords)
+
     def unguard(self) -> None:
         """Let the next update use the hyperparameters as they are, whatever `guard` has left."""
+        self._ok = None
         if self.applied is not self.hyper:
             self.backend.xp.copyto(self.applied, self.hyper)
 
@@ -205,6 +220,7 @@ class Flat:
         `scale` (1,) is what the gradients are too large by; those of float32 parameters are divided where they lie.
         """
         backend = self.backend.for_array(self.data)
+        kernel = None if self._ok is None else self._by_kernel(update)
 
         def run(chunk: tuple[Array, ...]) -> None:
             data, grad, master, slope, *rest = chunk
@@ -212,7 +228,11 @@ class Flat:
                 _widen(backend, data, grad, master, slope)
             if scale is not None:
                 backend.xp.divide(slope, scale, out=slope)
-            update(backend, master, slope, *rest)
+            if kernel is not None:
+                *state, _ = rest
+                kernel(backend, master, slope, *state, self.hyper, ok=self._ok)
+            else:
+                update(backend, master, slope, *rest)
             if self.is_narrow:
                 with backend.errstate():
                     backend.xp.copyto(data, master)

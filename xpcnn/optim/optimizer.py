@@ -243,12 +243,16 @@ class Optimizer(Guarded):
             sums = [backend.zeros((), "float32")]
         return sums
 
+    def flat_gradients(self) -> list[Array]:
+        """Return all gradients, after `collect`, as flat arrays."""
+        return [flat.grad for plan in self._plans for flat in plan.flats]
+
     def guard(self, ok: Array) -> None:
         """Make the next `apply` change nothing where `ok` (1,) is False; no value travels to the host."""
         self.guard_updates()
         for plan in self._plans:
             for flat in plan.flats:
-                flat.guard(ok)
+                flat.guard(ok, plan.update)
 
     def guard_updates(self) -> None:
         """Make room for what `guard` needs."""

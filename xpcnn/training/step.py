@@ -18,6 +18,7 @@ from xpcnn.nn import Module
 from xpcnn.nn.precision import call, computes_in_float16
 from xpcnn.optim import GradScaler, Optimizer, clip_grad_norm
 from xpcnn.training.diagnosis import explain
+from xpcnn.training.judging import copy_arrays, judge
 from xpcnn.training.metrics import Ledger, write_hits
 
 Row = tuple[float, float, bool, bool]  # loss, right answers, whether the update was left out and whether that is fatal
@@ -60,13 +61,12 @@ class Step:
 
     # --- what is done on a batch, compiled: nothing here may depend on a value that only the step itself knows --------
 
-    def forward_backward(self, x: Array, labels: Array) -> Array:
-        """Write loss and scale to the ledger and gradients, times the scale, to the parameters; return the logits."""
+    def forward_backward(self, x: Array, labels: Array) -> tuple[Array, Array]:
+        """Write gradients, times the scale, to the parameters, and the scale to the ledger; return logits and loss."""
         logits = call(self.model, x, self._is_float16)
         loss = self.criterion(logits, labels)
         self.model.backward(self._scaled(self.criterion.backward()), input_gradient=False)
-        backend_of(x).xp.copyto(self._loss, loss)
-        return logits
+        return logits, loss
 
     def accumulate(self, batches: tuple[Array, ...], targets: tuple[Array, ...]) -> None:
         """Do what `forward_backward` does for several batches as if they were one, and count their right answers."""
@@ -90,14 +90,15 @@ class Step:
 
         Tuples are the batches of one step.
         """
-        xp = backend_of(x[0] if isinstance(x, tuple) else x).xp
-        for buffer, copy in self._kept:
-            xp.copyto(copy, buffer)
+        backend = backend_of(x[0] if isinstance(x, tuple) else x)
+        xp = backend.xp
+        copy_arrays(backend, self._copies, self._buffers)
         if isinstance(x, tuple):
             self.accumulate(x, labels)
             self.optimizer.collect()
         else:
-            logits = self.forward_backward(x, labels)
+            logits, loss = self.forward_backward(x, labels)
+            xp.copyto(self._loss, loss)
             self.optimizer.collect()
             write_hits(logits, labels, self._hits)
         first, *others = self.optimizer.gradient_sums()
@@ -114,26 +115,30 @@ class Step:
 
     def compute_and_update(self, x: Any, labels: Any) -> None:
         """Run a whole step that changes nothing where a number is not finite, without the host having to know."""
-        self.compute(x, labels)
-        xp = backend_of(x[0] if isinstance(x, tuple) else x).xp
-        ok = xp.isfinite(self._loss + self._slope)
-        if self.stops:  # after the first fatal step nothing changes any more
-            if self.scaler is None:
-                xp.logical_and(ok, self._ok, out=self._ok)
-                ok = self._ok
-            else:
-                passing = xp.logical_and(xp.isfinite(self._loss), self.scaler.can_lower(self._scale))
-                xp.logical_and(xp.logical_or(ok, passing), self._ok, out=self._ok)
-                ok = xp.logical_and(ok, self._ok)
+        backend = backend_of(x[0] if isinstance(x, tuple) else x)
+        xp = backend.xp
+        sticky = self.stops and self.scaler is None  # after the first fatal step nothing changes any more
+        ok = self._ok if sticky else self._fine
+        if isinstance(x, tuple):
+            self.compute(x, labels)
+            xp.copyto(self._fine, xp.isfinite(self._loss + self._slope))
+            if sticky:
+                xp.logical_and(self._fine, ok, out=ok)
+        else:
+            copy_arrays(backend, self._copies, self._buffers)
+            logits, loss = self.forward_backward(x, labels)
+            self.optimizer.collect()
+            judge(backend, loss, self.optimizer.flat_gradients(), logits, labels, self._ledger.row, ok, sticky)
+        if self.stops and self.scaler is not None:
+            passing = xp.logical_and(xp.isfinite(self._loss), self.scaler.can_lower(self._scale))
+            xp.logical_and(xp.logical_or(ok, passing), self._ok, out=self._ok)
+            ok = xp.logical_and(ok, self._ok)
         if self.clip_norm is not None:
             clip_grad_norm(self.optimizer.parameters(), self.clip_norm, scale=self._scale)
         self.optimizer.update(ok)
         if self.scaler is not None:
             self.scaler.update(ok, self._ok if self.stops else None)
-        if self._kept:
-            bad = xp.logical_not(ok)
-            for buffer, copy in self._kept:
-                xp.copyto(buffer, copy, where=bad)
+        copy_arrays(backend, self._buffers, self._copies, ok)
         self.zero_grad()
 
     def _scaled(self, dlogits: Array) -> Array:
@@ -165,7 +170,8 @@ class Step:
         self.immediate = backend.immediate
         self.run: Callable[[Any, Any], None] = self._at_once if self.immediate else self._deferred
         # Batch norm writes its running statistics before anybody knows that the step is bad.
-        self._kept = [(buffer, backend.place(backend.copy(buffer))) for _, buffer in model.named_buffers()]
+        self._buffers = [buffer for _, buffer in model.named_buffers()]
+        self._copies = [backend.place(backend.copy(buffer)) for buffer in self._buffers]
         self._ledger = Ledger(backend, 4, 1 if self.immediate else read_every)
         row = self._ledger.row  # loss, right answers, sum of gradients, scale of the loss
         self._loss, self._hits, self._slope = row[0:1], row[1:2].reshape(()), row[2:3]
@@ -176,7 +182,7 @@ class Step:
         self.scale_is_fixed = scaler is not None and scaler.backoff_factor == 1.0
         optimizer.grad_scale = self._scale
         self._is_float16 = computes_in_float16(model)
-        self._ok = backend.xp.ones((1,), dtype=bool)
+        self._ok, self._fine = (backend.xp.ones((1,), dtype=bool) for _ in range(2))
         self._rows: list[Row] = []
         self._batch: tuple[Any, Any] | None = None
         if not self.immediate:
@@ -261,8 +267,7 @@ class Step:
 
     def restore_buffers(self) -> None:
         """Set running statistics back to what they were before the step."""
-        for buffer, copy in self._kept:
-            buffer[...] = copy
+        copy_arrays(self.backend, self._buffers, self._copies)
 
     def run_backward(self, x: Array, labels: Array) -> None:
         """Run a forward and a backward that update nothing but the gradients."""

@@ -157,7 +157,7 @@ class CupyBackend(Backend):
         self.cublas: Cublas | None = None
         self.kernels = Kernels(cupy, device)
         self.fused: Mapping[str, Callable[..., Any]] = FUSED if self.is_cuda and not is_portable() else {}
-        self.merges = bool(self.fused)
+        self.merges = self.updates_where_ok = self.keeps_columns = bool(self.fused)
         if self.is_cuda:
             self.cublas = Cublas(cupy, self.compute_capability)
         if os.environ.get("XPCNN_TF32") == "1":

@@ -17,7 +17,7 @@ from xpcnn.backend.base import Array
 from xpcnn.backend.cupy.kernels import BLOCK, GEOMETRY, INDEX_LIMIT, TYPES
 
 ROWS_LIMIT = 65535  # the second axis of a grid
-ONE_BLOCK_LIMIT = 1 << 17  # logits; beyond, one block takes longer than several launches
+PARTS_LIMIT = 64  # partial sums of a loss, which one thread adds up
 
 FUSED: dict[str, Callable[..., Any]] = {}
 
@@ -264,9 +264,39 @@ def apply_mask(backend: Any, values: Array, kept: Array, p: float, out: Array) -
 @fused
 def softmax_cross_entropy(backend: Any, logits: Array, target: Array, scale: float) -> Any:
     """Return the loss, 0-d, and its gradient (K, N), both times `scale`."""
-    if not fits(logits, target) or logits.size > ONE_BLOCK_LIMIT:
+    return _cross_entropy(backend, logits, target, None, (0.0, 0.0), scale) if fits(logits, target) else NotImplemented
+
+
+@fused
+def class_cross_entropy(
+    backend: Any, logits: Array, labels: Array, label_smoothing: float, scale: float, error: Exception
+) -> Any:
+    """Return the loss and its gradient for class numbers (N,)."""
+    if not fits(logits) or not labels.flags.c_contiguous:
         return NotImplemented
+    shares = 1.0 - label_smoothing, label_smoothing / logits.shape[0]
+    return _cross_entropy(backend, logits, None, labels, shares, scale, backend.demand_flag(error))
+
+
+def _cross_entropy(
+    backend: Any,
+    logits: Array,
+    target: Array | None,
+    labels: Array | None,
+    shares: tuple[float, float],
+    scale: float,
+    holds: Array | None = None,
+) -> tuple[Array, Array]:
     loss, dlogits = backend.empty((), logits.dtype), backend.empty(logits.shape, logits.dtype)
-    arguments = logits, target, float(scale), *logits.shape, loss, dlogits
-    backend.kernels.launch("softmax_cross_entropy", logits.dtype, (1,), *arguments)
+    cut = min(*blocks(logits.shape[1]), PARTS_LIMIT)
+    partial = backend.empty((cut,), np.float64) if cut > 1 else None
+    arguments = target, *class_bytes(labels), *shares, float(scale), *logits.shape, partial, loss, dlogits, holds
+    backend.kernels.launch("softmax_cross_entropy", logits.dtype, (cut,), logits, *arguments)
+    if partial is not None:
+        backend.kernels.launch("finish_rows", logits.dtype, (1,), partial, loss, 1, cut)
     return loss, dlogits
+
+
+def class_bytes(labels: Array | None) -> tuple[Array | None, int]:
+    """Return class numbers as the kernels take them, whatever their dtype: bytes, and how many make one."""
+    return (None, 1) if labels is None else (labels.view(np.uint8), labels.itemsize)

@@ -385,11 +385,21 @@ extern "C" __global__ void apply_mask(const T* values, const bool* kept, T scale
 
 // --- softmax cross-entropy -------------------------------------------------------------------------------------------
 
-// One block; a thread for each sample, over the classes of logits (K, N).
-extern "C" __global__ void softmax_cross_entropy(const T* logits, const T* target, T scale, int classes, int samples,
-                                                 T* loss, T* dlogits) {
+// Class numbers of 1, 2, 4 or 8 bytes, in which numbers below 0 are huge.
+__device__ unsigned long long class_number(const unsigned char* labels, int bytes, int n) {
+    if (bytes == 8) return ((const unsigned long long*)labels)[n];
+    if (bytes == 4) return ((const unsigned*)labels)[n];
+    if (bytes == 2) return ((const unsigned short*)labels)[n];
+    return labels[n];
+}
+
+// A thread for each sample, over the classes of logits (K, N). The target is an array, or of each label's class `on` and
+// `off` more than 0 everywhere; `holds` becomes false for a label that is no class. Several blocks leave partial sums.
+extern "C" __global__ void softmax_cross_entropy(const T* logits, const T* target, const unsigned char* labels,
+                                                 int bytes, T on, T off, T scale, int classes, int samples,
+                                                 double* partial, T* loss, T* dlogits, bool* holds) {
     double sum = 0;
-    for (int n = threadIdx.x; n < samples; n += BLOCK) {
+    for (int n = blockIdx.x * BLOCK + threadIdx.x; n < samples; n += gridDim.x * BLOCK) {
         T top = logits[n], total = T(0);
         for (int k = 1; k < classes; ++k) {
             T value = logits[k * samples + n];
@@ -400,22 +410,78 @@ extern "C" __global__ void softmax_cross_entropy(const T* logits, const T* targe
             dlogits[k * samples + n] = power;
             total += power;
         }
-        T log_total = log(total);
+        T log_total = log(total), own = T(0);
+        unsigned long long label = labels ? class_number(labels, bytes, n) : 0;
+        if (labels && label >= (unsigned long long)classes) *holds = false;
         for (int k = 0; k < classes; ++k) {
             int i = k * samples + n;
-            T probability = target[i];
-            if (probability != T(0)) sum += (double)((logits[i] - top - log_total) * probability);  // 0 * inf is nan
+            T probability = target ? target[i] : (label == (unsigned long long)k ? on : T(0)) + off;
+            if (probability != T(0)) own += (logits[i] - top - log_total) * probability;  // 0 * inf is nan
             dlogits[i] = (dlogits[i] / total - probability) * scale;
         }
+        sum += (double)own;
     }
     sum = block_sum(sum);
-    if (threadIdx.x == 0) loss[0] = (T)sum * -scale;
+    if (threadIdx.x != 0) return;
+    if (partial)
+        partial[blockIdx.x] = sum * -(double)scale;
+    else
+        loss[0] = (T)(sum * -(double)scale);
 }
 
-// --- optimisers, over flat buffers; `hyper` as in optim/ -------------------------------------------------------------
+// --- the end of a training step --------------------------------------------------------------------------------------
 
-extern "C" __global__ void sgd_update(T* data, const T* grad, T* velocity, const T* hyper, int decays, int nesterov,
+// One block. The row of the ledger: loss, samples whose highest logit (K, N) is their label's, the sum of all gradients
+// (from parts of it); `ok` says whether loss and sum are finite, with `sticky` for good.
+extern "C" __global__ void judge(const T* loss, const double* partial, int parts, const T* logits,
+                                 const unsigned char* labels, int bytes, int classes, int samples, double* row,
+                                 bool* ok, int sticky) {
+    double slope = 0, hits = 0;
+    for (int i = threadIdx.x; i < parts; i += BLOCK) slope += partial[i];
+    for (int n = threadIdx.x; n < samples; n += BLOCK) {
+        T best = logits[n];
+        int first = 0;
+        for (int k = 1; k < classes; ++k) {
+            T value = logits[k * samples + n];
+            if (!(value <= best) && best == best) {
+                best = value;
+                first = k;
+            }
+        }
+        if (class_number(labels, bytes, n) == (unsigned long long)first) hits += 1;
+    }
+    slope = block_sum(slope);
+    hits = block_sum(hits);
+    if (threadIdx.x != 0) return;
+    double both = (double)loss[0] + slope;
+    row[0] = (double)loss[0];
+    row[1] = hits;
+    row[2] = slope;
+    ok[0] = both - both == 0 && (!sticky || ok[0]);
+}
+
+// Block (part, array) copies its share of an array's 4-byte words; nothing where `unless` is true.
+struct Copies {
+    const unsigned* source[48];
+    unsigned* target[48];
+    int words[48];
+};
+
+extern "C" __global__ void copy_arrays(Copies copies, const bool* unless) {
+    if (unless && unless[0]) return;
+    const unsigned* from = copies.source[blockIdx.y];
+    unsigned* to = copies.target[blockIdx.y];
+    int words = copies.words[blockIdx.y];
+    for (int i = blockIdx.x * BLOCK + threadIdx.x; i < words; i += gridDim.x * BLOCK) to[i] = from[i];
+}
+
+// --- optimisers, over flat buffers; `hyper` as in optim/; nothing happens where `ok` is false -------------------------
+
+#define ONLY_IF(ok) if ((ok) && !(ok)[0]) return
+
+extern "C" __global__ void sgd_update(T* data, const T* grad, T* velocity, const T* hyper, const bool* ok, int decays, int nesterov,
                                       int shrinks, int size) {
+    ONLY_IF(ok);
     T lr = hyper[0], momentum = hyper[1], weight_decay = hyper[2], keep = hyper[3];
     FOR_EACH(i, size) {
         T value = shrinks ? data[i] * keep : data[i];
@@ -430,7 +496,8 @@ extern "C" __global__ void sgd_update(T* data, const T* grad, T* velocity, const
 }
 
 extern "C" __global__ void adam_update(T* data, const T* grad, T* gradient_sum, T* square_sum, T* largest,
-                                       const T* hyper, int decays, int shrinks, int size) {
+                                       const T* hyper, const bool* ok, int decays, int shrinks, int size) {
+    ONLY_IF(ok);
     T rate = hyper[0], decay1 = hyper[1], decay2 = hyper[2], eps = hyper[3], weight_decay = hyper[4], keep = hyper[5];
     FOR_EACH(i, size) {
         T value = shrinks ? data[i] * keep : data[i];
@@ -448,7 +515,8 @@ extern "C" __global__ void adam_update(T* data, const T* grad, T* gradient_sum, 
 }
 
 extern "C" __global__ void rmsprop_update(T* data, const T* grad, T* square_average, T* gradient_average, T* velocity,
-                                          const T* hyper, int decays, int size) {
+                                          const T* hyper, const bool* ok, int decays, int size) {
+    ONLY_IF(ok);
     T lr = hyper[0], alpha = hyper[1], share = hyper[2], eps = hyper[3], weight_decay = hyper[4];
     FOR_EACH(i, size) {
         T value = data[i], slope = decays ? value * weight_decay + grad[i] : grad[i];
@@ -465,7 +533,8 @@ extern "C" __global__ void rmsprop_update(T* data, const T* grad, T* square_aver
     }
 }
 
-extern "C" __global__ void adagrad_update(T* data, const T* grad, T* square_sum, const T* hyper, int decays, int size) {
+extern "C" __global__ void adagrad_update(T* data, const T* grad, T* square_sum, const T* hyper, const bool* ok, int decays, int size) {
+    ONLY_IF(ok);
     T rate = hyper[0], eps = hyper[1], weight_decay = hyper[2];
     FOR_EACH(i, size) {
         T value = data[i], slope = decays ? value * weight_decay + grad[i] : grad[i];

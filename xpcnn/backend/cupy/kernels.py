@@ -58,6 +58,10 @@ class Kernels:
         kernel = self._found.get((name, dtype.char)) or self._find(name, dtype.char)
         kernel(grid, (BLOCK,), convert(args, dtype))
 
+    def address(self, array: Any) -> int:
+        """Return where an array begins, for kernels that take a table of arrays."""
+        return int(array.data.ptr)
+
     def _find(self, name: str, char: str) -> Any:
         if char not in self._modules:
             options = (*OPTIONS, f"-DREAL={TYPES[char]}")

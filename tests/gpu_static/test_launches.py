@@ -1,0 +1,86 @@
+"""How many kernels a recorded training step launches, counted on the fake device: a launch costs what small work does.
+
+Products, copies and the calls of `xp` count as one each, as they do on a GPU.
+"""
+
+from pathlib import Path
+
+import pytest
+
+from tests.fake_device import capture
+from tests.fake_device.recording import Recorder, untouched
+from xpcnn import models, nn, optim
+from xpcnn.backend import register_backend, use_backend
+from xpcnn.training import Trainer
+
+from .shim import ShimBackend
+
+pytestmark = pytest.mark.gpu_static
+
+
+class CountingBackend(ShimBackend):
+    """The fake device with kernels, whose captures count what they record."""
+
+    name = "counting"
+    captures = True
+    multiprocessors = 132
+    tools = (str(Path(__file__).parent), str(Path(__file__).parents[1] / "fake_device"))
+
+    def __init__(self):
+        super().__init__()
+        self.counted = []
+
+    def owns(self, array):
+        return False  # its arrays are those of the backend "fake", which stands for it
+
+    def capture(self, step):
+        recorder, memory, launch = Recorder(), [], self.kernels.launch
+        self.kernels.launch = recorder.noting(launch)
+        try:
+            with untouched(memory), recorder.running(), capture():
+                step()
+        finally:
+            self.kernels.launch = launch
+        self.counted.append(len(recorder.tape))
+        return lambda: None
+
+
+@pytest.fixture
+def counting(monkeypatch):
+    from xpcnn import backend as switch
+
+    before = switch._backends["fake"]
+    device = CountingBackend()
+    device.name = "fake"
+    device.owns = before.owns
+    register_backend(device)
+    switch._by_type.clear()
+    yield device
+    register_backend(before)
+    switch._by_type.clear()
+
+
+SHAPES = {
+    "tiny": (1, 28, 28),
+    "lenet5": (1, 32, 32),
+    "deep3": (1, 28, 28),
+    "vgg8": (3, 32, 32),
+    "resnet20": (3, 32, 32),
+}
+MOST = {"tiny": 28, "lenet5": 65, "deep3": 40, "vgg8": 90, "resnet20": 240}
+
+
+@pytest.mark.parametrize("name", MOST)
+def test_a_recorded_step_launches_few_kernels(counting, rng, name):
+    with use_backend("fake") as backend:
+        assert backend is counting
+        model = models.create(name)
+        optimizer = optim.Adam(model.parameters()) if name == "lenet5" else optim.SGD(model.parameters(), 0.01, 0.9)
+        trainer = Trainer(model, optimizer, nn.CrossEntropyLoss(), compile=True)
+        x = backend.asarray(rng.normal(size=(2, *SHAPES[name])).astype("float32"))
+        labels = backend.asarray(rng.integers(0, 10, 2))
+        for _ in range(5):
+            if not counting.counted:
+                trainer.train_batch(x, labels)
+        (count,) = counting.counted
+        assert count <= MOST[name]
