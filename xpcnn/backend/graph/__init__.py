@@ -4,7 +4,7 @@ The life of a graph: *eager*, the function runs as written a few times; *traced*
 notes its calls (`numpy/trace.py`) or CUDA captures them (`cupy/capture.py`); *bound*, the calls lie over fixed memory,
 or, for lone operations, over the memory of each call (`numpy/plans.py`); *shared*, worker processes play a part of it
 (`numpy/regions.py`). `compiled.py` is the door, `xpcnn.compile`; `guards.py` says what a graph depends on that is no
-array, and `tracing.py` what a function does on the host while it is traced.
+array, `tracing.py` what a function does on the host while it is traced, `code.py` what its code may read.
 """
 
 from xpcnn.backend.graph.compiled import Compiled, compile

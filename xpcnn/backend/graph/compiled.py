@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
 from xpcnn.backend import base
 from xpcnn.backend.graph import guards
+from xpcnn.backend.graph.code import levels_to_caller
 from xpcnn.backend.graph.guards import Tokens, TooMuch
 from xpcnn.backend.graph.record import NotReplayable, Record
-from xpcnn.backend.graph.tracing import Tracing, is_tracing, levels_to_caller
+from xpcnn.backend.graph.tracing import Tracing, is_tracing
 from xpcnn.errors import BackendError, ConfigError
 
 if TYPE_CHECKING:

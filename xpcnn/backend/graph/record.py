@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from xpcnn.backend.graph import guards
+from xpcnn.backend.graph.code import MISSING, look_up, put
 from xpcnn.backend.graph.guards import Guarded, Tokens, TooMuch
-from xpcnn.backend.graph.tracing import MISSING, TOO_MUCH, Tracing, look_up, put
+from xpcnn.backend.graph.tracing import TOO_MUCH, Tracing
 
 if TYPE_CHECKING:
     from xpcnn.backend.base import Backend

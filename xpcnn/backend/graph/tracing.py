@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 import collections
-import dis
-import functools
 import gc
-import os
 import sys
 import threading
 import types
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import numpy
-
 from xpcnn.backend.graph import guards
+from xpcnn.backend.graph.code import (
+    LOOKS_AT_ALL,
+    MISSING,
+    PACKAGE,
+    STANDARD,
+    attributes_of,
+    functions_of,
+    globals_of,
+    is_users,
+    is_users_class,
+    look_up,
+    put,
+    where,
+)
 from xpcnn.backend.graph.guards import PLAIN, Guarded, Tokens, TooMuch
 
-PACKAGE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))) + os.sep
-_STANDARD = os.path.dirname(os.path.abspath(os.__file__)) + os.sep
-_NUMPY = os.path.dirname(os.path.abspath(numpy.__file__)) + os.sep
 # Modules whose functions tell what no replay could know, or do what no replay would do again.
 OUTSIDE = frozenset({"random", "_random", "time", "secrets", "posix", "nt", "_io", "socket", "numpy.random"})
 SPOKEN = frozenset({"print", "input", "open"})  # builtins that do something outside
-HANDED_ON = tuple(_STANDARD + each for each in ("logging", "queue.py", "threading.py", "subprocess.py", "asyncio"))
+HANDED_ON = tuple(STANDARD + each for each in ("logging", "queue.py", "threading.py", "subprocess.py", "asyncio"))
 SET_UP = frozenset(
     {"manual_seed", "generator", "set_state", "set_num_threads", "set_backend", "set_winograd"}
 )  # the library's own
@@ -69,19 +75,6 @@ def host(function: Callable[[], None]) -> None:
 def note_host(note: Callable[[Callable[[], None]], bool] | None) -> None:
     """Let `note` do in this thread what `host` is asked for, while a backend captures what no `Tracing` watches."""
     _local.note = note
-
-
-def is_users(filename: str | None) -> bool:
-    """Whether a file is code of the user's own: neither the library's, nor NumPy's, nor Python's."""
-    if not filename or filename.startswith((PACKAGE, _NUMPY, "<frozen")):
-        return False
-    return not filename.startswith(_STANDARD) or f"{os.sep}site-packages{os.sep}" in filename
-
-
-def is_users_class(kind: type) -> bool:
-    """Whether a class is the user's own."""
-    module = sys.modules.get(kind.__module__)
-    return kind.__module__ == "__main__" or (module is not None and is_users(getattr(module, "__file__", None)))
 
 
 class Tracing:
@@ -221,12 +214,12 @@ class Tracing:
     def read(self, code: types.CodeType, namespace: dict[str, Any], variables: dict[str, Any]) -> None:
         """Guard what a function of the user's own reads: globals, what its closure holds, its arguments' attributes."""
         self._note_names(code)
-        for name in _globals_of(code):
+        for name in globals_of(code):
             if name in namespace:
                 self._meet(namespace, name)
         for name in code.co_freevars:
             if name in variables:
-                for function in _functions_of(code, variables):
+                for function in functions_of(code, variables):
                     for cell_name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
                         self._meet(cell, cell_name)
                 break
@@ -245,7 +238,7 @@ class Tracing:
             if not self._is_users(function.__code__.co_filename):
                 return
             self._note_names(function.__code__)
-            for name in _globals_of(function.__code__):
+            for name in globals_of(function.__code__):
                 if name in function.__globals__:
                     self._meet(function.__globals__, name)
             for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
@@ -254,7 +247,7 @@ class Tracing:
             self.consider(function)
 
     def _note_names(self, code: types.CodeType) -> None:
-        names = _attributes_of(code)
+        names = attributes_of(code)
         self.names_read |= names
         self.reads_all = self.reads_all or not names.isdisjoint(LOOKS_AT_ALL)
 
@@ -518,9 +511,7 @@ class Tracing:
 
 
 PLAIN_VALUES = (int, float, str, tuple, bool, type(None), types.FunctionType)
-MISSING, TOO_MUCH = object(), object()
-READS_ATTRIBUTES = frozenset({"LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR", "DELETE_ATTR"})
-LOOKS_AT_ALL = frozenset({"__dict__", "vars", "getattr", "setattr", "hasattr", "deepcopy", "copy"})
+TOO_MUCH = object()
 
 
 class Named(NamedTuple):
@@ -557,82 +548,3 @@ def _deep(value: Any, change: Callable[[Any], Any]) -> Any:
     if kind is dict:
         return {name: _deep(each, change) for name, each in value.items()}
     return change(value)
-
-
-def put(place: Any, name: str, value: Any) -> None:
-    """Let a namespace or a cell hold a value."""
-    if isinstance(place, types.CellType):
-        place.cell_contents = value
-    else:
-        place[name] = value
-
-
-@functools.lru_cache(maxsize=1024)
-def _globals_of(code: types.CodeType) -> tuple[str, ...]:
-    """Return the names that a function looks up among its globals."""
-    found = (each.argval for each in dis.get_instructions(code) if each.opname in ("LOAD_GLOBAL", "LOAD_NAME"))
-    return tuple(dict.fromkeys(found))
-
-
-@functools.lru_cache(maxsize=1024)
-def _attributes_of(code: types.CodeType) -> frozenset[str]:
-    """Return the names of attributes that a function may look up: those in its code, and its texts, for `getattr`."""
-    found = (each.argval for each in dis.get_instructions(code) if each.opname in READS_ATTRIBUTES)
-    texts = (each for each in code.co_consts if isinstance(each, str) and each.isidentifier())
-    return frozenset((*found, *texts, *(name for name in _globals_of(code) if name in LOOKS_AT_ALL)))
-
-
-def look_up(place: Any, name: str) -> Any:
-    """Return what a namespace, a cell or a class holds now."""
-    if isinstance(place, types.CellType):
-        try:
-            return place.cell_contents
-        except ValueError:
-            return MISSING
-    if isinstance(place, dict):
-        return place.get(name, MISSING)
-    return vars(place).get(name, MISSING)
-
-
-def _functions_of(code: types.CodeType, variables: dict[str, Any]) -> list[types.FunctionType]:
-    """Return the functions of this code whose closure holds these values."""
-    found = []
-    for each in gc.get_referrers(code):
-        if isinstance(each, types.FunctionType) and each.__code__ is code:
-            cells = zip(code.co_freevars, each.__closure__ or (), strict=True)
-            if all(look_up(cell, name) is variables.get(name, MISSING) for name, cell in cells):
-                found.append(each)
-    return found
-
-
-def where() -> str:
-    """Return the line of the user's code that is running, for a message."""
-    frame: types.FrameType | None = sys._getframe(1)
-    while frame is not None:
-        if is_users(frame.f_code.co_filename):
-            return f" ({frame.f_code.co_filename}:{frame.f_lineno}, in {frame.f_code.co_name})"
-        frame = frame.f_back
-    return ""
-
-
-def levels_to_caller() -> int:
-    """Return the `stacklevel` with which a warning of the caller's points at the line that called into the library."""
-    level, frame = 1, sys._getframe(1)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(PACKAGE):
-        level, frame = level + 1, frame.f_back
-    return level
-
-
-def callers_are_users() -> bool:
-    """Whether the code that called into the library is the user's own."""
-    frame: types.FrameType | None = sys._getframe(1)
-    while frame is not None:
-        name = frame.f_code.co_filename
-        if name.startswith(PACKAGE):
-            inner = name[len(PACKAGE) :]
-            if not inner.startswith(f"backend{os.sep}"):
-                return False
-        elif is_users(name):
-            return True
-        frame = frame.f_back
-    return False

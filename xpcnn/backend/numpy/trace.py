@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xpcnn.backend.graph.tracing import callers_are_users, note_host, tracing
+from xpcnn.backend.graph.code import callers_are_users
+from xpcnn.backend.graph.tracing import note_host, tracing
 from xpcnn.backend.numpy import traced
 from xpcnn.backend.numpy.arena import Arena, empty_like
 from xpcnn.backend.numpy.calls import Call, bind, reads_and_writes, refill, refill_all
