@@ -237,6 +237,35 @@ def test_arguments_that_share_memory(captures):
     assert add_one.graphs == 1
 
 
+@pytest.mark.parametrize("alias", ["values", "gradient", "a part", "an average"])
+def test_an_argument_that_the_function_writes_by_another_way(captures, rng, alias):
+    layer = nn.Linear(3, 3, bias=False)
+    optimizer = optim.SGD(layer.parameters(), 0.5)
+    average = np.ones((3, 3), "float32")
+    state = {"average": average}
+
+    def step(x, w):
+        layer.zero_grad()
+        y = layer(x)
+        layer.backward(y)
+        optimizer.step()
+        state["average"] *= 0.5
+        return w * 2
+
+    run = xpcnn.compile(step)
+    x, other = rng.normal(size=(2, 3, 3)).astype("float32")
+    given = {
+        "values": layer.weight.data,
+        "gradient": layer.weight.grad,
+        "a part": layer.weight.data[1:].T,
+        "an average": average[::-1],
+    }[alias]
+    for i in range(14):
+        w = given if i % 3 == 0 or i > 9 else other
+        np.testing.assert_array_equal(run(x, w), w * 2)  # w as the step has left it
+    assert run.graphs >= 1
+
+
 def test_arguments_that_are_no_arrays_count_by_value(captures, rng):
     scale = xpcnn.compile(lambda x, factor, *, options=(): x * factor + sum(options))
     x = rng.normal(size=7)

@@ -214,6 +214,10 @@ class Backend:
         """Say whether two arrays may share memory."""
         return a is b
 
+    def extent(self, a: Array) -> tuple[int, int] | None:
+        """Return the address of an array's first byte and of the one behind its last; None where nobody knows."""
+        return None
+
     # Paths of the backend's own code, beside the library's: no part of a function that is traced.
     tools: tuple[str, ...] = ()
     captures: bool = False  # whether `capture` records anything

@@ -218,6 +218,10 @@ class CupyBackend(Backend):
     def overlap(self, a: Array, b: Array) -> bool:
         return bool(self.xp.may_share_memory(a, b))
 
+    def extent(self, a: Array) -> tuple[int, int]:
+        first, last = self.xp.byte_bounds(a)
+        return int(first), int(last)
+
     # --- memory ---------------------------------------------------------------------------------------------------
 
     def empty(self, shape: Sequence[int], dtype: Any) -> Array:

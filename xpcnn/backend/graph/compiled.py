@@ -20,7 +20,7 @@ from xpcnn.backend import base
 from xpcnn.backend.graph import guards
 from xpcnn.backend.graph.code import levels_to_caller
 from xpcnn.backend.graph.guards import Tokens, TooMuch
-from xpcnn.backend.graph.record import NotReplayable, Record
+from xpcnn.backend.graph.record import Memory, NotReplayable, Record, overlap
 from xpcnn.backend.graph.tracing import Tracing, is_tracing
 from xpcnn.errors import BackendError, ConfigError
 
@@ -82,8 +82,9 @@ def compile(function: Callable[P, R]) -> Compiled[P, R]:
     Notes
     -----
     XPCNN_COMPILE=0 runs everything as written, to the same bits. Forwards that keep caches belong into one compiled
-    function with their backward. An argument that the function also writes by another way, such as a parameter's array,
-    is read as it was when the call began. Numbers that NumPy would return as scalars are arrays of shape ().
+    function with their backward. Calls with arguments that share memory with each other, or with what the function
+    writes by another way, such as a parameter's array, run as written. Numbers that NumPy would return as scalars are
+    arrays of shape ().
     """
     return Compiled(function)
 
@@ -165,7 +166,7 @@ class Compiled(Generic[P, R]):
             if record is not None:
                 if record.holds():
                     try:
-                        if not (record.written and _overlap(backend, arrays)):
+                        if not record.meets(arrays):
                             return record.replay(arrays, out)
                     finally:
                         case.free.append(record)
@@ -207,7 +208,7 @@ class Compiled(Generic[P, R]):
             ready = self._calls > EAGER_CALLS and not self._is_rest(case, arrays)
         else:
             ready = case.calls > self._eager
-        if case.reason is not None or not backend.captures or not ready or _overlap(backend, arrays):
+        if case.reason is not None or not backend.captures or not ready or overlap(backend, arrays):
             return self._as_written(backend, args, kwargs)
         return self._record(backend, case, args, kwargs, arrays)
 
@@ -220,7 +221,8 @@ class Compiled(Generic[P, R]):
     def _record(self, backend: Backend, case: _Case, args: Any, kwargs: Any, arrays: list[Any]) -> Any:
         tokens = Tokens(_is_array, backend.untraced)
         tracing = Tracing(tokens, backend.tools)
-        self._settle(backend, args, kwargs)
+        if self._settle(backend, args, kwargs).meets(arrays):
+            return self._as_written(backend, args, kwargs)
         copied = backend.duplicate if self._layout is None else functools.partial(self._layout, backend)
         slots = [backend.place(copied(array)) for array in arrays]
         outcome: list[Any] = []
@@ -278,13 +280,19 @@ class Compiled(Generic[P, R]):
         case.free.append(record)
         return result
 
-    def _settle(self, backend: Backend, args: Any, kwargs: Any) -> None:
-        """Let the library's objects follow what the user changed: it may need copies on the host, as no capture can."""
+    def _settle(self, backend: Backend, args: Any, kwargs: Any) -> Memory:
+        """Let the library's objects follow what the user changed: it may need copies on the host, as no capture can.
+
+        Return their memory.
+        """
         met = Tracing(Tokens(_is_array, backend.untraced), backend.tools)
         met.read_function(self._function)
-        met.consider([args, kwargs, getattr(getattr(self._function, "__self__", None), "__dict__", {})])
+        met.consider(getattr(getattr(self._function, "__self__", None), "__dict__", {}))
+        roots, seen = list(met.roots.values()), list(met.seen.values())
+        met.consider([args, kwargs])
         for thing in met.seen.values():
             thing.settle()
+        return Memory(backend, roots + [array for thing in seen for array in thing.arrays()])
 
     def _say(self, reason: str) -> None:
         if self._strict:
@@ -396,13 +404,6 @@ def _untraced(value: Any, backend: Backend) -> Any:
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return kind(*[_untraced(each, backend) for each in value])
     return backend.untraced(value)
-
-
-def _overlap(backend: Backend, arrays: list[Any]) -> bool:
-    """Whether two arguments share memory: what is written to one is then seen in the other, but not in its copy."""
-    if len(arrays) < 2:
-        return False
-    return any(backend.overlap(a, b) for i, a in enumerate(arrays) for b in arrays[:i])
 
 
 def _is_array(value: Any) -> bool:

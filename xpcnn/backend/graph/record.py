@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from xpcnn.backend.graph import guards
 from xpcnn.backend.graph.code import MISSING, look_up, put
+from xpcnn.backend.graph.extents import Extents
 from xpcnn.backend.graph.guards import Guarded, Tokens, TooMuch
 from xpcnn.backend.graph.tracing import TOO_MUCH, Tracing
 
@@ -69,6 +70,8 @@ class Record:
         self._version = guards.version[0]
         known_writes = getattr(replay, "writes", None)  # of what a device records nobody knows
         self.written = [i for i, slot in enumerate(slots) if writes and (known_writes is None or known_writes(slot))]
+        written = getattr(replay, "written", lambda: known)()
+        self._written_elsewhere = Memory(backend, list(written))
         live = [each for each in _leaves(self._template) if not isinstance(each, int)]
         live += [each for _, _, template in self._effects for each in _leaves(template) if not isinstance(each, int)]
         live += [slots[i] for i in self.written]
@@ -139,6 +142,12 @@ class Record:
                 return False
         return True
 
+    def meets(self, arrays: list[Any]) -> bool:
+        """Whether arguments share memory with each other or with what is written: copies would not see it change."""
+        if len(arrays) > 1 and self.written and overlap(self._backend, arrays):
+            return True
+        return self._written_elsewhere.meets(arrays)
+
     # --- what it does -----------------------------------------------------------------------------------------------
 
     def replay(self, arrays: list[Any], out: Any = None) -> Any:
@@ -176,6 +185,36 @@ class Record:
         if kind is _Nest:
             return template.make([self._built(each, arrays) for each in template.values])
         return template.value
+
+
+class Memory:
+    """The memory of arrays that outlive a call."""
+
+    def __init__(self, backend: Backend, arrays: list[Any]) -> None:
+        self._extent, self._arrays = backend.extent, arrays
+        pieces = [piece for each in arrays if (piece := backend.extent(each)) is not None]
+        self._extents = Extents(pieces)
+        self._owners = {id(_owner(each)) for each in arrays}
+
+    def meets(self, arrays: list[Any]) -> bool:
+        """Whether one of `arrays` lies in it."""
+        for array in arrays:
+            if getattr(array, "base", None) is None and id(array) not in self._owners:
+                continue  # memory of its own
+            piece = self._extent(array)
+            if any(array is each for each in self._arrays) if piece is None else self._extents.meets(*piece):
+                return True
+        return False
+
+
+def _owner(array: Any) -> Any:
+    base = getattr(array, "base", None)
+    return _owner(base) if type(base) is type(array) else array
+
+
+def overlap(backend: Backend, arrays: list[Any]) -> bool:
+    """Whether two arguments share memory: what is written to one is then seen in the other, but not in its copy."""
+    return any(backend.overlap(a, b) for i, a in enumerate(arrays) for b in arrays[:i])
 
 
 class _Own:

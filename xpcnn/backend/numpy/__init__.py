@@ -14,6 +14,7 @@ import numpy as np
 from xpcnn.backend.base import Backend
 from xpcnn.backend.numpy import convolution, plans, products, trace
 from xpcnn.backend.numpy.memory import BlockPool, aligned, trim
+from xpcnn.backend.numpy.places import extent_of
 from xpcnn.backend.numpy.plain import PlainNumpyBackend
 from xpcnn.backend.numpy.quiet import quiet
 from xpcnn.backend.numpy.threads import Blas, ThreadPool
@@ -115,6 +116,9 @@ class NumpyBackend(PlainNumpyBackend):
 
     def overlap(self, a: Any, b: Any) -> bool:
         return np.may_share_memory(a, b)
+
+    def extent(self, a: Any) -> tuple[int, int]:
+        return extent_of(a)
 
     def recording(self, recorder: Any) -> contextlib.AbstractContextManager[None]:
         """Send this thread's operations to `recorder` for the length of a `with` block."""

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xpcnn.backend.graph.code import callers_are_users
+from xpcnn.backend.graph.extents import Extent, Extents
 from xpcnn.backend.graph.tracing import note_host, tracing
 from xpcnn.backend.numpy import traced
 from xpcnn.backend.numpy.arena import Arena, empty_like
@@ -86,6 +87,10 @@ class Graph:
         """Whether a call writes to an array that is not the graph's own."""
         return any(np.may_share_memory(array, other) for other in written_by(self.calls))
 
+    def written(self) -> Iterator[Any]:
+        """Yield the arrays that calls write to and that are not the graph's own."""
+        return (array for array in written_by(self.calls) if not self._own.holds(array))
+
     def is_own(self, array: Any) -> bool:
         """Whether an array lies in memory of the graph, which replays write again."""
         return bool(self._own.holds(array))
@@ -121,25 +126,14 @@ def written_by(calls: Iterable[Call]) -> Iterator[Any]:
 class OwnMemory:
     """The memory of one graph, as extents."""
 
-    def __init__(self, extents: Iterable[tuple[int, int]], held: Any) -> None:
-        from bisect import bisect_right
-
+    def __init__(self, extents: Iterable[Extent], held: Any) -> None:
         self._held = held  # its owners live as long as the graph
-        merged: list[list[int]] = []
-        for start, stop in sorted(extents):
-            if merged and start <= merged[-1][1]:
-                merged[-1][1] = max(stop, merged[-1][1])
-            else:
-                merged.append([start, stop])
-        self._starts = [start for start, _ in merged]
-        self._stops = [stop for _, stop in merged]
-        self._find = bisect_right
+        self._extents = Extents(extents)
 
     def holds(self, array: Any) -> bool:
         """Whether an array lies in it."""
         address = array.__array_interface__["data"][0]
-        index = self._find(self._starts, address) - 1
-        return index >= 0 and address < self._stops[index]
+        return self._extents.meets(address, address + 1)
 
 
 def region_worth(backend: NumpyBackend, arena: Arena | None) -> float:
