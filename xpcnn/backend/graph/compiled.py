@@ -253,7 +253,7 @@ class Compiled(Generic[P, R]):
                 tracing.leave(undo=tracing.reason is not None)
         if tracing.reason is None and ready:
             try:
-                record = Record(backend, tracing, replay, slots, outcome[0], self._writes)
+                record = Record(backend, tracing, replay, slots, outcome[0], self._writes, arrays)
             except NotReplayable as error:
                 tracing.changes_host = True
                 tracing.fail(str(error))
@@ -288,7 +288,7 @@ class Compiled(Generic[P, R]):
         met = Tracing(Tokens(_is_array, backend.untraced), backend.tools)
         met.read_function(self._function)
         met.consider(getattr(getattr(self._function, "__self__", None), "__dict__", {}))
-        roots, seen = list(met.roots.values()), list(met.seen.values())
+        seen, roots = list(met.seen.values()), list(met.roots.values()) if self._writes else []
         met.consider([args, kwargs])
         for thing in met.seen.values():
             thing.settle()

@@ -31,6 +31,7 @@ class Record:
         slots: list[Any],
         result: Any,
         writes: bool,
+        arguments: list[Any],
     ) -> None:
         self._backend, self._replay, self._slots = backend, replay, slots
         self._is_array = tracing.tokens.is_array
@@ -70,8 +71,9 @@ class Record:
         self._version = guards.version[0]
         known_writes = getattr(replay, "writes", None)  # of what a device records nobody knows
         self.written = [i for i, slot in enumerate(slots) if writes and (known_writes is None or known_writes(slot))]
-        written = getattr(replay, "written", lambda: known)()
-        self._written_elsewhere = Memory(backend, list(written))
+        written = getattr(replay, "written", None)  # nobody knows of a device: all that is not an argument
+        others = written() if written else (a for a in known if not any(a is each for each in arguments))
+        self._written_elsewhere = Memory(backend, list(others))
         live = [each for each in _leaves(self._template) if not isinstance(each, int)]
         live += [each for _, _, template in self._effects for each in _leaves(template) if not isinstance(each, int)]
         live += [slots[i] for i in self.written]
