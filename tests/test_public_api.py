@@ -218,7 +218,7 @@ METHODS = {
         named_parameters(self)
         register_forward_hook(self, hook)
         zero_grad(self)  train(self)  eval(self)  to(self, backend)  state_dict(self)  load_state_dict(self, state)
-        summary(self, input_shape)  requires_grad_(self, flag=True)  keep(self, cache)  take(self)  forget(self)
+        summary(self, input_shape=None)  requires_grad_(self, flag=True)  keep(self, cache)  take(self)  forget(self)
         register_buffer(self, name, array)  half(self)""",
     "xpcnn.nn.Sequential": """backward(self, dy, *, input_gradient=True)  append(self, layer)
         insert(self, index, layer)  extend(self, layers)""",

@@ -56,6 +56,8 @@ class _Describer:
         if depth > DEEPEST:
             raise ConfigError(f"model: expected modules at most {DEEPEST} deep inside one another, got {where}")
         own = ours().get(name) is type(module)
+        if type(module).__module__.startswith("xpcnn.onnx"):
+            raise ConfigError(f"model: {where} is a graph of an ONNX file, not a network of layers; keep it as ONNX")
         arguments = {}
         for argument, parameter in _parameters(type(module)).items():
             if argument in UNTOLD:

@@ -538,17 +538,22 @@ class Module(Guarded):
         """Return the multiply-adds of one forward of its own; 0 where there is no product."""
         return 0
 
-    def summary(self, input_shape: tuple[int, ...]) -> str:
-        """Return a table of layers with output shapes, parameters and multiply-adds per image.
+    def summary(self, input_shape: tuple[int, ...] | None = None) -> str:
+        """Return a table of layers with output shapes, parameters and multiply-adds per image; rich in notebooks.
 
         Parameters
         ----------
-        input_shape : (C, H, W) or (D,)
-            Shape of one sample.
+        input_shape : (C, H, W) or (D,), optional
+            Shape of one sample; that of the last call by default.
         """
         from xpcnn.nn.summary import summary
 
         return summary(self, input_shape)
+
+    def _repr_html_(self) -> str:
+        from xpcnn.nn.summary import display
+
+        return display(self)
 
     def extra_repr(self) -> str:
         """Return the arguments that its repr shows."""

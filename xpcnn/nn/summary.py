@@ -1,10 +1,30 @@
-"""The table that `Module.summary` returns."""
+"""The table that `Module.summary` returns, and what notebooks show of a network."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from html import escape
 from typing import NamedTuple
 
-from xpcnn.nn.module import Module, no_grad, trace
+from xpcnn.errors import ConfigError
+from xpcnn.nn.module import Module, is_ours, no_grad, trace
+
+_HEADING = ("layer", "", "output", "parameters", "multiply-adds")
+
+
+class Summary(str):
+    """The table as text, which notebooks show as a table.
+
+    Attributes
+    ----------
+    rows : list of tuple of str
+        Heading, layers, total.
+    """
+
+    rows: list[tuple[str, ...]]
+
+    def _repr_html_(self) -> str:
+        return as_html(self.rows)
 
 
 class Cost(NamedTuple):
@@ -43,9 +63,20 @@ def costs(model: Module, input_shape: tuple[int, ...]) -> list[Cost]:
     ]
 
 
-def summary(model: Module, input_shape: tuple[int, ...]) -> str:
-    """Return a table of layers with output shapes, parameters and multiply-adds for one sample."""
-    rows = [("layer", "", "output", "parameters", "multiply-adds")]
+def summary(model: Module, input_shape: tuple[int, ...] | None = None) -> Summary:
+    """Return a table of layers with output shapes, parameters and multiply-adds for one sample.
+
+    Raises
+    ------
+    ConfigError
+        No shape is given, and the model has not been called yet.
+    """
+    input_shape = model._sample_shape if input_shape is None else input_shape
+    if input_shape is None:
+        raise ConfigError(
+            "input_shape: expected the shape of one sample, such as (1, 28, 28), for a model not called yet"
+        )
+    rows: list[tuple[str, ...]] = [_HEADING]
     table = costs(model, input_shape)
     for cost in table:
         shape = "x".join(map(str, cost.out_shape))
@@ -60,4 +91,39 @@ def summary(model: Module, input_shape: tuple[int, ...]) -> str:
         )
         for row in rows
     ]
-    return "\n".join(line.rstrip() for line in lines)
+    made = Summary("\n".join(line.rstrip() for line in lines))
+    made.rows = rows
+    return made
+
+
+def display(model: Module) -> str:
+    """Return a network as an HTML table, with the shapes of the last call where there was one.
+
+    Layers of the user's own, and hooks, are not called for that: they may count, or draw.
+    """
+    parameters = sum(parameter.size for parameter in model.parameters())
+    title = f"{type(model).__name__}: {parameters:,} parameters, {'training' if model.training else 'evaluation'} mode"
+    shape = model._sample_shape
+    if shape is not None and all(is_ours(module) and not module._forward_hooks for module in model.modules()):
+        title += f", input (N, {', '.join(map(str, shape))})"
+        return f"<p>{escape(title)}</p>{as_html(summary(model, shape).rows)}"
+    rows: list[tuple[str, ...]] = [("layer", "", "parameters")]
+    for path, module in model.named_modules():
+        if not list(module.children()):
+            size = sum(parameter.size for parameter in module.parameters())
+            rows.append((path, f"{type(module).__name__}({module.extra_repr()})", f"{size:,}"))
+    return f"<p>{escape(title)}</p>{as_html([*rows, ('total', '', f'{parameters:,}')])}"
+
+
+def as_html(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows, the first of which is a heading, as an HTML table; numbers stand on the right."""
+
+    def line(tag: str, row: Sequence[str]) -> str:
+        sides = ("right" if cell[:1].isdigit() and i > 1 else "left" for i, cell in enumerate(row))
+        cells = (
+            f'<{tag} style="text-align:{side}">{escape(cell)}</{tag}>' for cell, side in zip(row, sides, strict=True)
+        )
+        return f"<tr>{''.join(cells)}</tr>"
+
+    head, *body = rows
+    return f"<table><thead>{line('th', head)}</thead><tbody>{''.join(line('td', row) for row in body)}</tbody></table>"
