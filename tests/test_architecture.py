@@ -10,12 +10,12 @@ PACKAGE = ROOT / "xpcnn"
 
 # A part imports from its left.
 ORDER = (
-    "errors", "random", "windows", "backend", "functional", "nn", "models", "optim", "datasets", "data", "testing",
-    "training", "plot", "onnx", "sklearn", "information", "recipes", "cli", "__main__",
+    "errors", "random", "windows", "backend", "functional", "nn", "explain", "models", "optim", "datasets", "data",
+    "testing", "training", "plot", "onnx", "sklearn", "information", "recipes", "cli", "__main__",
 )  # fmt: skip
 RANK = {part: rank for rank, part in enumerate(ORDER)}
-# History.plot(path) hands over to its neighbour on the right when it is called, and not before.
-TO_THE_RIGHT = {("training/history.py", "xpcnn.plot")}
+# History.plot(path), and the finder's, hand over to their neighbour on the right when they are called, and not before.
+TO_THE_RIGHT = {("training/history.py", "xpcnn.plot"), ("training/lr_finder.py", "xpcnn.plot")}
 
 HOST_SIDE = ("random.py", "functional/reference/")  # these files, and the parts below, may use NumPy
 HOST_PARTS = ("backend", "datasets", "plot", "testing", "onnx", "sklearn", "cli")

@@ -179,6 +179,9 @@ API = {
         Trainer(model, optimizer, criterion, *, schedule=None, schedule_every=None, callbacks=())
         EarlyStopping(monitor=None, patience=5, min_delta=0.0, restore_best=True)
         ModelAverage(decay=0.999)
+        LearningRateFinder(start_lr=1e-07, end_lr=10.0, steps=100)
+        TensorBoard(folder, every=1)
+        class_metrics(labels, predicted, *, classes=None)
         Metrics(loss, accuracy)
         History()
         save_model(model, path, *, classes=None, transform=None)
@@ -204,12 +207,19 @@ API = {
         load(path)
         register(layer)
     """,
+    "xpcnn.explain": """
+        saliency(model, x, target=None)
+        grad_cam(model, x, target=None, *, layer=None)
+    """,
     "xpcnn.plot": """
         history(history, path=None, *, ax=None)
         predictions(images, labels, probabilities, path=None, *, ax=None)
         confusion_matrix(labels, predicted, path=None, *, ax=None)
         filters(weight, path=None, *, ax=None)
         feature_maps(model, image, path=None, *, ax=None)
+        learning_rates(finder, path=None, *, ax=None)
+        saliency(model, images, path=None, *, target=None, ax=None)
+        grad_cam(model, images, path=None, *, target=None, layer=None, ax=None)
     """,
 }
 METHODS = {

@@ -47,6 +47,7 @@ _SUBPACKAGES = frozenset(
         "data",
         "datasets",
         "errors",
+        "explain",
         "functional",
         "models",
         "nn",

@@ -291,10 +291,12 @@ def drawings(rng):
         "confusion_matrix": lambda *path, **options: plot.confusion_matrix(labels, labels[::-1], *path, **options),
         "filters": lambda *path, **options: plot.filters(net, *path, **options),
         "feature_maps": lambda *path, **options: plot.feature_maps(net, image, *path, **options),
+        "saliency": lambda *path, **options: plot.saliency(net, image, *path, **options),
+        "grad_cam": lambda *path, **options: plot.grad_cam(net, image, *path, **options),
     }
 
 
-NAMES = ["history", "predictions", "confusion_matrix", "filters", "feature_maps"]
+NAMES = ["history", "predictions", "confusion_matrix", "filters", "feature_maps", "saliency", "grad_cam"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -333,6 +335,40 @@ def test_drawn_into_axes_of_the_user_s(tmp_path, rng, name, size):
     blank.savefig(tmp_path / "b.png", dpi=100)
     if name not in ("history", "confusion_matrix"):  # their labels stand beside the axes
         np.testing.assert_array_equal(picture[:, :stays], pixels(tmp_path / "b.png")[:, :stays])
+
+
+def test_heat_lies_where_the_network_looks(tmp_path):
+    """A network whose score is the upper left quarter: the rest of the heat is none."""
+
+    class Corner(nn.Module):
+        def forward(self, x):
+            self.keep(x.shape)
+            return x[:, :, :8, :8].sum(axis=(2, 3))
+
+        def backward(self, dy):
+            dx = np.zeros(self.take(), dy.dtype)
+            dx[:, :, :8, :8] = dy[:, :, None, None]
+            return dx
+
+    net = nn.Sequential(nn.Conv2d(1, 2, 1), Corner())
+    net[0].weight.data[...] = 1
+    images = np.full((3, 1, 16, 16), 0.5, "float32")
+    images[:, 0, 0, 0] = 1  # so that there is a lightest and a darkest
+    picture = pixels(plot.saliency(net, images, tmp_path / "a.png", target=0)).astype(int)
+    tile = picture[-140:-12, 17:147]  # the heat of the first image
+    bright, dark = tile[15:50, 15:50].mean(axis=(0, 1)), tile[90:120, 90:120].mean(axis=(0, 1))
+    assert bright.sum() > dark.sum() + 150
+    with pytest.raises(ShapeError, match=r"images: expected \(N, C, H, W\) or \(C, H, W\) with C of 1 or 3"):
+        plot.saliency(net, np.zeros((3, 2, 8, 8), "float32"))
+
+
+@pytest.mark.parametrize("count", [1, 5, 20])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_heat_of_any_images(rng, count, channels):
+    net = nn.Sequential(nn.Conv2d(channels, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 14 * 10, 3))
+    images = rng.random((count, channels, 16, 12)).astype("float32")
+    for picture in (plot.saliency(net, images), plot.grad_cam(net, images, target=[1] * count, layer="1")):
+        assert pixels(picture).shape[1] == round(min(count, 8) * 130 + 30)
 
 
 def test_a_history_in_two_axes(rng):

@@ -4,5 +4,16 @@ from xpcnn.plot.confusion import confusion_matrix
 from xpcnn.plot.curves import history
 from xpcnn.plot.digits import predictions
 from xpcnn.plot.features import feature_maps, filters
+from xpcnn.plot.heat import grad_cam, saliency
+from xpcnn.plot.rates import learning_rates
 
-__all__ = ["confusion_matrix", "feature_maps", "filters", "history", "predictions"]
+__all__ = [
+    "confusion_matrix",
+    "feature_maps",
+    "filters",
+    "grad_cam",
+    "history",
+    "learning_rates",
+    "predictions",
+    "saliency",
+]

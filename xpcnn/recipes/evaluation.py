@@ -72,9 +72,9 @@ class EvaluatingTrainer(Trainer):
     last: Evaluation | None = None
     last_loader: Any = None
 
-    def evaluate(self, data: Any) -> Metrics:
+    def evaluate(self, data: Any, *, per_class: bool = False) -> Metrics:
         """Return loss (a mean over the samples, whatever the training's) and accuracy."""
-        if not isinstance(data, DataLoader):
-            return super().evaluate(data)
+        if per_class or not isinstance(data, DataLoader):
+            return super().evaluate(data, per_class=per_class)
         self.last, self.last_loader = evaluate(self.model, data), data
         return self.last.metrics

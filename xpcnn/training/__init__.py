@@ -7,25 +7,32 @@ from xpcnn.training.checkpoint import Checkpointer
 from xpcnn.training.early_stopping import EarlyStopping
 from xpcnn.training.history import History
 from xpcnn.training.lock import FolderLock
+from xpcnn.training.lr_finder import LearningRateFinder
 from xpcnn.training.metrics import Metrics, RunningAverage
 from xpcnn.training.model_file import load_model, save_model
+from xpcnn.training.per_class import ClassMetrics, class_metrics
 from xpcnn.training.predictor import Prediction, Predictor
 from xpcnn.training.progress import Progress
+from xpcnn.training.tensorboard import TensorBoard
 from xpcnn.training.trainer import Trainer
 
 __all__ = [
     "Callback",
     "Checkpointer",
+    "ClassMetrics",
     "EarlyStopping",
     "FolderLock",
     "History",
+    "LearningRateFinder",
     "Metrics",
     "ModelAverage",
     "Prediction",
     "Predictor",
     "Progress",
     "RunningAverage",
+    "TensorBoard",
     "Trainer",
+    "class_metrics",
     "load_model",
     "load_parameters",
     "save_model",

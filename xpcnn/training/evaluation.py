@@ -9,15 +9,23 @@ from typing import Any
 
 from xpcnn import random
 from xpcnn.backend import Array, backend_of
-from xpcnn.errors import DataError, DTypeError, ShapeError
+from xpcnn.errors import ConfigError, DataError, DTypeError, ShapeError
 from xpcnn.nn import Inference, Module, no_grad
 from xpcnn.nn.module import is_ours
 from xpcnn.nn.precision import call, computes_in_float16
 from xpcnn.training.batches import check_batches, unpack
 from xpcnn.training.metrics import Ledger, Metrics, has_accuracy, write_hits
+from xpcnn.training.per_class import class_metrics
 
 
-def evaluate(model: Module, criterion: Any, data: Iterable[tuple[Array, Array]], read_every: int = 50) -> Metrics:
+def evaluate(
+    model: Module,
+    criterion: Any,
+    data: Iterable[tuple[Array, Array]],
+    read_every: int = 50,
+    *,
+    per_class: bool = False,
+) -> Metrics:
     """Return loss and accuracy over all samples of `data`, each counted once, in eval mode and without gradients.
 
     Parameters
@@ -29,13 +37,18 @@ def evaluate(model: Module, criterion: Any, data: Iterable[tuple[Array, Array]],
         Batches on the model's backend, of any sizes.
     read_every : int
         Batches between two looks at what the device has done.
+    per_class : bool
+        Whether to tell precision, recall and F1 of each class too.
 
     Raises
     ------
     ConfigError, DataError
-        `data` is no iterable of batches, or has none.
+        `data` is no iterable of batches, or has none; the targets are no classes, but asked for by class.
     """
     check_batches("data", data)
+    if per_class and not has_accuracy(criterion):
+        raise ConfigError(f"per_class: expected a loss of classes with it, got {type(criterion).__name__}")
+    kept: list[tuple[Array, Array]] = []
     sums = getattr(criterion, "reduction", "mean") == "sum"
     backend = backend_of(next(iter(model.parameters())).data)
     forward = fastest_forward(model)
@@ -43,6 +56,7 @@ def evaluate(model: Module, criterion: Any, data: Iterable[tuple[Array, Array]],
     hits_place = ledger.row[1:2].reshape(())
     loss, hits, count = 0.0, 0.0, 0
     sizes: list[int] = []
+    widest = 0
 
     def read() -> None:
         nonlocal loss, hits
@@ -63,6 +77,10 @@ def evaluate(model: Module, criterion: Any, data: Iterable[tuple[Array, Array]],
             ledger.row[0:1] = criterion(logits, labels)
             if has_accuracy(criterion):
                 write_hits(logits, labels, hits_place)
+            if per_class:
+                classes = labels if labels.ndim < logits.ndim else backend.xp.argmax(labels, axis=1)
+                kept.append((classes.reshape(-1), backend.xp.argmax(logits, axis=1).reshape(-1)))
+                widest = max(widest, logits.shape[1])
             ledger.keep()
             sizes.append(x.shape[0])
             count += x.shape[0]
@@ -71,7 +89,13 @@ def evaluate(model: Module, criterion: Any, data: Iterable[tuple[Array, Array]],
         read()
     if not count:
         raise DataError("data: expected at least one batch, got none")
-    return Metrics(loss / count, hits / count if has_accuracy(criterion) else math.nan, count)
+    classes_told = None
+    if per_class:
+        truth, said = (backend.to_numpy(backend.xp.concatenate(side)) for side in zip(*kept, strict=True))
+        counted = truth != getattr(criterion, "ignore_index", None)
+        truth, said = truth[counted], said[counted]
+        classes_told = class_metrics(truth, said, num_classes=widest)
+    return Metrics(loss / count, hits / count if has_accuracy(criterion) else math.nan, count, classes_told)
 
 
 @contextlib.contextmanager

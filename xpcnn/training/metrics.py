@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from xpcnn.backend import Array, Backend, backend_of
 from xpcnn.errors import ShapeError
+
+if TYPE_CHECKING:
+    from xpcnn.training.per_class import ClassMetrics
 
 
 @dataclass(frozen=True)
 class Metrics:
     """Mean loss, and the share of samples whose highest logit is the label's, over `count` samples.
 
-    The share is nan where the targets are no classes.
+    The share is nan where the targets are no classes. `per_class` is there where it was asked for.
     """
 
     loss: float
     accuracy: float
     count: int = 0
+    per_class: ClassMetrics | None = field(default=None, repr=False)
 
 
 class RunningAverage:

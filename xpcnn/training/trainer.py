@@ -452,17 +452,18 @@ class Trainer:
 
     # --- evaluation -------------------------------------------------------------------------------------------------
 
-    def evaluate(self, data: Iterable[tuple[Array, Array]]) -> Metrics:
+    def evaluate(self, data: Iterable[tuple[Array, Array]], *, per_class: bool = False) -> Metrics:
         """Return loss and accuracy over all samples of `data`, each counted once, in eval mode and without gradients.
 
-        Every layer's mode is afterwards what it was before.
+        Every layer's mode is afterwards what it was before. With `per_class`, the result's `per_class` tells precision,
+        recall and F1 of each class.
 
         Raises
         ------
         ConfigError, DataError
             `data` is no iterable of batches, or has none.
         """
-        return evaluate(self.model, self.criterion, data, self.read_every)
+        return evaluate(self.model, self.criterion, data, self.read_every, per_class=per_class)
 
     def predict(self, images: Any, *, batch_size: int = BATCH) -> Array:
         """Return probabilities (N, K) on the model's backend, in eval mode; each layer's mode stays what it is.

@@ -1,0 +1,50 @@
+"""Loss over the learning rate."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from xpcnn.errors import DataError
+from xpcnn.plot.figure import ACCENT, FAINT, INK, WRONG, Canvas, PathLike, check_axes, figure_of, finish
+
+if TYPE_CHECKING:
+    from xpcnn.training.lr_finder import LearningRateFinder
+
+
+def learning_rates(finder: LearningRateFinder, path: PathLike | None = None, *, ax: Any = None) -> Any:
+    """Draw the losses of a `LearningRateFinder` over the rate, with the rate that it suggests.
+
+    Parameters
+    ----------
+    finder : LearningRateFinder
+        One that has run.
+    path : path, optional
+        Of a PNG.
+    ax : matplotlib.axes.Axes, optional
+        Where it is drawn, in the place of a figure of its own.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Raises
+    ------
+    DataError
+        It has not run, or the file cannot be written.
+    ConfigError
+        `ax` is no axes, or matplotlib is not installed.
+    """
+    if not finder.lrs:
+        raise DataError("finder: expected one that has run, got no steps; call run(trainer, train) first")
+    check_axes(ax)
+    axes = ax if ax is not None else Canvas(6.0, 3.5).axes(0.7, 0.55, 5.05, 2.75)
+    axes.set_xscale("log")
+    axes.plot(finder.lrs, finder.losses, ".", color=FAINT, markersize=3, label="each step")
+    axes.plot(finder.lrs, finder.smoothed, color=ACCENT, linewidth=1.6, label="running mean")
+    if len(finder.lrs) > 2:
+        best = finder.suggestion()
+        axes.axvline(best, color=WRONG, linewidth=1.2, label=f"falls fastest: {best:.2g}")
+    axes.set_xlabel("learning rate", color=INK)
+    axes.set_ylabel("loss", color=INK)
+    axes.legend(frameon=False, fontsize=9)
+    return finish(figure_of(axes), path)
