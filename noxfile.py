@@ -155,8 +155,8 @@ def trust(session: nox.Session) -> None:
 
 @nox.session(python=NEWEST)
 def parity(session: nox.Session) -> None:
-    """PyTorch as the oracle of every operation, layer, loss, optimiser and schedule."""
-    session.install(*BASE, *group("test", "parity"))
+    """PyTorch as the oracle of every operation, layer, loss, optimiser and schedule; ONNX's own cases for its files."""
+    session.install(*BASE, *extra("onnx"), *group("test", "parity", "onnx"))
     pytest(session, "-q", "-m", "parity", "tests/parity")
 
 

@@ -111,7 +111,12 @@ class _Builder:
         self.steps.append(Step((name,), inputs, tuple(node.outputs), on_host))
 
     def _key(self, node: Node) -> Any:
-        """Return what nodes share that are one layer, used twice; None for those without arrays of the file."""
+        """Return what nodes share that are one layer, used twice; None for those without a matrix of the file.
+
+        Exporters write equal arrays once: norms that nobody has trained yet are alike, and yet several.
+        """
+        if not any(array.ndim > 1 for array in node.constants.values()):
+            return None
         known = tuple((i, node.inputs[i]) for i in sorted(node.constants))
         if not any(name in self.graph.stored for _, name in known):
             return None

@@ -17,7 +17,7 @@ from xpcnn.onnx.tensors import Tensors
 SUPPORTED = ("Constant", *OPERATORS)
 ROOM = 1 << 16  # bytes that folded constants may take beyond twice the file's own
 # Numbers of these come from the file's own arrays, and keep their names.
-_RENAMED = ("Identity", "Transpose", "Reshape", "Cast", "Squeeze", "Unsqueeze")
+_RENAMED = ("Transpose", "Reshape", "Cast", "Squeeze", "Unsqueeze")
 
 
 class Graph:
@@ -155,6 +155,9 @@ class Graph:
             raise self.refused(proto, "it has no result")
         if node.op == "Constant":
             self.constants[node.outputs[0]] = self._constant(node)
+        elif node.op == "Identity" and inputs and inputs[0] in self.constants:  # as PyTorch writes equal arrays
+            self.constants[node.outputs[0]] = self.constants[inputs[0]]
+            self.stored.update(node.outputs[:1] if inputs[0] in self.stored else ())
         elif node.op == "Identity" and inputs and inputs[0] and node.outputs[0] not in self.outputs:
             self._aliases[node.outputs[0]] = inputs[0]
         elif all(name in self.constants for name in inputs if name):
@@ -287,6 +290,8 @@ class Graph:
             if read.intersection(name for name in node.outputs if name):
                 read.update(name for name in node.inputs if name)
                 node.outputs = [name if name in read else "" for name in node.outputs]
+                while not node.outputs[-1] and node.op != "Split":  # whose results are counted
+                    node.outputs.pop()
                 kept.append(node)
         self.nodes = kept[::-1]
 
