@@ -43,3 +43,10 @@ def relative(actual, expected):
     assert actual.dtype == expected.dtype
     actual, expected = actual.astype(np.float64), expected.astype(np.float64)
     return np.linalg.norm(actual - expected) / max(np.linalg.norm(expected), 1e-30)
+
+
+def sizes_of(name, model):
+    """Return the (C, H, W) that a network of `models` takes."""
+    channels = next(parameter.shape[1] for parameter in model.parameters() if len(parameter.shape) == 4)
+    size = 28 if name in ("deep3", "tiny", "conv8") else 32
+    return channels, size, size

@@ -9,18 +9,13 @@ import pytest
 
 import xpcnn
 from tests.nn.layers import LAYERS, make
-from tests.onnx.conftest import randomise, relative
+from tests.onnx.conftest import randomise, relative, sizes_of
 from xpcnn import models, nn
 from xpcnn.errors import ConfigError, DataError, DTypeError, ShapeError
 
 onnx = pytest.importorskip("onnx")
 ReferenceEvaluator = pytest.importorskip("onnx.reference").ReferenceEvaluator
 BOUND = 1e-5
-SIZES = {"lenet5": (1, 32, 32), "deep3": (1, 28, 28), "tiny": (1, 28, 28), "conv8": (1, 28, 28)}
-
-
-def sizes_of(name):
-    return SIZES.get(name, (3, 32, 32))
 
 
 def small():
@@ -51,8 +46,8 @@ def test_every_layer(name, opset, tmp_path, run_file, rng):
 @pytest.mark.parametrize("name", models.names())
 def test_every_network(name, fold, tmp_path, run_file, rng):
     model = randomise_norms(models.create(name))
-    xpcnn.onnx.export(model, sizes_of(name), tmp_path / "a.onnx", fold=fold)
-    x = rng.normal(size=(2, *sizes_of(name))).astype(np.float32)
+    xpcnn.onnx.export(model, sizes_of(name, model), tmp_path / "a.onnx", fold=fold)
+    x = rng.normal(size=(2, *sizes_of(name, model))).astype(np.float32)
     (y,) = run_file(tmp_path / "a.onnx", x)
     assert relative(y, model.eval()(x)) < BOUND
     operators = {node.op_type for node in onnx.load(tmp_path / "a.onnx").graph.node}

@@ -8,19 +8,12 @@ import pytest
 
 import xpcnn
 from tests.nn.layers import LAYERS, make
-from tests.onnx.conftest import randomise, relative
+from tests.onnx.conftest import randomise, relative, sizes_of
 from xpcnn import models, nn, optim
 from xpcnn.onnx.network import Network
 
 pytest.importorskip("onnx")
 from tests.onnx.files import RNG, dag, file_of, normal
-
-
-def sizes_of(name):
-    return {"lenet5": (1, 32, 32), "deep3": (1, 28, 28), "tiny": (1, 28, 28), "conv8": (1, 28, 28)}.get(
-        name, (3, 32, 32)
-    )
-
 
 # --- what was exported comes back -------------------------------------------------------------------------------------
 
@@ -43,9 +36,9 @@ def test_every_layer_comes_back(name, tmp_path, rng):
 @pytest.mark.parametrize("name", models.names())
 def test_every_network_comes_back(name, fold, tmp_path, rng):
     model = models.create(name)
-    xpcnn.onnx.export(model, sizes_of(name), tmp_path / "a.onnx", fold=fold)
+    xpcnn.onnx.export(model, sizes_of(name, model), tmp_path / "a.onnx", fold=fold)
     loaded = xpcnn.onnx.load(tmp_path / "a.onnx")
-    x = rng.normal(size=(2, *sizes_of(name))).astype(np.float32)
+    x = rng.normal(size=(2, *sizes_of(name, model))).astype(np.float32)
     assert relative(loaded(x), model.eval()(x)) < 1e-5
 
 
