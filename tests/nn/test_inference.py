@@ -27,6 +27,7 @@ SHAPES = {
     "three-layer": (3, 32, 32),
     "resnet20": (3, 32, 32),
     "vgg8": (3, 32, 32),
+    "mobilenet": (3, 32, 32),
 }
 
 
