@@ -171,6 +171,9 @@ def test_what_cannot_be_described():
         with pytest.raises(ConfigError, match=r"arguments of Holder to be numbers, strings, modules, or lists of them"):
             describe(Holder(thing))
     check(nn.Sequential())
+    graph = type("Network", (nn.Module,), {"__module__": "xpcnn.onnx.network"})
+    with pytest.raises(ConfigError, match=r"layer '0' \(Network\) is a graph of an ONNX file, .*keep it as ONNX"):
+        describe(nn.Sequential(graph()))
     deep = nn.Sequential()
     for _ in range(102):
         deep = nn.Sequential(deep)

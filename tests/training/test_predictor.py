@@ -6,17 +6,18 @@ import threading
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from xpcnn import functional as F
 from xpcnn import nn, optim
 from xpcnn.backend import get_backend
-from xpcnn.data import ChannelsFirst, Compose, DataLoader, Normalize, Pad, Repeat
+from xpcnn.data import ChannelsFirst, Compose, DataLoader, Normalize, Pad, RandomCrop, RandomHorizontalFlip, Repeat
 from xpcnn.datasets import load_image, load_mnist, load_picture
 from xpcnn.errors import ConfigError, DataError, ShapeError
-from xpcnn.training import Prediction, Predictor
+from xpcnn.training import Prediction, Predictor, Trainer
 
 from .common import net, trainer
+
+Image = pytest.importorskip("PIL.Image")
 
 
 def colour_net(size=6, classes=3, channels=3):
@@ -165,8 +166,22 @@ def test_after_a_training_no_size_need_be_said():
     from .common import loader
 
     done.fit(loader(), epochs=1)
-    assert Predictor(done.model).image_shape == (1, 6, 6)
+    assert Predictor(done.model).image_shape == (6, 6)
     assert len(Predictor(done.model)(Image.fromarray(photos(1, 50)[0]))) == 1
+
+
+def test_after_a_training_on_parts_of_images_whole_ones_are_taken():
+    """A crop takes images of many sizes: which one they had, the loader knew."""
+    model = colour_net()
+    optimizer = optim.SGD(model.parameters(), 0.01)
+    transform = Compose(RandomHorizontalFlip(), RandomCrop(6), Normalize(0.5, 0.5))
+    images = photos(8, 10)
+    Trainer(model, optimizer, nn.CrossEntropyLoss()).fit(DataLoader(images, np.arange(8) % 3, 4, transform=transform))
+    predictor = Predictor(model, transform=transform)
+    assert predictor.image_shape == (10, 10, 3)
+    wanted = expected(model, (scaled(images[:, 2:8, 2:8]) - 0.5) / 0.5)
+    for given in (images, images.transpose(0, 3, 1, 2), [Image.fromarray(image) for image in images]):
+        np.testing.assert_allclose(predictor.probabilities(given), wanted, rtol=1e-4, atol=1e-6)
 
 
 def test_where_no_size_is_known_pictures_stay_as_they_are(tmp_path):

@@ -232,8 +232,8 @@ class Predicting:
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"_made": None, "_made_of": ()}
 
-    def look_at(self, *loaders: Any) -> None:
-        """Remember the transform of the first that has images and one."""
+    def look_at(self, model: Module, *loaders: Any) -> None:
+        """Remember the transform of the first that has images and one; the model remembers the shape of its images."""
         for loader in loaders:
             dtype, transform = (
                 getattr(getattr(loader, "images", None), "dtype", None),
@@ -241,6 +241,7 @@ class Predicting:
             )
             if dtype is not None and callable(transform):
                 self._transform, self._floats, self._known = transform, dtype.kind == "f", True
+                model._stored_shape = tuple(loader.images.shape[1:])
                 return
 
     def probabilities(self, model: Module, images: Any, batch_size: int) -> Array:
@@ -311,6 +312,9 @@ def infer_image_shape(model: Module, prepare: Callable[[Array], Array]) -> Sizes
             return wanted
         first = next((module for module in model.modules() if isinstance(module, (Conv2d, Linear))), None)
         return (first.in_channels, None, None) if isinstance(first, Conv2d) else None
+    known = model._stored_shape
+    if known is not None and _prepared(prepare, known) == wanted:
+        return known
     channels, *size = wanted
     for stored in dict.fromkeys((channels, 1, 3, 4)):
         for last in (False, True):
@@ -329,14 +333,19 @@ def _before(
         if min(height, width) < 1:
             return None
         shape = (height, width, channels) if last else (channels, height, width)
-        try:
-            with random.fork_rng():
-                found = tuple(prepare(get_backend().zeros((1, *shape), "uint8")).shape[1:])
-        except Exception:  # such as a transform of the user's own that takes no such images
-            return None
+        found = _prepared(prepare, shape)
         if found == wanted:
             return shape
-        if len(found) != 3:
+        if found is None or len(found) != 3:
             return None
         height, width = height - found[1] + wanted[1], width - found[2] + wanted[2]
     return None
+
+
+def _prepared(prepare: Callable[[Array], Array], image_shape: tuple[int, ...]) -> tuple[int, ...] | None:
+    """Return the shape that an image gets; None where a transform, such as one of the user's own, takes no such one."""
+    try:
+        with random.fork_rng():
+            return tuple(prepare(get_backend().zeros((1, *image_shape), "uint8")).shape[1:])
+    except Exception:  # whatever it stumbles over
+        return None

@@ -233,7 +233,7 @@ class Trainer:
         self.epochs = self.first_epoch + epochs
         self.batches_per_epoch = len(train) if hasattr(train, "__len__") else None
         self.validates = validation is not None
-        self._predicting.look_at(validation, train)
+        self._predicting.look_at(self.model, validation, train)
         self._check_schedule()
         backend = backend_of(next(iter(self.model.parameters())).data)
         self._renew(backend)
