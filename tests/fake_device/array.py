@@ -36,10 +36,12 @@ class Counters:
     downloads: int = 0
     syncs: int = 0
     matmul_copies: list[str] = field(default_factory=list)
+    view_copies: list[str] = field(default_factory=list)  # operands that are another view object of `out`
 
     def reset(self) -> None:
         self.uploads = self.downloads = self.syncs = 0
         self.matmul_copies.clear()
+        self.view_copies.clear()
 
 
 counters = Counters()
@@ -125,6 +127,10 @@ def call(function: Callable[..., Any], *operands: Any, out: Any = None, explicit
         if not isinstance(out, FakeArray):
             raise TypeError(f"return arrays must be of the fake device, got {type(out)}")
         options["out"] = out._host
+        for operand in operands:
+            other = isinstance(operand, FakeArray) and operand is not out
+            if other and np.shares_memory(operand._host, out._host, max_work=1):
+                counters.view_copies.append(f"{function.__name__} {operand.shape}")
     with np.errstate(all="ignore"):
         result = function(*plain, **options)
     if out is not None:

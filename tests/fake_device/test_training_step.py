@@ -48,7 +48,30 @@ def test_a_step_never_waits_for_the_device(rng, name, optimiser):
             step(x, labels)
         assert (counters.syncs, counters.downloads, counters.uploads) == (0, 0, 0)
         assert counters.matmul_copies == []
+        assert counters.view_copies == []
         assert all(np.isfinite(backend.to_numpy(loss)) for loss in losses)
+
+
+@pytest.mark.parametrize("name", INPUTS)
+def test_what_works_in_place_passes_the_view_itself(rng, name):
+    """CuPy copies an operand first that is another view of where the result goes."""
+    with use_backend("fake") as backend:
+        net = models.create(name).eval()
+        x = backend.asarray(rng.normal(size=(2, *INPUTS[name])).astype("float32"))
+        counters.reset()
+        net(x)
+        nn.Inference(net)(x)
+        assert counters.view_copies == []
+
+
+def test_another_view_of_the_result_is_noticed(rng):
+    with use_backend("fake") as backend:
+        x = backend.asarray(rng.normal(size=(2, 3)).astype("float32"))
+        counters.reset()
+        backend.xp.add(x, 1, out=x)
+        assert counters.view_copies == []
+        backend.xp.add(x.reshape(2, 3), 1, out=x)
+        assert counters.view_copies == ["add (2, 3)"]
 
 
 @pytest.mark.parametrize("name", ["lenet5", "deep3", "resnet20"])

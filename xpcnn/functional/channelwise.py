@@ -181,10 +181,11 @@ def _run(
 
         def work(index: int) -> None:
             slab = slabs[index]
-            a = slab.of(x)
+            place = slab.of(y)  # one view: CuPy copies an operand that is `out` by another
+            a = place if y is x else slab.of(x)
             for i, op in enumerate(ops):
                 if i >= min(last, in_place - 1):
-                    out = slab.of(y)
+                    out = place
                 elif keep and (op.keeps_output or ops[i + 1].keeps_input):
                     out = backend.empty(slab.shape(shapes[i + 1]), x.dtype)
                 else:

@@ -275,7 +275,8 @@ class AffineOp(ChannelOp):
         return shape
 
     def forward(self, backend: Backend, x: Array, channels: slice, out: Array, keep: bool) -> Any:
-        rows, result, shift = _rows(x), _rows(out), self.shift[channels]
+        rows, shift = _rows(x), self.shift[channels]
+        result = rows if out is x else _rows(out)  # CuPy copies an operand that is `out` by another view
         if self.scale is None:
             backend.xp.add(rows, shift[:, None], out=result)
         else:

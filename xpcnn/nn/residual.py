@@ -55,7 +55,8 @@ def add(a: Array, b: Array, *, reuse: bool = False) -> Array:
 
     def part(channels: range) -> None:
         rows = slice(channels.start, channels.stop)
-        backend.xp.add(a[rows], b[rows], out=out[rows])
+        mine = a[rows]  # CuPy copies an operand that is `out` by another view
+        backend.xp.add(mine, b[rows], out=mine if out is a else out[rows])
 
     with backend.errstate():
         if not a.ndim:
