@@ -1,4 +1,4 @@
-"""The table of run.py, also from its results: `python bench/report.py [cpu-table.json]`; README's with --markdown."""
+"""The table of run.py again, from its results: `python bench/report.py [cpu-table.json]`; --markdown: the guide's."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def whole(rows: list[dict[str, Any]]) -> str:
 
 
 def title(workload: w.Workload) -> str:
-    """What README calls a row."""
+    """What the guide calls a row."""
     shape = "x".join(map(str, (workload.batch, *workload.image)))
     if workload.conv:
         kernel = f"{workload.conv.outputs}@{workload.conv.kernel}x{workload.conv.kernel}"
@@ -129,7 +129,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("name", nargs="?", default="cpu-table.json", help="file in bench/results")
-    parser.add_argument("--markdown", action="store_true", help="README's table")
+    parser.add_argument("--markdown", action="store_true", help="the guide's table")
     options = parser.parse_args()
     content = json.loads((harness.RESULTS / options.name).read_text())
     if options.markdown:

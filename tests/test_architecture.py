@@ -197,6 +197,7 @@ def test_every_module_says_what_it_owns():
 def test_top_level_holds_what_the_plan_names():
     plan = {
         "pyproject.toml", "xpcnn", "tests", "bench", "README.md", "noxfile.py", ".ci", ".gitignore", "LICENSE",
+        "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md",
     }  # fmt: skip
     import subprocess
 

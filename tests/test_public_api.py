@@ -3,14 +3,10 @@
 import importlib
 import inspect
 import re
-import textwrap
-from pathlib import Path
 
 import pytest
 
 import xpcnn
-
-README = Path(__file__).parents[1] / "README.md"
 
 FUNCTIONAL = """
     conv2d(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1)
@@ -337,34 +333,3 @@ def test_everything_public_is_documented(name):
 
 def test_dir_shows_the_packages():
     assert {"nn", "functional", "optim", "data", "datasets", "training", "models", "recipes"} <= set(dir(xpcnn))
-
-
-def examples():
-    """Return the README's Python examples in order."""
-    return re.findall(r"^```python\n(.*?)^```", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-
-
-@pytest.mark.parametrize("number", range(len(examples())) if README.exists() else [])
-def test_examples_of_the_readme_run(number, tmp_path, monkeypatch, capsys):
-    """Each example runs as it stands, in an empty folder, on a few images."""
-    from xpcnn import datasets
-    from xpcnn.datasets import Dataset
-
-    train, test = datasets.load_mnist()
-    few = tuple(Dataset(part.images[:256], part.labels[:256]) for part in (train, test))
-    monkeypatch.setattr(datasets, "load_mnist", lambda: few)
-    monkeypatch.chdir(tmp_path)
-    code = textwrap.dedent(examples()[number])
-    before = xpcnn.get_backend().name
-    try:
-        exec(compile(code, f"README example {number + 1}", "exec"), {"__name__": "__main__"})
-    finally:
-        xpcnn.set_backend(before)
-    assert capsys.readouterr().out.strip()  # every example shows something
-
-
-def test_the_readme_installs_nothing_by_a_name_that_is_on_no_index():
-    """The package is installed from its folder: ".[cuda12]"; its name could one day be anybody's."""
-    text = README.read_text(encoding="utf-8")
-    assert 'pip install ".[cuda12]"' in text
-    assert re.findall(r"pip install (?:-\S+ )*[\"']?xpcnn\b.*", text) == []

@@ -1,19 +1,19 @@
-"""What is given by position means the same as in PyTorch: same place, or by name alone; README lists the rest."""
+"""What is given by position means the same as in PyTorch: same place, or by name alone; a guide lists the rest."""
 
 import inspect
-import re
 from pathlib import Path
 
 import pytest
 
+import xpcnn
 from xpcnn import functional, nn, optim
 
 pytestmark = pytest.mark.parity
 
-README = Path(__file__).parents[2] / "README.md"
+GUIDE = Path(xpcnn.__file__).parent / "guides" / "pytorch.md"
 # Our names for what PyTorch calls otherwise, and who has them.
 RENAMED = {"x": "input", "logits": "input", "labels": "target", "axis": "dim", "parameters": "params", "layers": "args"}
-# What differs for a reason; README says which.
+# What differs for a reason; the guide says which.
 DIFFERENT = {
     "functional.batch_norm": "gamma and beta come before the running statistics",
     "nn.Parameter": "the second argument is the name",
@@ -101,7 +101,7 @@ def test_every_name_has_its_counterpart(torch):
 def test_by_position_as_in_pytorch_or_by_name(torch):
     wrong = {path: misplaced(ours, theirs) for path, ours, theirs in common(torch)}
     wrong = {path: name for path, name in wrong.items() if name is not None}
-    assert wrong.keys() == DIFFERENT.keys(), f"give these by name alone, or list them in README: {wrong}"
+    assert wrong.keys() == DIFFERENT.keys(), f"give these by name alone, or list them in the guide: {wrong}"
 
 
 def test_defaults_are_pytorchs(torch):
@@ -128,11 +128,9 @@ def test_what_differs_by_position_is_refused_by_pytorchs_order(torch):
         nn.CrossEntropyLoss(None)
 
 
-def test_readme_lists_what_differs():
-    text = README.read_text(encoding="utf-8")
-    section = re.search(r"^## From PyTorch$(.*?)^## ", text, re.MULTILINE | re.DOTALL)
-    assert section, "README has no section that lists what differs"
+def test_the_guide_lists_what_differs():
+    text = GUIDE.read_text(encoding="utf-8")
     short = {"functional": "F"}
     for path in DIFFERENT:
         place, name = path.split(".")
-        assert f"`{short.get(place, place)}.{name}" in section[1], path
+        assert f"`{short.get(place, place)}.{name}" in text, path

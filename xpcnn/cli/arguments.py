@@ -78,6 +78,9 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--opset", type=int, default=21, metavar="N", help="version of ONNX's operators, 18 to 21 (21)")
     export.add_argument("--fold", action="store_true", help="batch norm goes into the layers before it")
 
+    guide = commands.add_parser("guide", help="read one of the guides: convolutions, recording, data, the GPU, ...")
+    guide.add_argument("name", nargs="?", metavar="NAME", help="which one; without it, what there is")
+
     commands.add_parser("recipes", help="list the recipes")
     _add_backend(commands.add_parser("info", help="what runs here, how fast it multiplies, what would make it faster"))
 
