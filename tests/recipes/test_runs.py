@@ -81,6 +81,10 @@ def test_the_folder_holds_what_a_run_was(digits, tmp_path, backend):
         "seed": 5,
         "as_written": False,
         "precision": "float32",
+        "image_size": None,
+        "augment": None,
+        "patience": None,
+        "skip_broken": False,
     }
     assert content["state"] == "done"
     assert content["test"]["accuracy"] == done.metrics.accuracy
@@ -191,12 +195,15 @@ def test_data_that_is_not_there(tmp_path, rng):
         recipes.run("three-layer", data="cifar10")
     with pytest.raises(DataError, match="expected mnist, or a folder or file that is there, got 'nowhere'"):
         recipes.run("lenet5", data="nowhere")
-    with pytest.raises(DataError, match="MNIST's four IDX files or CIFAR-10's batches"):
+    with pytest.raises(DataError, match="of MNIST's four IDX files or of CIFAR-10's batches"):
         recipes.run("lenet5", data=str(tmp_path))
+
+
+def test_networks_are_built_to_other_sets(tmp_path, rng):
     write_cifar(tmp_path / "cifar", rng, "binary")
-    with pytest.raises(DataError, match="lenet5 takes mnist, got cifar10"):
-        recipes.run("lenet5", data=str(tmp_path / "cifar"), out=tmp_path / "run")
-    assert not (tmp_path / "run").exists()
+    done = recipes.run("lenet5", data=str(tmp_path / "cifar"), batch_size=8, out=tmp_path / "run")
+    assert recipes.load(tmp_path / "run").metrics == done.metrics
+    assert done.model[0].weight.shape == (6, 3, 5, 5)
 
 
 # --- folders that are damaged -------------------------------------------------------------------------------------

@@ -48,9 +48,16 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--data",
         metavar="D",
-        help="mnist (carried), a folder of IDX files (MNIST, EMNIST; FOLDER/emnist-digits chooses one of several sets) "
-        "or of CIFAR-10, mnist.pkl.gz; with --resume, where the run's data lies now",
+        help="mnist (carried); a folder with one sub-folder of pictures a class, or with such folders train and test; "
+        "one of IDX files (MNIST, EMNIST; FOLDER/emnist-digits chooses one of several sets) or of CIFAR-10; an .npz "
+        "file; mnist.pkl.gz; with --resume, where the run's data lies now",
     )
+    train.add_argument("--image-size", type=int, metavar="N", help="pixels a side to which pictures are brought")
+    train.add_argument("--skip-broken", action="store_true", help="leave out pictures that cannot be read")
+    train.add_argument(
+        "--augment", metavar="A", help="change images at random: shift (digits, letters) or photo (none)"
+    )
+    train.add_argument("--patience", type=int, metavar="N", help="stop after N epochs without a better validation loss")
     train.add_argument("--epochs", type=int, metavar="N", help="passes over the data (the recipe's)")
     train.add_argument("--batch-size", type=int, metavar="N", help="images in a batch (the recipe's)")
     train.add_argument("--seed", type=int, metavar="S", help="of initial values, order and dropout (0)")

@@ -6,6 +6,8 @@ import contextlib
 import threading
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 if TYPE_CHECKING:
     from xpcnn.recipes import Run
 
@@ -40,8 +42,9 @@ def draw(done: Run) -> None:
     title = f"{done.settings.recipe}, seed {done.settings.seed}: test accuracy {accuracy:.4f}"
     plot.history(done.history, done.folder / "curves.png", title=title)
     probabilities, labels = done.evaluation.probabilities, done.evaluation.labels
-    plot.predictions(done.test.images, labels, probabilities, done.folder / "predictions.png")
-    plot.confusion_matrix(labels, probabilities, done.folder / "confusion.png")
+    images, classes = np.asarray(done.test.images), done.test.classes
+    plot.predictions(images, labels, probabilities, done.folder / "predictions.png", classes=classes)
+    plot.confusion_matrix(labels, probabilities, done.folder / "confusion.png", classes=classes)
     plot.filters(done.model, done.folder / "filters.png")
-    image = done.recipe.transforms[done.kind](done.model.backend.asarray(done.test.images[:1]))
+    image = done.recipe.transforms[done.kind](done.model.backend.asarray(images[:1]))
     plot.feature_maps(done.model, image, done.folder / "features.png")

@@ -105,6 +105,26 @@ def load_folder(
     return loaded[0] if part else tuple(loaded)
 
 
+def survey(path: PathLike, extensions: Sequence[str] = EXTENSIONS) -> tuple[int, tuple[int, int] | None]:
+    """Return how many pictures `load_folder` would find, and their common (height, width); None where they differ.
+
+    What cannot be read is left out.
+
+    Raises
+    ------
+    DataError
+        As for `load_folder`.
+    """
+    options = Options(path, None, AUTO, tuple(extensions), True, "crop", "skip", False)
+    places: Iterable[PathLike] = find_parts(path).values() or [path]
+    paths = [each for place in places for each in find_pictures(place, options.extensions).paths]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        headers = [found for found in options.tried(peek, paths, "") if isinstance(found, Header)]
+    sizes = {(header.height, header.width) for header in headers}
+    return len(paths), next(iter(sizes)) if len(sizes) == 1 else None
+
+
 class Options:
     """What `load_folder` was asked for, checked."""
 
@@ -158,7 +178,7 @@ class Options:
 
     def _looked_through(self, pairs: Pairs) -> list[tuple[str, int, Header]]:
         """Return path, label and header of each picture that has one."""
-        results = self._tried(peek, [path for path, _ in pairs], "looking at pictures")
+        results = self.tried(peek, [path for path, _ in pairs], "looking at pictures")
         self._refuse({path: found for (path, _), found in zip(pairs, results, strict=True)})
         return [(*pair, found) for pair, found in zip(pairs, results, strict=True) if isinstance(found, Header)]
 
@@ -194,7 +214,7 @@ class Options:
             pixels[index] = read(paths[index])
             return True
 
-        results = self._tried(decode_into, range(len(paths)), "reading pictures")
+        results = self.tried(decode_into, range(len(paths)), "reading pictures")
         self._refuse(dict(zip(paths, results, strict=True)))
         images, sound, start = [], [], 0
         for pairs in sets:
@@ -205,7 +225,7 @@ class Options:
             start += len(pairs)
         return images, sound
 
-    def _tried(self, function: Callable[[Any], T], items: Iterable[Any], what: str) -> list[T | BrokenPicture]:
+    def tried(self, function: Callable[[Any], T], items: Iterable[Any], what: str) -> list[T | BrokenPicture]:
         """Return what the function makes of each item, in threads: its result, or why there is none."""
 
         def attempt(item: Any) -> T | BrokenPicture:

@@ -45,6 +45,11 @@ def find_parts(folder: PathLike) -> dict[str, Path]:
     return {kind: kinds[kind] for kind in _ORDER if kind in kinds}
 
 
+def has_pictures(folder: PathLike) -> bool:
+    """Say whether a folder has what could be a set of pictures: sub-folders, or a metadata.csv."""
+    return look_at(Path(folder) / _TABLE) == "file" or bool(_sub_folders(Path(folder)))
+
+
 def find_pictures(folder: PathLike, extensions: Sequence[str], known: Sequence[str] | None = None) -> Tree:
     """Return the pictures of a folder with one sub-folder a class, or with a metadata.csv.
 

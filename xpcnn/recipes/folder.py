@@ -34,6 +34,10 @@ class Settings:
     seed: int
     as_written: bool
     precision: str = "float32"
+    image_size: int | None = None
+    augment: str | None = None
+    patience: int | None = None
+    skip_broken: bool = False
 
 
 _TYPES: dict[str, tuple[type, ...]] = {
@@ -44,6 +48,10 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "seed": (int,),
     "as_written": (bool,),
     "precision": (str,),
+    "image_size": (int, type(None)),
+    "augment": (str, type(None)),
+    "patience": (int, type(None)),
+    "skip_broken": (bool,),
 }
 
 

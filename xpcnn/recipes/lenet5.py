@@ -57,6 +57,7 @@ LENET5 = Recipe(
     epochs=1,
     accuracy=0.985,
     relative_time=1.0,
+    image_size=32,
 )
 
 LENET5_FAST = Recipe(
@@ -71,4 +72,5 @@ LENET5_FAST = Recipe(
     epochs=1,
     accuracy=0.988,
     relative_time=1.0,
+    image_size=32,
 )

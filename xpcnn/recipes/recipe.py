@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from xpcnn.data import DataLoader
+from xpcnn.data import Compose, DataLoader
 from xpcnn.data.transforms import Transform
 from xpcnn.datasets import Dataset, to_categorical
 from xpcnn.models import create
@@ -58,6 +58,12 @@ class Recipe:
         What a kind of data puts in their place.
     classes : int
         Of the data: 10, or more for letters.
+    augment : tuple of callable
+        What changes the images that are trained on, before the transform.
+    image_size : int
+        Pixels a side of the images that the network takes where it is not built to others.
+    built_to : (channels, height, width) or None
+        Images of the user's own, as stored, to which the network is built.
     accuracy, relative_time : float
         The mean test accuracy of five seeds, and the time of the whole training with `lenet5`'s as 1, as
         `python -m bench.seeds` measures them.
@@ -82,6 +88,9 @@ class Recipe:
     as_written: Mapping[str, Any] = field(default_factory=dict)
     on: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     classes: int = CLASSES
+    augment: tuple[Callable[..., Any], ...] = ()
+    image_size: int = 28
+    built_to: tuple[int, int, int] | None = None
 
     def written(self) -> Recipe:
         """Return the recipe with the document's own initial values and rates."""
@@ -97,7 +106,14 @@ class Recipe:
 
     def create_model(self) -> Module:
         """Return a new network on the active backend."""
-        return create(self.model, num_classes=self.classes, **self.options)
+        return create(self.model, num_classes=self.classes, **self.options, **self._sizes())
+
+    def _sizes(self) -> dict[str, Any]:
+        """Return the options that build the network to images of the user's own."""
+        if self.built_to is None:
+            return {}
+        channels, height, width = self.built_to
+        return {"in_channels": channels, "image_size": (height, width)}
 
     def create_criterion(self) -> CrossEntropyLoss:
         """Return the loss."""
@@ -105,13 +121,15 @@ class Recipe:
 
     def train_loader(self, dataset: Dataset, kind: str, batch_size: int | None = None) -> DataLoader:
         """Return the batches to train on, of data of one kind."""
+        size = batch_size or self.batch_size
         return DataLoader(
             dataset.images,
             self._labels(dataset),
-            batch_size or self.batch_size,
+            size,
+            drop_last=len(dataset) % size == 1 < len(dataset) and size > 1,  # batch norm makes nothing of one image
             replacement=self.steps_per_epoch is not None,
             batches_per_epoch=self.steps_per_epoch,
-            transform=self.transforms[kind],
+            transform=Compose(*self.augment, self.transforms[kind]) if self.augment else self.transforms[kind],
         )
 
     def evaluation_loader(self, dataset: Dataset, kind: str) -> DataLoader:
@@ -125,6 +143,8 @@ class Recipe:
         from xpcnn.backend import get_backend
 
         kind = kind or next(iter(self.transforms))
+        if self.built_to is not None:
+            return self.built_to
         stored = (1, 28, 28) if kind == "mnist" else (1, 3, 32, 32)
         return tuple(self.transforms[kind](get_backend().zeros(stored, "uint8")).shape[1:])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from xpcnn.backend import use_backend
 from xpcnn.data import DataLoader
 from xpcnn.datasets import Dataset, load_mnist
 from xpcnn.datasets.dataset import fingerprint
-from xpcnn.errors import ConfigError, DataError
+from xpcnn.errors import ConfigError, DataError, ShapeError
 from xpcnn.functional.precision import check_precision
 from xpcnn.information import info
 from xpcnn.nn import Module
@@ -24,12 +24,15 @@ from xpcnn.recipes import folder as folders
 from xpcnn.recipes import sources
 from xpcnn.recipes.evaluation import EvaluatingTrainer, Evaluation, evaluate
 from xpcnn.recipes.folder import Settings
+from xpcnn.recipes.pictures import KIND, Pictures, adapted, augmentation, explained, hold_out
 from xpcnn.recipes.recipe import Recipe
 from xpcnn.recipes.table import find
-from xpcnn.training import Checkpointer, History, Metrics, Progress, load_parameters, save_model
+from xpcnn.training import Checkpointer, EarlyStopping, History, Metrics, Progress, load_parameters, save_model
 
 DEFAULT = "lenet5"
 DEFAULT_SEED = 0
+DIGIT = (28, 28)
+MOST_PIXELS = 1 << 13  # a side, of what a run.json may ask for
 _FIXED = {"format", "settings"}  # what run.json holds of every run
 
 
@@ -87,6 +90,10 @@ def run(
     callbacks: Sequence[Any] = (),
     progress: bool = False,
     numbered: bool = False,
+    image_size: int | None = None,
+    augment: str | None = None,
+    patience: int | None = None,
+    skip_broken: bool = False,
 ) -> Run:
     """Train a recipe and test it.
 
@@ -97,7 +104,8 @@ def run(
     backend : str, optional
         Where to; the active backend by default.
     data : str, optional
-        "mnist" (carried), a folder of MNIST's IDX files or CIFAR-10's batches, or `mnist.pkl.gz`.
+        "mnist" (carried), a folder with one sub-folder of pictures a class, or in parts (`datasets.load_folder`), of
+        MNIST's IDX files or CIFAR-10's batches, an .npz file, or `mnist.pkl.gz`. The network is built to the pictures.
     epochs, batch_size, seed : int, optional
         The recipe's own and seed 0 by default.
     out : path, optional
@@ -115,6 +123,16 @@ def run(
         Show on standard error how it goes: a bar on a terminal, elsewhere a line every so many batches.
     numbered : bool
         Where `out` is there already, take OUT-2, OUT-3, ... instead: the first that this process makes itself.
+    image_size : int, optional
+        Pixels a side to which pictures of a folder are brought. By default they keep a common size of up to 96 pixels,
+        and else get the recipe's.
+    augment : str, optional
+        Train on images changed at random: "shift" for digits and letters, "photo" for photographs.
+    patience : int, optional
+        Stop after so many epochs without a lower validation loss, with the best weights. A set without a validation
+        part holds out a tenth of each class for it.
+    skip_broken : bool
+        Leave out pictures that cannot be read; otherwise they are an error that lists them.
 
     Raises
     ------
@@ -123,7 +141,8 @@ def run(
     KeyboardInterrupt
         Ctrl-C, after a checkpoint was written to `out`.
     """
-    settings = choose(name, data, epochs, batch_size, seed, as_written, out if resume else None, precision)
+    extra = {"image_size": image_size, "augment": augment, "patience": patience, "skip_broken": bool(skip_broken)}
+    settings = choose(name, data, epochs, batch_size, seed, as_written, out if resume else None, precision, extra)
     recipe = recipe_of(settings)
     if progress:
         callbacks = [*callbacks, Progress(recipe.log_every)]
@@ -140,6 +159,7 @@ def choose(
     as_written: bool,
     resumed: str | os.PathLike[str] | None = None,
     precision: str | None = None,
+    extra: Mapping[str, Any] | None = None,
 ) -> Settings:
     """Return the settings that follow from what was asked for, checked; those of the run in `resumed` where it has one.
 
@@ -148,7 +168,11 @@ def choose(
     ConfigError, DataError
         One is wrong, or differs from the run's.
     """
-    for option, value, least in (("epochs", epochs, 1), ("batch_size", batch_size, 1), ("seed", seed, 0)):
+    extra = extra or {}
+    numbers = [("epochs", epochs, 1), ("batch_size", batch_size, 1), ("seed", seed, 0)]
+    numbers += [(option, extra.get(option), 1) for option in ("image_size", "patience")]
+    augmentation(extra.get("augment"), DIGIT)
+    for option, value, least in numbers:
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
             raise ConfigError(f"{option}: expected an integer of {least} or more, got {value!r}")
     if precision is not None and precision not in folders.PRECISIONS:
@@ -160,6 +184,7 @@ def choose(
         settings, _ = folders.read(resumed)
         asked: dict[str, Any] = {"recipe": name, "epochs": epochs, "batch_size": batch_size}
         asked |= {"seed": seed, "as_written": as_written or None, "precision": precision}
+        asked |= {option: value or None for option, value in extra.items()}
         for option, wanted in asked.items():
             if wanted is not None and wanted != getattr(settings, option):
                 raise ConfigError(
@@ -176,6 +201,7 @@ def choose(
         seed=DEFAULT_SEED if seed is None else seed,
         as_written=bool(as_written),
         precision=precision or folders.PRECISIONS[0],
+        **extra,
     )
 
 
@@ -204,7 +230,7 @@ def load(folder: str | os.PathLike[str], *, backend: str | None = None, data: st
     """
     model, recipe, settings, _ = load_model(folder, backend=backend)
     place = data if data is not None else settings.data
-    kind, train, test = sources.load(place, recipe.transforms, recipe.name)
+    kind, train, test, _ = sources.load(place, recipe.transforms, recipe.name, _pictures(recipe, settings))
     test = recipe.split(train, test).test
     with use_backend(model.backend.name):
         evaluation = evaluate(model, recipe.evaluation_loader(test, kind))
@@ -224,6 +250,8 @@ def load_model(folder: str | os.PathLike[str], *, backend: str | None = None) ->
     recipe = recipe_of(settings)
     about = content.get("data")
     kind = about.get("kind") if isinstance(about, dict) else None
+    if kind == KIND and isinstance(about, dict):
+        recipe = _built(folder, recipe, about)
     if not isinstance(kind, str) or kind not in recipe.transforms:
         raise DataError(
             f"{folder}: damaged {folders.SETTINGS}: expected its kind of data, got {kind!r:.40}; train again"
@@ -248,14 +276,28 @@ def _run(
     goes_on = folder is not None and resume and folders.is_run(folder)
     if folder is not None and not goes_on and not numbered:
         folders.check_free(folder)
-    kind, train_set, test_set = sources.load(settings.data, recipe.transforms, recipe.name)
-    contents = None if settings.data is None else fingerprint(train_set, test_set)
+    kind, train_set, test_set, validation_set = sources.load(
+        settings.data, recipe.transforms, recipe.name, _pictures(recipe, settings)
+    )
+    parts = [part for part in (train_set, validation_set, test_set) if part is not None]
+    contents = None if settings.data is None else fingerprint(*parts)
     if folder is not None and goes_on:
         _check_contents(folder, settings, contents)
-    recipe = recipe.for_data(kind).for_classes(sources.count_classes(recipe.classes, train_set, test_set))
+    if kind == KIND:
+        recipe = adapted(recipe, train_set.images.shape[1:], sources.count_classes(2, *parts), validation_set)
+    else:
+        recipe = recipe.for_data(kind).for_classes(sources.count_classes(recipe.classes, *parts))
     train_set, validation_set, test_set = recipe.split(train_set, test_set)
+    if settings.patience is not None:
+        if validation_set is None:
+            train_set, validation_set = hold_out(train_set)
+        callbacks = [EarlyStopping(patience=settings.patience), *callbacks]
+    recipe = replace(recipe, augment=(*recipe.augment, *augmentation(settings.augment, train_set.images.shape[1:])))
     random.manual_seed(settings.seed)
-    model = recipe.create_model()
+    try:
+        model = recipe.create_model()
+    except (ConfigError, ShapeError) as error:
+        raise explained(recipe, error) from error
     train = recipe.train_loader(train_set, kind, settings.batch_size)
     test = recipe.evaluation_loader(test_set, kind)
     validation = test if validation_set is None else recipe.evaluation_loader(validation_set, kind)
@@ -279,7 +321,8 @@ def _run(
         checkpoint=checkpoint,
     )
     about = _describe(recipe, model, train, kind, began)
-    about["data"] |= {"classes": recipe.classes, "sha256": contents}
+    about["data"] |= {"classes": recipe.classes, "sha256": contents, "names": train_set.classes}
+    about["data"] |= {"image_shape": list(train_set.images.shape[1:])}
     if folder is not None and checkpoint is not None:
         checkpoint.open()  # before run.json is written: of two runs that begin at once, one has the folder
     try:
@@ -312,6 +355,19 @@ def _run(
         trainer.history.save(folder / folders.HISTORY)
         folders.write(folder, settings, {"state": "done", **about, **_results(done, time.monotonic() - clock)})
     return done
+
+
+def _pictures(recipe: Recipe, settings: Settings) -> Pictures:
+    return Pictures(recipe.image_size, settings.image_size, settings.skip_broken)
+
+
+def _built(folder: str | os.PathLike[str], recipe: Recipe, about: Mapping[str, Any]) -> Recipe:
+    """Return the recipe as it was built to the pictures of a run."""
+    shape, classes = about.get("image_shape"), about.get("classes")
+    sizes = shape if isinstance(shape, list) and len(shape) in (2, 3) else [0]
+    if not all(type(n) is int and 1 <= n <= MOST_PIXELS for n in [*sizes, classes]):
+        raise DataError(f"{folder}: damaged {folders.SETTINGS}: expected a shape of images, got {shape!r:.40}")
+    return adapted(recipe, sizes, int(about["classes"]))
 
 
 def _check_contents(folder: Path, settings: Settings, contents: str | None) -> None:

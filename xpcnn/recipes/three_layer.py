@@ -53,4 +53,5 @@ THREE_LAYER = Recipe(
     accuracy=0.986,
     relative_time=30.0,
     on={"cifar10": {"optimizer": _decayed}},
+    image_size=32,
 )
