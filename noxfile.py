@@ -110,7 +110,7 @@ def install_for(session: nox.Session, backends: str) -> None:
                 session.error(f"{message}, and XPCNN_REQUIRE_GPU=1 asks for it")
             session.skip(message)
         cupy = extra(name)
-    session.install(*BASE, *extra("cli", "onnx", "sklearn"), *group("test", "onnx"), *cupy)
+    session.install(*BASE, *extra("cli", "onnx", "sklearn", "tensorboard"), *group("test", "onnx", "notebook"), *cupy)
 
 
 def pytest(session: nox.Session, *arguments: str, **environment: str) -> None:

@@ -1,4 +1,4 @@
-"""Progress: a bar on a terminal, plain lines in a log."""
+"""Progress: a bar on a terminal, plain lines in a log, a table in a notebook."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from xpcnn.errors import ConfigError
 from xpcnn.training.callbacks import Callback
+from xpcnn.training.notebook import Page, is_notebook, page_of
 
 if TYPE_CHECKING:
     from xpcnn.training.trainer import Trainer
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 class Progress(Callback):
     """A bar on a terminal, where tqdm is installed; elsewhere a plain line every so many batches.
+
+    In a notebook, unless a file or a bar is asked for or forbidden, a bar and the table of the epochs, in one place.
 
     Parameters
     ----------
@@ -42,6 +45,8 @@ class Progress(Callback):
             raise ConfigError("bar: expected False or None without tqdm, got True; pip install tqdm")
         self.every = every
         self._file, self._bar_wanted = file, bar if has_tqdm else False
+        self._is_free = file is None and bar is None  # to choose where it is shown
+        self._page: Page | None = None
         self._bar: Any = None
 
     @property
@@ -61,7 +66,8 @@ class Progress(Callback):
     def on_fit_start(self, trainer: Trainer) -> None:
         """Begin to count."""
         wanted = self._is_terminal() if self._bar_wanted is None else self._bar_wanted
-        self._is_bar = wanted and self.file is not None
+        self._page = Page() if self._is_free and is_notebook() else None
+        self._is_bar = wanted and self.file is not None and self._page is None
         self._started = self._shown = time.monotonic()
         self._from = len(trainer.history)
         self._batch_size = 0
@@ -73,7 +79,7 @@ class Progress(Callback):
 
     def on_step(self, trainer: Trainer) -> None:
         """Draw or print where it is time to."""
-        if not self._is_bar:
+        if self._page is None and not self._is_bar:
             if trainer.batch % self.every < trainer.accumulate or trainer.batch == trainer.batches_per_epoch:
                 self._line(trainer)
             return
@@ -81,10 +87,16 @@ class Progress(Callback):
         if now - self._shown < self.REFRESH:
             return
         self._shown = now
-        self._draw(trainer)
+        if self._page is not None:
+            self._show(self._page, trainer)
+        else:
+            self._draw(trainer)
 
     def on_epoch(self, trainer: Trainer) -> None:
         """Print a line that stays."""
+        if self._page is not None:
+            self._show(self._page, trainer)
+            return
         epochs = trainer.history.epochs
         if self._is_bar:
             self._draw(trainer)
@@ -101,7 +113,13 @@ class Progress(Callback):
 
     def on_fit_end(self, trainer: Trainer) -> None:
         """Leave no half-drawn bar."""
+        page, self._page = self._page, None
+        if page is not None:
+            self._show(page, trainer, done=True)
         self._close()
+
+    def _show(self, page: Page, trainer: Trainer, done: bool = False) -> None:
+        page.show(page_of(trainer, time.monotonic() - self._started, self._recent(trainer, self.every), done))
 
     def _close(self) -> None:
         bar, self._bar = self._bar, None
