@@ -11,6 +11,7 @@ from xpcnn.data.compose import Compose
 from xpcnn.data.stage import Stage
 from xpcnn.data.transforms import Transform
 from xpcnn.errors import ConfigError, DataError
+from xpcnn.functional.layout import plain
 
 BatchFunction = Callable[[Array], Array]
 NAME, CUSTOM, PARTS = "name", "custom", "transforms"
@@ -98,8 +99,7 @@ def _ours() -> dict[str, type[Transform]]:
 
 
 def _plain(where: str, value: Any) -> Any:
-    if getattr(value, "shape", None) == () and hasattr(value, "item"):  # a scalar of NumPy
-        value = value.item()
+    value = plain(value)
     if isinstance(value, (list, tuple)):
         return [_plain(where, each) for each in value]
     if value is None or isinstance(value, (bool, int, str)) or (isinstance(value, float) and math.isfinite(value)):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Callable
 from numbers import Real
 from typing import Any
 
@@ -106,6 +107,15 @@ def flag(name: str, value: Any) -> bool:
     if type(value).__name__ in ("bool", "bool_"):
         return bool(value)
     raise ConfigError(f"{name}: expected True or False, got {value!r}")
+
+
+def plain(value: Any) -> Any:
+    """Return a scalar of NumPy's as the bool, number or text that it stands for; anything else as it is."""
+    if getattr(value, "shape", None) != ():
+        return value
+    kinds: dict[str, Callable[[Any], Any]] = {"b": bool, "i": int, "u": int, "f": float, "U": str}
+    made = kinds.get(value.dtype.kind)
+    return value if made is None else made(value)
 
 
 def axis_of(x: Array, axis: Any) -> int:

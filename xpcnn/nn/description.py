@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from xpcnn.errors import ConfigError, DataError
+from xpcnn.functional.layout import plain
 from xpcnn.nn.module import Module
 from xpcnn.nn.parameter import Parameter
 from xpcnn.nn.weights import Expected, Kind, expecting
@@ -76,8 +77,7 @@ class _Describer:
     def value(self, value: Any, path: str, where: str, depth: int) -> Any:
         if isinstance(value, Module):
             return self.module(value, path, depth + 1)
-        if getattr(value, "shape", None) == () and hasattr(value, "item"):  # a scalar of NumPy
-            value = value.item()
+        value = plain(value)
         if value is None or isinstance(value, (bool, int, str)):
             return value
         if isinstance(value, float) and math.isfinite(value):

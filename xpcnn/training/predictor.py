@@ -14,6 +14,7 @@ from xpcnn.data import ToFloat
 from xpcnn.data.description import for_evaluation
 from xpcnn.datasets.stored import Sizes, Stored
 from xpcnn.errors import ConfigError, DataError, ShapeError, XpcnnError
+from xpcnn.functional.layout import plain
 from xpcnn.nn import Conv2d, Inference, Linear, Module, Sequential, Softmax
 from xpcnn.nn.parameter import clock
 from xpcnn.training.evaluation import evaluating, fastest_forward
@@ -292,7 +293,7 @@ def check_classes(classes: Iterable[Any]) -> list[Any]:
     """
     if isinstance(classes, str) or not hasattr(classes, "__iter__"):
         raise ConfigError(f"classes: expected a sequence of names, got {classes!r:.60}")
-    found = [each.item() if hasattr(each, "item") else each for each in classes]
+    found = [plain(each) for each in classes]
     for each in found:
         if not isinstance(each, (str, int, float)) or each != each:
             raise ConfigError(f"classes: expected strings or numbers, got {each!r:.60}")
