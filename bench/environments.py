@@ -33,6 +33,8 @@ ENVIRONMENTS = {
     "jax": Environment(NEWER, ("jax[cpu]", "numpy>=2")),
     # Chainer's last release: it needs NumPy below 1.24 (np.bool) and pkg_resources, which newer setuptools has dropped.
     "chainer": Environment(("3.11", "3.10"), ("setuptools<70", "wheel", "numpy==1.23.5", "chainer==7.8.1")),
+    # Beside its own PyTorch: the release that `torch` has came out before one of torchvision that fits it.
+    "torchvision": Environment(NEWER, ("torch==2.14.1", "torchvision==0.29.1", "numpy>=2")),
     "onnxruntime": Environment(NEWER, ("onnxruntime", "onnx", "numpy>=2")),
 }
 
