@@ -63,6 +63,8 @@ def _train(arguments: argparse.Namespace) -> int:
     except Exception as error:  # whatever matplotlib or its fonts stumble over: the model is there
         reason = str(error) if isinstance(error, XpcnnError) else f"{type(error).__name__}: {error!s:.120}"
         print(f"no pictures: {' '.join(reason.split())}", file=sys.stderr)
+    seconds = sum(each or 0.0 for each in done.history.to_dict()["epochs"]["seconds"])
+    print(f"trained {seconds:.1f} s, imports and evaluation left out", file=sys.stderr)
     print(f"run folder: {done.folder}", file=sys.stderr)
     print(f"test accuracy: {done.metrics.accuracy:.4f}", flush=True)
     return 0

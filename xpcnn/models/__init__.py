@@ -16,6 +16,7 @@ from xpcnn.models.resnet import resnet20, resnet32, resnet56
 from xpcnn.models.three_layer import three_layer
 from xpcnn.models.tiny import tiny
 from xpcnn.models.unet import unet
+from xpcnn.models.vgg4 import vgg4
 from xpcnn.models.vgg8 import vgg8
 from xpcnn.models.vgg11 import vgg11
 from xpcnn.nn import Sequential
@@ -34,6 +35,7 @@ __all__ = [
     "three_layer",
     "tiny",
     "unet",
+    "vgg4",
     "vgg8",
     "vgg11",
 ]
@@ -52,6 +54,7 @@ _MODELS: dict[str, Callable[..., Sequential]] = {
     "mobilenet": mobilenet,
     "densenet40": densenet40,
     "unet": unet,
+    "vgg4": vgg4,
 }
 
 

@@ -18,7 +18,7 @@ PEAK = 0.3  # rate of lenet5-fast
 PREPARE = Compose(Pad(2), Normalize(0.1307, 0.3081))  # 28x28 to 32x32
 
 
-def _groups(model: Module, **decay: float) -> list[dict[str, Any]]:
+def parameter_groups(model: Module, **decay: float) -> list[dict[str, Any]]:
     """Return the parameters in two groups: those that decay, and those of batch norm, which do not."""
     norms = {
         id(parameter)
@@ -34,11 +34,11 @@ def _groups(model: Module, **decay: float) -> list[dict[str, Any]]:
 
 
 def _momentum(model: Module) -> Optimizer:
-    return SGD(_groups(model, shrink=4e-4), 0.1, momentum=0.9)
+    return SGD(parameter_groups(model, shrink=4e-4), 0.1, momentum=0.9)
 
 
 def _nesterov(model: Module) -> Optimizer:
-    return SGD(_groups(model, weight_decay=5e-4), PEAK, momentum=0.9, nesterov=True)
+    return SGD(parameter_groups(model, weight_decay=5e-4), PEAK, momentum=0.9, nesterov=True)
 
 
 def _one_cycle(optimizer: Optimizer, steps: int) -> OneCycleLR:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -62,6 +62,10 @@ class Recipe:
         What changes the images that are trained on, before the transform.
     image_size : int
         Pixels a side of the images that the network takes where it is not built to others.
+    callbacks : callable
+        callbacks() -> those of the trainer that belong to the recipe.
+    validates : bool
+        Whether the test set is looked at after each epoch where there is no validation part.
     built_to : (channels, height, width) or None
         Images of the user's own, as stored, to which the network is built.
     accuracy, relative_time : float
@@ -90,6 +94,8 @@ class Recipe:
     classes: int = CLASSES
     augment: tuple[Callable[..., Any], ...] = ()
     image_size: int = 28
+    callbacks: Callable[[], Sequence[Any]] = tuple
+    validates: bool = True
     built_to: tuple[int, int, int] | None = None
 
     def written(self) -> Recipe:

@@ -300,7 +300,9 @@ def _run(
         raise explained(recipe, error) from error
     train = recipe.train_loader(train_set, kind, settings.batch_size)
     test = recipe.evaluation_loader(test_set, kind)
-    validation = test if validation_set is None else recipe.evaluation_loader(validation_set, kind)
+    validation = test if recipe.validates else None
+    if validation_set is not None:
+        validation = recipe.evaluation_loader(validation_set, kind)
     optimizer = recipe.optimizer(model)
     scaler = None
     if settings.precision == "float16":
@@ -316,7 +318,7 @@ def _run(
         recipe.create_criterion(),
         schedule=schedule,
         schedule_every="batch",
-        callbacks=callbacks,
+        callbacks=[*recipe.callbacks(), *callbacks],
         scaler=scaler,
         checkpoint=checkpoint,
     )
