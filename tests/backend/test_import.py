@@ -6,7 +6,7 @@ import pytest
 
 from tests.backend.processes import python
 
-HEAVY = ("cupy", "matplotlib", "tqdm", "safetensors", "PIL", "torch", "hypothesis", "threadpoolctl", "onnx")
+HEAVY = ("cupy", "matplotlib", "tqdm", "safetensors", "PIL", "torch", "hypothesis", "threadpoolctl", "onnx", "sklearn")
 
 
 @pytest.mark.parametrize("module", ["xpcnn", "xpcnn.nn", "xpcnn.models", "xpcnn.optim", "xpcnn.functional"])

@@ -632,3 +632,28 @@ def test_switched_off_it_gives_every_bit(captures):
         [sys.executable, "-c", PROGRAM], env=settings, capture_output=True, text=True, check=False, timeout=120
     )
     assert "XPCNN_COMPILE: expected 0 or 1, got 'yes'" in run.stderr
+
+
+def test_below_a_profiler():
+    """It sees the calls before and after the tracing, and nothing stops."""
+    import cProfile
+
+    seen, profile = set(), cProfile.Profile()
+    x = np.ones((2, 4), "float32")
+    model = nn.Sequential(nn.Linear(4, 3), nn.ReLU()).eval()
+    function = xpcnn.compile(lambda x: model(x))
+    profile.enable()
+    for _ in range(4):
+        found = function(x)
+    profile.disable()
+    np.testing.assert_array_equal(found, model(x))
+    profile.create_stats()
+    assert any(name == "__call__" for _, _, name in profile.stats)
+    function = xpcnn.compile(lambda x: model(x))
+    before = sys.getprofile()
+    sys.setprofile(lambda frame, event, argument: seen.add(frame.f_code.co_name))
+    for _ in range(4):
+        found = function(x)
+    sys.setprofile(before)
+    np.testing.assert_array_equal(found, model(x))
+    assert {"__call__", "forward"} <= seen

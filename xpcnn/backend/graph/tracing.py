@@ -153,11 +153,17 @@ class Tracing:
         if legacy is not None:
             self._watch_draws(legacy._rand)
         self._profile = sys.getprofile()
+        if not callable(self._profile) and self._profile is not None:
+            self._profile.disable()  # cProfile's, which cannot be called (before Python 3.12)
         sys.setprofile(self._watch)
         return self
 
     def __exit__(self, *details: object) -> None:
-        sys.setprofile(self._profile)
+        if callable(self._profile) or self._profile is None:
+            sys.setprofile(self._profile)
+        else:
+            sys.setprofile(None)
+            self._profile.enable()
         gc.callbacks.remove(self._begin_collection)
         gc.callbacks.remove(self._end_collection)
         if self._collects:
@@ -182,7 +188,7 @@ class Tracing:
         )
 
     def _watch(self, frame: types.FrameType, event: str, argument: Any) -> None:
-        if self._profile is not None:
+        if callable(self._profile):
             self._profile(frame, event, argument)
         if self._is_collecting:
             return
