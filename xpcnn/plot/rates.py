@@ -44,6 +44,8 @@ def learning_rates(finder: LearningRateFinder, path: PathLike | None = None, *, 
     if len(finder.lrs) > 2:
         best = finder.suggestion()
         axes.axvline(best, color=WRONG, linewidth=1.2, label=f"falls fastest: {best:.2g}")
+    low, high = min(finder.losses), max(finder.smoothed)  # the last steps may lie far beyond
+    axes.set_ylim(low - 0.05 * (high - low), high + 0.15 * (high - low))
     axes.set_xlabel("learning rate", color=INK)
     axes.set_ylabel("loss", color=INK)
     axes.legend(frameon=False, fontsize=9)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from array import array
 from collections.abc import Mapping
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from xpcnn import __version__, random
 from xpcnn.backend import backend_of, use_backend
-from xpcnn.errors import DataError, XpcnnError
+from xpcnn.errors import ConfigError, DataError, XpcnnError
 from xpcnn.training.arrays import host_state, load_host_state
 from xpcnn.training.callbacks import stateful
 from xpcnn.training.checkpoint import State
@@ -23,7 +24,13 @@ COUNTERS = ("step", "epoch", "batch", "first_epoch", "skipped")
 
 
 def capture_state(trainer: Trainer, train: Any = None) -> State:
-    """Return copies of everything; `train` is the loader, whose position belongs to it."""
+    """Return copies of everything; `train` is the loader, whose position belongs to it.
+
+    Raises
+    ------
+    ConfigError
+        A callback's state holds what no file takes.
+    """
     optimizer = trainer.optimizer.state_dict()
     arrays = {f"model.{name}": value for name, value in host_state(trainer.model).items()}
     arrays |= {f"buffer.{name}": value for name, value in _other_buffers(trainer).items()}
@@ -34,7 +41,14 @@ def capture_state(trainer: Trainer, train: Any = None) -> State:
         held = {name: value for name, value in state.items() if hasattr(value, "shape") and hasattr(value, "dtype")}
         arrays |= {f"callback.{i}.{name}": backend_of(value).to_numpy(value).copy() for name, value in held.items()}
         rest = {name: value for name, value in state.items() if name not in held}
-        callbacks.append({"kind": type(callback).__name__, "state": rest})
+        kind = type(callback).__name__
+        try:
+            json.dumps(rest)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ConfigError(
+                f"callbacks: expected arrays, numbers, strings, lists and dicts in {kind}.state_dict(), {error!s:.80}"
+            ) from error
+        callbacks.append({"kind": kind, "state": rest})
     with use_backend("numpy") as host:
         for table in ("steps", "epochs"):
             for name, column in getattr(trainer.history, table).items():
