@@ -11,6 +11,7 @@ PACKAGE = ROOT / "xpcnn"
 # A part imports from its left.
 ORDER = (
     "errors", "random", "windows", "backend", "functional", "nn", "explain", "models", "optim", "datasets", "data",
+    "distributed",
     "testing", "training", "plot", "onnx", "sklearn", "information", "recipes", "cli", "__main__",
 )  # fmt: skip
 RANK = {part: rank for rank, part in enumerate(ORDER)}

@@ -46,6 +46,7 @@ _SUBPACKAGES = frozenset(
         "cli",
         "data",
         "datasets",
+        "distributed",
         "errors",
         "explain",
         "functional",

@@ -10,12 +10,12 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 
 from xpcnn.backend.base import Array, Backend, _backends, _by_type, _lock, backend_of
 from xpcnn.backend.graph import changed, compile
-from xpcnn.backend.numpy import NumpyBackend
+from xpcnn.backend.numpy import NumpyBackend, cores
 from xpcnn.backend.numpy.plain import PlainNumpyBackend
 from xpcnn.backend.portable import is_portable
 from xpcnn.errors import BackendError, ConfigError
@@ -35,6 +35,7 @@ __all__ = [
     "set_backend",
     "set_num_threads",
     "set_winograd",
+    "share_cores",
     "use_backend",
 ]
 
@@ -140,6 +141,19 @@ def set_num_threads(n: int) -> None:
     """
     _backends["numpy"].set_num_threads(n)
     changed()
+
+
+def share_cores(mine: Sequence[int], masks: Sequence[Sequence[int]]) -> int:
+    """Leave the other ranks of a job on this machine their share of the cores, and return this one's, one at least.
+
+    Threads of the NumPy backend, and with them worker processes, keep to it from now on; see `cores.divide`.
+    """
+    share = cores.divide(mine, masks)
+    pool = getattr(_backends["numpy"], "pool", None)
+    if pool is not None:
+        pool.reconsider()
+    changed()
+    return share
 
 
 def get_winograd() -> bool:

@@ -73,6 +73,17 @@ class Backend:
         """The backend itself, also where this one only records for it: what outlives a record belongs there."""
         return self
 
+    def spread(self, index: int) -> Backend:
+        """Return the backend for process `index` of a machine: one of several devices, where there are."""
+        return self
+
+    def new_reducer(self, rank: int, size: int, broadcast: Callable[[bytes | None, int], bytes]) -> Any:
+        """Return what adds up arrays over processes where they lie, or None: `takes(a)`, `allreduce(a, op)` in place.
+
+        All `size` processes call this alike; `broadcast(content, root)` gives each the bytes of process `root`.
+        """
+        return None
+
     def activate(self) -> None:
         """Make the backend's device the current one; called when it becomes the active backend."""
 

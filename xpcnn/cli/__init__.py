@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from xpcnn.cli.arguments import Usage, parse
 from xpcnn.cli.streams import Stream, standard_streams
@@ -34,7 +35,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     with standard_streams() as (out, _):
         name, status = _run(argv)
         out.flush()
-        return _said(name, status, out)
+        status = _said(name, status, out)
+        ending = _ranks(argv)
+        if ending is not None:
+            ending.end_job(status)
+        return status
 
 
 def _run(argv: Sequence[str] | None) -> tuple[str, int]:
@@ -47,14 +52,31 @@ def _run(argv: Sequence[str] | None) -> tuple[str, int]:
         name = f"xpcnn {arguments.command}"
         return name, int(importlib.import_module(f"xpcnn.cli.{arguments.command}").run(arguments))
     except KeyboardInterrupt as error:
-        print(f"{name}: interrupted", file=sys.stderr)
+        _tell(argv, f"{name}: ", "interrupted")
         return name, SIGNALLED + getattr(error, "signum", 2)
     except Usage as error:
-        print(error, file=sys.stderr)
+        _tell(argv, "", str(error))
         return name, MISTAKE
     except XpcnnError as error:
-        print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
+        _tell(argv, f"{name}: ", " ".join(str(error).split()))
         return name, FAILED if isinstance(error, (NonFiniteError, OutOfMemoryError)) else MISTAKE
+
+
+def _ranks(argv: Sequence[str] | None) -> Any:
+    """Return what ends a job of several ranks; None where there is no such job."""
+    if "--distributed" not in (sys.argv[1:] if argv is None else argv):
+        return None
+    from xpcnn.distributed import ending
+
+    return ending
+
+
+def _tell(argv: Sequence[str] | None, name: str, text: str) -> None:
+    """Print why a command ends; of several ranks one does, and says which it is."""
+    ending = _ranks(argv)
+    rank = "" if ending is None else ending.may_speak()
+    if rank is not None:
+        print(f"{name}{rank}{text}", file=sys.stderr, flush=True)
 
 
 def _said(name: str, status: int, out: Stream) -> int:

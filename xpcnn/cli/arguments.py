@@ -64,6 +64,14 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--out", metavar="DIR", help="the run folder (runs/RECIPE-DATE-TIME)")
     train.add_argument("--as-written", action="store_true", help="with the document's own initial values and rates")
     train.add_argument("--precision", metavar="P", help="float32 or float16 (float32)")
+    train.add_argument(
+        "--distributed",
+        action="store_true",
+        help="train with the other ranks that a launcher has started: mpiexec -n 4 xpcnn train --distributed",
+    )
+    train.add_argument(
+        "--sync-batch-norm", action="store_true", help="with --distributed: statistics of whole batches, not of parts"
+    )
     train.add_argument("--resume", action="store_true", help="go on with the run in --out DIR")
 
     evaluate = commands.add_parser("evaluate", help="test the network of a run folder or model file")

@@ -7,10 +7,13 @@ import shlex
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from xpcnn.cli import pictures
 from xpcnn.errors import ConfigError, XpcnnError
+
+if TYPE_CHECKING:
+    from xpcnn.distributed import Communicator
 
 SIGNALLED = 128
 
@@ -19,14 +22,25 @@ def run(arguments: argparse.Namespace) -> int:
     """Train, draw, print `test accuracy: 0.9xxx`."""
     if arguments.resume and arguments.out is None:
         raise ConfigError("--resume: expected the folder of the run with it, --out RUN_DIR")
-    pictures.warm_up()
+    if arguments.sync_batch_norm and not arguments.distributed:
+        raise ConfigError("--sync-batch-norm: expected --distributed with it")
+    communicator = None
+    if arguments.distributed:
+        from xpcnn import distributed
+
+        communicator = distributed.init()
+    if communicator is None or communicator.rank == 0:
+        pictures.warm_up()
     from xpcnn.training.interrupt import ending_signals_raise
 
     with ending_signals_raise():
-        return _train(arguments)
+        status = _train(arguments, communicator)
+    if communicator is not None:
+        communicator.part_together()  # rank 0 still draws, and nobody needs the cores meanwhile
+    return status
 
 
-def _train(arguments: argparse.Namespace) -> int:
+def _train(arguments: argparse.Namespace, communicator: Communicator | None) -> int:
     from xpcnn import recipes
 
     is_ours = arguments.out is None
@@ -51,6 +65,8 @@ def _train(arguments: argparse.Namespace) -> int:
             callbacks=[heading],
             progress=True,
             numbered=is_ours,
+            communicator=communicator,
+            sync_batch_norm=arguments.sync_batch_norm,
         )
     except KeyboardInterrupt as error:
         if heading.folder is None or not recipes.is_run(heading.folder):
@@ -58,6 +74,8 @@ def _train(arguments: argparse.Namespace) -> int:
         again = f"xpcnn train --resume --out {shlex.quote(str(heading.folder))}"
         print(f"xpcnn train: interrupted; go on with: {again}", file=sys.stderr)
         return SIGNALLED + getattr(error, "signum", 2)
+    if communicator is not None and communicator.rank:
+        return 0
     try:
         pictures.draw(done)
     except Exception as error:  # whatever matplotlib or its fonts stumble over: the model is there
@@ -73,15 +91,18 @@ def _train(arguments: argparse.Namespace) -> int:
 class _Heading:
     """Says what is about to be trained, knows where, and says where a callback stopped it."""
 
+    once = True
     folder: Path | None = None
 
     def on_fit_start(self, trainer: Any) -> None:
         """Print a line."""
         self.folder = trainer.checkpoint.folder.parent
         parameters = sum(parameter.size for parameter in trainer.model.parameters())
+        ranks = f", {trainer.communicator.size} ranks" if trainer.communicator is not None else ""
         goes_on = f", going on from step {trainer.step}" if trainer.step else ""
+        where = f"backend {trainer.model.backend.name}{ranks}"
         print(
-            f"{parameters:,} parameters, backend {trainer.model.backend.name}, run folder {self.folder}{goes_on}",
+            f"{parameters:,} parameters, {where}, run folder {self.folder}{goes_on}",
             file=sys.stderr,
             flush=True,
         )

@@ -102,3 +102,11 @@ def describe(transform: Callable[..., Any]) -> dict[str, Any]:
     if isinstance(transform, Transform):
         return transform.settings()
     return {"name": getattr(transform, "__qualname__", type(transform).__qualname__)}
+
+
+def takes_images_singly(transform: Callable[..., Any]) -> bool:
+    """Whether each image becomes what it does whatever others are in its batch; draws, and users' own, may not."""
+    if isinstance(transform, Compose):
+        return all(map(takes_images_singly, transform.transforms))
+    ours = isinstance(transform, Transform) and type(transform).__module__.startswith("xpcnn.")
+    return ours and not getattr(transform, "is_random", True) and not getattr(transform, "labels", False)

@@ -8,12 +8,15 @@ from typing import Any
 
 from xpcnn import random
 from xpcnn.backend import Array, Backend, backend_of, get_backend
-from xpcnn.data.compose import Compose, describe
+from xpcnn.data.compose import Compose, describe, takes_images_singly
 from xpcnn.data.transforms import COLOURS, ChannelsFirst, ToFloat, Transform
 from xpcnn.datasets.checks import check_images, check_labels
 from xpcnn.datasets.lazy import LazyImages
 from xpcnn.datasets.order import epoch_order
 from xpcnn.errors import ConfigError, DataError, DTypeError, ShapeError
+from xpcnn.functional.part import Part
+
+Divide = Callable[[int], Part] | None
 
 _RESIDENT_SHARE = 0.5  # of a device's free memory that a set may take to stay there
 _SETTINGS = (
@@ -145,6 +148,24 @@ class DataLoader:
         return {name: getattr(self, name) for name in _SETTINGS} | {"transform": describe(self.transform)}
 
     def __iter__(self) -> Iterator[tuple[Array, Array]]:
+        return ((x, labels) for x, labels, _ in self._begin(None))
+
+    def parts(self, divide: Callable[[int], Part]) -> Iterator[tuple[Array, Array, Part]]:
+        """Iterate as `for` does, over a part of each batch, such as one process of several computes.
+
+        Parameters
+        ----------
+        divide : callable
+            From the images of a batch to the part that is wanted.
+
+        Returns
+        -------
+        iterator of (x, labels, part)
+            `x` and `labels` hold `part.images` of the batch.
+        """
+        return self._begin(divide)
+
+    def _begin(self, divide: Divide) -> Iterator[tuple[Array, Array, Any]]:
         if self._goes_on:
             self._goes_on = False
         else:
@@ -161,12 +182,15 @@ class DataLoader:
         rest = order[self._position * self.batch_size : len(self) * self.batch_size]
         self._turn += 1
         draws_from = (self._key or 0, 0 if self.seed is None else self._epoch)
-        return self._batches(get_backend(), rest, self._turn, self._position, draws_from)
+        return self._batches(get_backend(), rest, self._turn, self._position, draws_from, divide)
 
     def _batches(
-        self, backend: Backend, order: Any, turn: int, position: int, draws_from: tuple[int, int]
-    ) -> Iterator[tuple[Array, Array]]:
-        for given, (images, labels) in enumerate(self._stored(backend, order), position + 1):
+        self, backend: Backend, order: Any, turn: int, position: int, draws_from: tuple[int, int], divide: Divide
+    ) -> Iterator[tuple[Array, Array, Any]]:
+        part = None
+        # Images are taken one by one only where a transform brings each by itself to what it would be in the batch.
+        early = divide if takes_images_singly(self.transform) else None
+        for given, (images, labels) in enumerate(self._stored(backend, order, early), position + 1):
             x, labels = self._transformed(images, labels, (*draws_from, given))
             if x.ndim != 4 or x.shape[0] != labels.shape[0]:
                 raise ShapeError(f"transform: expected a result ({labels.shape[0]}, C, H, W), got {tuple(x.shape)}")
@@ -174,7 +198,11 @@ class DataLoader:
                 raise DTypeError(f"transform: expected a floating result such as float32, got {x.dtype}")
             if self._turn == turn:
                 self._position = given
-            yield x, labels
+            if divide is not None:
+                part = divide(min(self.batch_size, len(order) - (given - position - 1) * self.batch_size))
+                if early is None:
+                    x, labels = backend.duplicate(x[part.images]), labels[part.images]
+            yield x, labels, part
         if self._turn == turn:
             self._end_epoch()
 
@@ -185,11 +213,16 @@ class DataLoader:
             return transform.run(images, labels, random.batch_generator(*draws_from) if transform.is_random else None)
         return transform(images, labels) if getattr(transform, "labels", False) else (transform(images), labels)
 
-    def _stored(self, backend: Backend, order: Any) -> Iterator[tuple[Array, ...]]:
-        """Yield batch after batch of images as stored, and labels, on the backend."""
+    def _stored(self, backend: Backend, order: Any, divide: Divide) -> Iterator[tuple[Array, ...]]:
+        """Yield batch after batch of images as stored, and labels, on the backend; or a part of each."""
         starts = range(0, len(order), self.batch_size)
+
+        def at(start: int) -> Any:
+            batch = order[start : start + self.batch_size]
+            return batch if divide is None else batch[divide(len(batch)).images]
+
         if not self._stays(backend):
-            parts = [order[start : start + self.batch_size] for start in starts]
+            parts = [at(start) for start in starts]
             read = self.images.batches(parts) if isinstance(self.images, LazyImages) else map(self._gathered, parts)
             yield from backend.prefetch((images, self.labels[part]) for images, part in zip(read, parts, strict=True))
             return
@@ -200,7 +233,7 @@ class DataLoader:
         _, images, labels = self._resident
         order = backend.asarray(order)
         for start in starts:
-            part = order[start : start + self.batch_size]
+            part = at(start)
             yield backend.xp.take(images, part, axis=0), backend.xp.take(labels, part, axis=0)
 
     def _gathered(self, part: Any) -> Any:

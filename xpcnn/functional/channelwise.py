@@ -46,6 +46,8 @@ class ChannelOp:
         About how often forward reads or writes every number, to judge whether threads pay.
     multiplies : bool
         Whether it sums by products of matrices.
+    is_collective : bool
+        Whether it waits for other processes, and so runs once, over all channels.
     signature
         What fixes, with the layout of `x`, `arrays` and `gradients`, all calls that it makes (`Backend.planned`);
         None where nothing does.
@@ -61,6 +63,7 @@ class ChannelOp:
     gradient: Array = None
     passes: ClassVar[int] = 2
     multiplies: ClassVar[bool] = False
+    is_collective: bool = False
 
     @property
     def gradients(self) -> Sequence[Array]:
@@ -288,7 +291,7 @@ def _slabs(backend: Backend, ops: Sequence[ChannelOp], shapes: list[Shape], item
     What would make slabs of a quarter of that is not worth a second thread.
     """
     channels, slab_bytes = shapes[0][0], backend.slab_bytes
-    if slab_bytes is None:
+    if slab_bytes is None or any(op.is_collective for op in ops):
         return [Slab(slice(0, channels))]
     total = max([_size(shape) for shape in shapes]) * itemsize
     threads = backend.get_num_threads() if 4 * total > slab_bytes else 1

@@ -16,6 +16,7 @@ from xpcnn.backend import Array, Backend
 from xpcnn.backend.graph import host
 from xpcnn.functional.channelwise import ChainCache, ChannelOp, Shape, run, run_backward
 from xpcnn.functional.layout import bits, check_images, flag, number, take
+from xpcnn.functional.part import Part, present_part
 from xpcnn.functional.primitive import primitive
 
 GOLDEN = 0x9E3779B9  # 2^32 / golden ratio: neighbouring keys lie far apart
@@ -39,9 +40,14 @@ def dropout_forward(backend: Backend, x: Array, p: float, key: Array, first: int
 
     `key` is uint32 (1,); `first` is the index of the slab's first element in the whole array's memory.
     """
+    index = backend.xp.arange(first, first + x.size, dtype="uint32").reshape(x.shape)
+    return _drop(backend, x, p, key, index, out)
+
+
+def _drop(backend: Backend, x: Array, p: float, key: Array, index: Array, out: Array) -> Array:
+    """Do what `dropout_forward` does, for elements of any index."""
     xp = backend.xp
     h = backend.scratch("hash", x.shape, "uint32")
-    index = xp.arange(first, first + x.size, dtype="uint32").reshape(x.shape)
     # The key goes through the mixer too: masks of keys that differ by 1 share nothing.
     xp.bitwise_xor(index, mix(backend, xp.multiply(key, GOLDEN)), out=h)
     kept = xp.greater_equal(mix(backend, h), min(int(p * 2**32), 2**32 - 1))
@@ -69,6 +75,19 @@ def _draw_into(key: Array) -> None:
     key[...] = random.draw_key()
 
 
+def _index_in_batch(backend: Backend, x: Array, first: int, part: Part) -> Array:
+    """Return the index, in the memory of the whole batch, of each element of a part's slab: masks are the batch's."""
+    xp, images = backend.xp, x.shape[-1]
+    if images != part.images.stop - part.images.start:  # of another shape, flat: (D, 1), image after image
+        first += part.images.start * (x.size // (part.images.stop - part.images.start))
+        return xp.arange(first, first + x.size, dtype="uint32").reshape(x.shape)
+    rows = xp.arange(first // images, (first + x.size) // images, dtype="uint32")
+    index = xp.add(
+        xp.multiply(rows, part.total)[:, None], xp.arange(part.images.start, part.images.stop, dtype="uint32")
+    )
+    return index.reshape(x.shape)
+
+
 class DropoutOp(ChannelOp):
     """y = x / (1 - p) where kept, else 0; dx = dy times the same (Srivastava et al. 2014)."""
 
@@ -79,6 +98,7 @@ class DropoutOp(ChannelOp):
         self.p = check_probability(p)
 
     def begin(self, backend: Backend, dtype: Any) -> None:
+        self.part = present_part()
         if 0.0 < self.p < 1.0:
             self.key = new_key(backend)
             self.arrays = (self.key,)
@@ -88,7 +108,13 @@ class DropoutOp(ChannelOp):
             self._all_alike(backend, x, out)
             return None
         first = (channels.start or 0) * (x.size // max(1, x.shape[0]))
-        return dropout_forward(backend, x, self.p, self.key, first, out)
+        return self._drop(backend, x, first, out)
+
+    def _drop(self, backend: Backend, x: Array, first: int, out: Array) -> Array:
+        """Fill `out` as `dropout_forward` does, with the mask that the whole batch would have."""
+        if self.part is None:
+            return dropout_forward(backend, x, self.p, self.key, first, out)
+        return _drop(backend, x, self.p, self.key, _index_in_batch(backend, x, first, self.part), out)
 
     def backward(self, backend: Backend, dy: Array, cache: Any, channels: slice, out: Array) -> None:
         if cache is None:
@@ -117,7 +143,7 @@ class Dropout2dOp(DropoutOp):
         shape = x.shape[0], 1, 1, x.shape[3]
         ones, factor = (backend.scratch(slot, shape, x.dtype) for slot in ("ones", "factor"))
         backend.xp.copyto(ones, 1)
-        kept = dropout_forward(backend, ones, self.p, self.key, channels.start * x.shape[3], factor)
+        kept = self._drop(backend, ones, channels.start * x.shape[3], factor)
         self._select(backend, x, kept, out)
         return kept
 

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from xpcnn.backend import Array, backend_of, get_backend
 from xpcnn.functional.channelwise import ChannelOp
 from xpcnn.functional.normalization import BatchNormOp, check_eps, check_momentum
+from xpcnn.functional.synchronised import SyncBatchNormOp, is_synchronised
 from xpcnn.nn import init
 from xpcnn.nn.channelwise import ChannelLayer
 from xpcnn.nn.weights import new_parameter
@@ -61,7 +62,8 @@ class _BatchNorm(ChannelLayer):
 
     def channel_op(self) -> ChannelOp:
         """Return the operation of one call."""
-        return BatchNormOp(
+        kind = SyncBatchNormOp if self.training and is_synchronised() else BatchNormOp
+        return kind(
             self.weight.data,
             self.bias.data,
             self.running_mean,

@@ -247,6 +247,17 @@ class Optimizer(Guarded):
         """Return all gradients, after `collect`, as flat arrays."""
         return [flat.grad for plan in self._plans for flat in plan.flats]
 
+    def gradient_buffers(self) -> list[Array]:
+        """Return flat arrays that hold all gradients, after `collect`, each with TAIL numbers more (see `Flat.summed`).
+
+        Whoever writes there changes the update.
+        """
+        return [flat.summed for plan in self._plans for flat in plan.flats]
+
+    def state_buffers(self) -> list[Array]:
+        """Return the flat arrays that hold the optimiser's state, as they lie on the backend."""
+        return [array for plan in self._plans for flat in plan.flats for array in flat.kept().values()]
+
     def guard(self, ok: Array) -> None:
         """Make the next `apply` change nothing where `ok` (1,) is False; no value travels to the host."""
         self.guard_updates()

@@ -6,8 +6,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from xpcnn import functional as F
-from xpcnn.backend import Array
+from xpcnn.backend import Array, Backend
 from xpcnn.data import DataLoader
+from xpcnn.distributed import Communicator
+from xpcnn.functional.part import Part, part_of
 from xpcnn.nn import Module
 from xpcnn.training import Metrics, Trainer
 from xpcnn.training.evaluation import evaluating, fastest_forward
@@ -26,14 +28,18 @@ def probabilities(model: Module, x: Array) -> Array:
     return F.softmax(_logits(model, model, [x]))
 
 
-def evaluate(model: Module, loader: DataLoader) -> Evaluation:
+def evaluate(model: Module, loader: DataLoader, communicator: Communicator | None = None) -> Evaluation:
     """Return mean loss, accuracy and the probabilities behind them, over all samples of a loader that does not shuffle.
+
+    With a communicator each rank computes a part of every batch, and all have the whole afterwards.
 
     Raises
     ------
     DataError
         A label is out of range.
     """
+    if communicator is not None and communicator.size > 1:
+        return _of_logits(model.backend, *_shared_out(model, loader, communicator))
     labels: list[Array] = []
 
     def batches() -> Any:
@@ -43,7 +49,30 @@ def evaluate(model: Module, loader: DataLoader) -> Evaluation:
 
     backend = model.backend
     logits = _logits(model, fastest_forward(model), batches())
-    truth = backend.xp.concatenate(labels)
+    return _of_logits(backend, logits, backend.xp.concatenate(labels))
+
+
+def _shared_out(model: Module, loader: DataLoader, communicator: Communicator) -> tuple[Array, Array]:
+    """Return logits and labels of all samples, of which each rank computes a part."""
+    backend, forward = model.backend, fastest_forward(model)
+    logits = labels = None
+
+    def divide(total: int) -> Part:
+        return part_of(total, communicator.rank, communicator.size)
+
+    for i, (x, y, part) in enumerate(loader.parts(divide)):
+        ours = _logits(model, forward, [x])
+        if logits is None or labels is None:
+            logits = backend.zeros((loader.samples, ours.shape[1]), ours.dtype)
+            labels = backend.zeros((loader.samples, *y.shape[1:]), y.dtype)
+        if part.size:
+            there = slice(i * loader.batch_size + part.start, i * loader.batch_size + part.stop)
+            logits[there], labels[there] = ours, y
+    # All but one rank add zeros.
+    return communicator.allreduce(logits), communicator.allreduce(labels)
+
+
+def _of_logits(backend: Backend, logits: Array, truth: Array) -> Evaluation:
     loss, _ = F.cross_entropy(logits, truth)
     right = backend.to_numpy(logits).argmax(axis=1) == _indices(backend.to_numpy(truth))
     metrics = Metrics(float(backend.to_numpy(loss)), int(right.sum()) / len(right), len(right))
@@ -76,5 +105,5 @@ class EvaluatingTrainer(Trainer):
         """Return loss (a mean over the samples, whatever the training's) and accuracy."""
         if per_class or not isinstance(data, DataLoader):
             return super().evaluate(data, per_class=per_class)
-        self.last, self.last_loader = evaluate(self.model, data), data
+        self.last, self.last_loader = evaluate(self.model, data, self.communicator), data
         return self.last.metrics

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from xpcnn import random
-from xpcnn.backend import use_backend
+from xpcnn import __version__, random
+from xpcnn.backend import resolve, use_backend
 from xpcnn.data import DataLoader
 from xpcnn.datasets import Dataset, load_mnist
 from xpcnn.datasets.dataset import fingerprint
+from xpcnn.distributed import Communicator
+from xpcnn.distributed.agreement import agree
 from xpcnn.errors import ConfigError, DataError, ShapeError
 from xpcnn.functional.precision import check_precision
 from xpcnn.information import info
@@ -94,6 +97,8 @@ def run(
     augment: str | None = None,
     patience: int | None = None,
     skip_broken: bool = False,
+    communicator: Communicator | None = None,
+    sync_batch_norm: bool = False,
 ) -> Run:
     """Train a recipe and test it.
 
@@ -133,6 +138,11 @@ def run(
         part holds out a tenth of each class for it.
     skip_broken : bool
         Leave out pictures that cannot be read; otherwise they are an error that lists them.
+    communicator : Communicator, optional
+        Whose ranks train together (`xpcnn.distributed.init()`), each on its part of the batches; rank 0 alone has the
+        folder, and shows.
+    sync_batch_norm : bool
+        As for `Trainer`.
 
     Raises
     ------
@@ -142,12 +152,23 @@ def run(
         Ctrl-C, after a checkpoint was written to `out`.
     """
     extra = {"image_size": image_size, "augment": augment, "patience": patience, "skip_broken": bool(skip_broken)}
-    settings = choose(name, data, epochs, batch_size, seed, as_written, out if resume else None, precision, extra)
+    follows = communicator is not None and communicator.rank > 0
+    asked: dict[str, Any] = {"recipe": name, "data": data, "epochs": epochs, "batch_size": batch_size, "seed": seed}
+    asked |= {"as_written": as_written, "precision": precision, "resume": resume, "sync_batch_norm": sync_batch_norm}
+    if communicator is not None:
+        agree(communicator, {"xpcnn": __version__} | asked | extra)
+    there = out if resume and not follows else None
+    settings = choose(name, data, epochs, batch_size, seed, as_written, there, precision, extra)
+    if communicator is not None:  # of the folder, which rank 0 alone need see
+        settings = Settings(**json.loads(communicator.broadcast_bytes(json.dumps(asdict(settings)).encode())))
     recipe = recipe_of(settings)
     if progress:
         callbacks = [*callbacks, Progress(recipe.log_every)]
+    if communicator is not None and backend:
+        backend = resolve(backend).spread(communicator.local_rank).name
+    folder = Path(out) if out is not None and not follows else None
     with use_backend(backend) if backend else contextlib.nullcontext():
-        return _run(recipe, settings, Path(out) if out is not None else None, resume, callbacks, numbered)
+        return _run(recipe, settings, folder, resume, callbacks, numbered, communicator, sync_batch_norm)
 
 
 def choose(
@@ -270,7 +291,14 @@ def load_model(folder: str | os.PathLike[str], *, backend: str | None = None) ->
 
 
 def _run(
-    recipe: Recipe, settings: Settings, folder: Path | None, resume: bool, callbacks: Sequence[Any], numbered: bool
+    recipe: Recipe,
+    settings: Settings,
+    folder: Path | None,
+    resume: bool,
+    callbacks: Sequence[Any],
+    numbered: bool,
+    communicator: Communicator | None,
+    sync_batch_norm: bool,
 ) -> Run:
     began, clock = time.time(), time.monotonic()  # the one may be set back
     goes_on = folder is not None and resume and folders.is_run(folder)
@@ -321,8 +349,12 @@ def _run(
         callbacks=[*recipe.callbacks(), *callbacks],
         scaler=scaler,
         checkpoint=checkpoint,
+        communicator=communicator,
+        sync_batch_norm=sync_batch_norm,
     )
     about = _describe(recipe, model, train, kind, began)
+    if communicator is not None:
+        about["ranks"] = communicator.size
     about["data"] |= {"classes": recipe.classes, "sha256": contents, "names": train_set.classes}
     about["data"] |= {"image_shape": list(train_set.images.shape[1:])}
     if folder is not None and checkpoint is not None:
@@ -343,7 +375,7 @@ def _run(
             checkpoint.close()
     last = trainer.last
     if last is None or trainer.last_loader is not test or trainer.batch:  # of before an epoch that `stop` cut short
-        last = evaluate(model, test)
+        last = evaluate(model, test, communicator)
     done = Run(recipe, settings, kind, model, trainer.history, test_set, last, folder)
     if folder is not None:
         save_model(

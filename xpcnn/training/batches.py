@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import Any
 
-from xpcnn.backend import Array
+from xpcnn.backend import Array, backend_of
+from xpcnn.data import DataLoader
 from xpcnn.errors import ConfigError, DataError
+from xpcnn.functional.part import Part
 
 _WANTED = "expected a DataLoader or another iterable of batches (x, labels)"
 _ADVICE = "use DataLoader(images, labels, batch_size)"
@@ -34,6 +38,31 @@ def unpack(name: str, batch: Any) -> tuple[Array, Array]:
     if isinstance(batch, (tuple, list)):
         got += f" of {len(batch)}"
     raise DataError(f"{name}: expected batches (x, labels), got {got}; {_ADVICE}")
+
+
+def shared(
+    data: Iterable[Any], divide: Callable[[int], Part], name: str, done: int = 0
+) -> Iterator[tuple[Array, Array, Part]]:
+    """Yield a part of each batch, and which part: `part.images` of it.
+
+    Parameters
+    ----------
+    data : DataLoader, or any iterable of (x, labels)
+    divide : callable
+        From the images of a batch to the part that is wanted.
+    name : str
+        What an error calls `data`.
+    done : int
+        Batches to pass over, of an iterable without a position of its own.
+    """
+    if isinstance(data, DataLoader):
+        yield from data.parts(divide)
+        return
+    for batch in islice(iter(data), 0 if hasattr(data, "load_state_dict") else done, None):
+        x, labels = unpack(name, batch)
+        part = divide(x.shape[0])
+        backend = backend_of(x)
+        yield backend.duplicate(x[part.images]), labels[part.images], part
 
 
 def _is_array(value: Any) -> bool:

@@ -21,7 +21,15 @@ class Callback:
     One that has `state_dict()` and `load_state_dict(state)`, which go by flat dicts of arrays and plain numbers,
     strings, lists and dicts, is saved in checkpoints and restored with the training. One that has
     `validation_weights(trainer)`, a context manager, is asked for it around each validation.
+
+    Attributes
+    ----------
+    once : bool
+        Whether, of several ranks of a job (`Trainer(communicator=)`), rank 0 alone calls it: for what shows or writes.
+        Others are called on each rank, with the same numbers.
     """
+
+    once = False
 
     def __repr__(self) -> str:
         options = (f"{name}={value!r:.60}" for name, value in vars(self).items() if not name.startswith("_"))

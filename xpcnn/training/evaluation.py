@@ -8,12 +8,14 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from xpcnn import random
-from xpcnn.backend import Array, backend_of
+from xpcnn.backend import Array, backend_of, use_backend
+from xpcnn.distributed import Communicator
 from xpcnn.errors import ConfigError, DataError, DTypeError, ShapeError
+from xpcnn.functional.part import part_of
 from xpcnn.nn import Inference, Module, no_grad
 from xpcnn.nn.module import is_ours
 from xpcnn.nn.precision import call, computes_in_float16
-from xpcnn.training.batches import check_batches, unpack
+from xpcnn.training.batches import check_batches, shared, unpack
 from xpcnn.training.metrics import Ledger, Metrics, has_accuracy, write_hits
 from xpcnn.training.per_class import class_metrics
 
@@ -23,6 +25,7 @@ def evaluate(
     criterion: Any,
     data: Iterable[tuple[Array, Array]],
     read_every: int = 50,
+    communicator: Communicator | None = None,
     *,
     per_class: bool = False,
 ) -> Metrics:
@@ -37,8 +40,10 @@ def evaluate(
         Batches on the model's backend, of any sizes.
     read_every : int
         Batches between two looks at what the device has done.
+    communicator : Communicator, optional
+        Whose ranks each take a part of every batch, and have the same metrics afterwards.
     per_class : bool
-        Whether to tell precision, recall and F1 of each class too.
+        Whether to tell precision, recall and F1 of each class too; each rank then computes all batches.
 
     Raises
     ------
@@ -46,6 +51,7 @@ def evaluate(
         `data` is no iterable of batches, or has none; the targets are no classes, but asked for by class.
     """
     check_batches("data", data)
+    communicator = None if per_class else communicator
     if per_class and not has_accuracy(criterion):
         raise ConfigError(f"per_class: expected a loss of classes with it, got {type(criterion).__name__}")
     kept: list[tuple[Array, Array]] = []
@@ -67,8 +73,7 @@ def evaluate(
 
     # A loader draws its order; what training draws must not depend on that.
     with evaluating(model), random.fork_rng():
-        for batch in data:
-            x, labels = unpack("data", batch)
+        for x, labels in parts_of(data, communicator):
             try:
                 logits = forward(x)
             except (ShapeError, DTypeError):
@@ -87,6 +92,10 @@ def evaluate(
             if ledger.full:
                 read()
         read()
+    if communicator is not None and communicator.size > 1:
+        with use_backend("numpy") as host:
+            loss, hits, total = communicator.allreduce(host.asarray([loss, hits, float(count)])).tolist()
+        count = int(total)
     if not count:
         raise DataError("data: expected at least one batch, got none")
     classes_told = None
@@ -110,6 +119,16 @@ def evaluating(model: Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+def parts_of(data: Iterable[tuple[Array, Array]], communicator: Communicator | None) -> Iterator[tuple[Array, Array]]:
+    """Yield what this rank is to evaluate of each batch; nothing of one that has less images than there are ranks."""
+    if communicator is None or communicator.size == 1:
+        yield from (unpack("data", batch) for batch in data)
+        return
+    for x, labels, part in shared(data, lambda total: part_of(total, communicator.rank, communicator.size), "data"):
+        if part.size:
+            yield x, labels
 
 
 def fastest_forward(model: Module) -> Callable[[Array], Array]:

@@ -37,6 +37,7 @@ class Progress(Callback):
         A bar is asked for and tqdm is not installed.
     """
 
+    once = True
     REFRESH = 0.2  # seconds between two changes of the bar
 
     def __init__(self, every: int = 50, file: TextIO | None = None, bar: bool | None = None) -> None:

@@ -90,6 +90,10 @@ class Step:
 
         Tuples are the batches of one step.
         """
+        self._compute(x, labels)
+        self._sum_gradients()
+
+    def _compute(self, x: Any, labels: Any) -> None:
         backend = backend_of(x[0] if isinstance(x, tuple) else x)
         xp = backend.xp
         copy_arrays(backend, self._copies, self._buffers)
@@ -101,7 +105,10 @@ class Step:
             xp.copyto(self._loss, loss)
             self.optimizer.collect()
             write_hits(logits, labels, self._hits)
+
+    def _sum_gradients(self) -> None:
         first, *others = self.optimizer.gradient_sums()
+        xp = backend_of(first).xp
         xp.copyto(self._slope, first)
         for total in others:
             xp.add(self._slope, total, out=self._slope)
@@ -116,19 +123,30 @@ class Step:
     def compute_and_update(self, x: Any, labels: Any) -> None:
         """Run a whole step that changes nothing where a number is not finite, without the host having to know."""
         backend = backend_of(x[0] if isinstance(x, tuple) else x)
-        xp = backend.xp
         sticky = self.stops and self.scaler is None  # after the first fatal step nothing changes any more
         ok = self._ok if sticky else self._fine
         if isinstance(x, tuple):
             self.compute(x, labels)
-            xp.copyto(self._fine, xp.isfinite(self._loss + self._slope))
-            if sticky:
-                xp.logical_and(self._fine, ok, out=ok)
+            self._judge(backend)
         else:
             copy_arrays(backend, self._copies, self._buffers)
             logits, loss = self.forward_backward(x, labels)
             self.optimizer.collect()
             judge(backend, loss, self.optimizer.flat_gradients(), logits, labels, self._ledger.row, ok, sticky)
+        self._update_where(backend, ok)
+
+    def _judge(self, backend: Backend) -> Array:
+        """Return, as `judge` does, whether what the ledger holds of this step is finite."""
+        xp = backend.xp
+        xp.copyto(self._fine, xp.isfinite(self._loss + self._slope))
+        if not self.stops or self.scaler is not None:
+            return self._fine
+        xp.logical_and(self._fine, self._ok, out=self._ok)
+        return self._ok
+
+    def _update_where(self, backend: Backend, ok: Array) -> None:
+        """Update the parameters where `ok` (1,), and nothing at all elsewhere."""
+        xp = backend.xp
         if self.stops and self.scaler is not None:
             passing = xp.logical_and(xp.isfinite(self._loss), self.scaler.can_lower(self._scale))
             xp.logical_and(xp.logical_or(ok, passing), self._ok, out=self._ok)
@@ -192,9 +210,11 @@ class Step:
             if compile
             else self._as_written
         )
-        self.compiled = (
-            [compiled(self.compute), compiled(self.update)] if self.immediate else [compiled(self.compute_and_update)]
-        )
+        self.compiled = [compiled(part) for part in self.parts_to_compile()]
+
+    def parts_to_compile(self) -> list[Callable[..., None]]:
+        """Return what a step does, in its order."""
+        return [self.compute, self.update] if self.immediate else [self.compute_and_update]
 
     def _as_written(self, part: Callable[..., None]) -> Callable[..., None]:
         def run(*arrays: Array) -> None:
@@ -208,12 +228,17 @@ class Step:
         try:
             compute(x, labels)
             row = self._judged(*self.backend.to_numpy(self._ledger.row).tolist())
-            _, _, bad, fatal = row
+            _, _, bad, _ = row
             if not bad:
                 update()
         except BaseException:
             self.zero_grad()
             raise
+        self._settle(row, x, labels)
+
+    def _settle(self, row: Row, x: Array, labels: Array) -> None:
+        """Take in what came of a step."""
+        _, _, bad, fatal = row
         if bad:
             self.zero_grad()
             self.restore_buffers()

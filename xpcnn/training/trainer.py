@@ -14,13 +14,15 @@ from typing import Any
 
 from xpcnn.backend import Array, Backend, backend_of
 from xpcnn.backend.numpy.memory import trim
+from xpcnn.distributed import Communicator
 from xpcnn.errors import ConfigError, DataError, NonFiniteError
+from xpcnn.functional.part import Part, computing
 from xpcnn.nn import Module
 from xpcnn.optim import GradScaler, Optimizer, Schedule
 from xpcnn.training.arguments import check_options, check_parts, what_it_counts
 from xpcnn.training.batches import check_batches, unpack
 from xpcnn.training.callbacks import Callback, methods, validation_weights
-from xpcnn.training.checkpoint import Checkpointer
+from xpcnn.training.checkpoint import Checkpointer, State
 from xpcnn.training.diagnosis import out_of_memory
 from xpcnn.training.evaluation import evaluate
 from xpcnn.training.history import History
@@ -28,10 +30,13 @@ from xpcnn.training.interrupt import Interruption, interruptible, unbroken
 from xpcnn.training.metrics import Metrics, RunningAverage, has_accuracy
 from xpcnn.training.monitor import latest
 from xpcnn.training.predictor import BATCH, Predicting
+from xpcnn.training.ranks import Ranks
+from xpcnn.training.shared_step import SharedStep
 from xpcnn.training.state import capture_state, restore_state
 from xpcnn.training.step import Step
 
 READ_EVERY = 50  # steps between two looks at what the device has done; a look waits for it
+CHECK_EVERY = 200  # steps between two looks whether all ranks of a job still have the same parameters
 FLUSH_EVERY = 64  # steps, for which at most a number that decays stays among the denormals
 
 
@@ -72,6 +77,14 @@ class Trainer:
         Batches that make one step: their gradients are added up, each weighted by its share of the samples, so that a
         step is that of one batch of them all (but for batch norm, which sees each batch by itself, and for a mean
         that is weighted by classes). An epoch's last step takes what is left. A schedule counts steps.
+    communicator : Communicator or None
+        Of `xpcnn.distributed.init()`: the ranks of the job train one model, each on its part of every batch that `fit`,
+        `train_batch` and `evaluate` are given (the same on each rank, as one process would have it). Loss, metrics and
+        history are those of whole batches, the same on all ranks; rank 0 alone writes checkpoints and calls callbacks
+        that say `once = True`. Parameters, buffers and optimiser start as rank 0's.
+    sync_batch_norm : bool
+        With a communicator: batch norm takes the statistics of whole batches, as one process does, rather than each
+        rank those of its part. Two small sums a layer and direction; such steps are not recorded.
 
     Attributes
     ----------
@@ -112,6 +125,8 @@ class Trainer:
         scaler: GradScaler | None = None,
         accumulate: int = 1,
         read_every: int = READ_EVERY,
+        communicator: Communicator | None = None,
+        sync_batch_norm: bool = False,
         capture: str | bool | None = None,
     ) -> None:
         if capture is not None:
@@ -120,7 +135,13 @@ class Trainer:
         check_parts(model, optimizer, schedule, checkpoint, scaler)
         check_options(compile, nonfinite, clip_norm, read_every, accumulate)
         self.schedule_every = what_it_counts(schedule, schedule_every)
+        if communicator is not None and not isinstance(communicator, Communicator):
+            raise ConfigError(
+                f"communicator: expected what xpcnn.distributed.init() returns, got {type(communicator).__name__}"
+            )
         self.model, self.optimizer, self.criterion, self.schedule = model, optimizer, criterion, schedule
+        self.communicator, self.sync_batch_norm = communicator, bool(sync_batch_norm)
+        self._ranks = None if communicator is None else Ranks(communicator)
         if not isinstance(callbacks, Iterable):
             raise ConfigError(f"callbacks: expected a sequence of them, got {type(callbacks).__name__}")
         self.callbacks = list(callbacks)
@@ -201,20 +222,25 @@ class Trainer:
         """
         if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 0:
             raise ConfigError(f"epochs: expected an integer of 0 or more, got {epochs!r}")
-        if resume and self.checkpoint is None:
+        follows = self._ranks is not None and not self._ranks.is_first
+        if resume and self.checkpoint is None and not follows:
             raise ConfigError("resume: expected a trainer with checkpoint=Checkpointer(folder), got none")
         check_batches("train", train)
         if validation is not None:
             check_batches("validation", validation)
+        if self._ranks is not None and follows:
+            if resume:
+                self._resume(self._ranks.state_of_first(None), train)
+            return self._fit(train, validation, epochs)
         if self.checkpoint is None:
             return self._fit(train, validation, epochs)
         self.checkpoint.open()
         try:
             if resume:
                 state = self.checkpoint.latest()
-                if state is not None:
-                    restore_state(self, state, train)
-                    self._resumed = True
+                if self._ranks is not None:
+                    state = self._ranks.state_of_first(state)
+                self._resume(state, train)
             elif self.step == 0 and self.checkpoint.steps():
                 raise ConfigError(
                     f"{self.checkpoint.folder}: expected a folder without checkpoints, got one with some; "
@@ -223,6 +249,11 @@ class Trainer:
             return self._fit(train, validation, epochs)
         finally:
             self.checkpoint.close()
+
+    def _resume(self, state: State | None, train: Any) -> None:
+        if state is not None:
+            restore_state(self, state, train)
+            self._resumed = True
 
     def _fit(self, train: Any, validation: Any, epochs: int) -> History:
         self.resumed, self._resumed, self.completed = self._resumed, False, False
@@ -236,8 +267,10 @@ class Trainer:
         self._predicting.look_at(self.model, validation, train)
         self._check_schedule()
         backend = backend_of(next(iter(self.model.parameters())).data)
+        if self._ranks is not None:
+            self._ranks.begin(self, train, validation)
         self._renew(backend)
-        on_start, self._on_step, on_metrics, on_epoch, on_end = methods(self.callbacks)
+        on_start, self._on_step, on_metrics, on_epoch, on_end = methods(self._called())
         self.stopped, self.stop_reason = False, ""
         for call in on_start:
             call(self)
@@ -251,10 +284,13 @@ class Trainer:
                         score = self._end_epoch(metrics)
                         for call in on_metrics:
                             call(self)
-                    if self.checkpoint is not None and self.checkpoint.due_at_epoch(self.epoch):
+                    if self._writes is not None and self._writes.due_at_epoch(self.epoch):
                         self.save(train, score)
                     for call in on_epoch:
                         call(self)
+                    if self._ranks is not None:
+                        self._ranks.check(self)
+                        self._ranks.agree(self)
                     if self.interrupted:
                         self._interrupt(train)
                 self.completed = True
@@ -262,6 +298,16 @@ class Trainer:
             for call in on_end:
                 call(self)
         return self.history
+
+    def _called(self) -> list[Any]:
+        """Return the callbacks of this rank."""
+        is_first = self._ranks is None or self._ranks.is_first
+        return [each for each in self.callbacks if is_first or not getattr(each, "once", False)]
+
+    @property
+    def _writes(self) -> Checkpointer | None:
+        """What writes this rank's checkpoints."""
+        return self.checkpoint if self._ranks is None or self._ranks.is_first else None
 
     def _check_schedule(self) -> None:
         """Raise ConfigError before the first step where the schedule ends before the last."""
@@ -294,7 +340,7 @@ class Trainer:
 
     def _run_epoch(self, train: Any) -> bool:
         """Run the rest of an epoch; return False where `stop` left some of it."""
-        schedule, on_step, checkpoint = self.schedule, self._on_step, self.checkpoint
+        schedule, on_step, checkpoint = self.schedule, self._on_step, self._writes
         if self.schedule_every != "batch":
             schedule = None
         if not self.model.training:
@@ -307,31 +353,37 @@ class Trainer:
                 schedule.step()
             for call in on_step:
                 call(self)
+            interrupted, stopped = self.interrupted, self.stopped
+            if self._ranks is not None:
+                if self.step % CHECK_EVERY == 0:
+                    self._ranks.check(self)
+                interrupted, stopped = self._ranks.agreed(self, self._renew())
             if checkpoint is not None and self.batch != self.batches_per_epoch and checkpoint.due(self.step):
                 self.seconds = time.perf_counter() - started
                 self.save(train)
-            if self.interrupted:
+            if interrupted:
                 self.seconds = time.perf_counter() - started
                 self._interrupt(train)
-            if self.stopped and self.batch != self.batches_per_epoch:
+            if stopped and self.batch != self.batches_per_epoch:
                 whole = False
                 break
         self.read()
         self.seconds = time.perf_counter() - started
         if self.batch == 0:
             raise DataError("train: expected at least one batch, got none")
-        if not whole and checkpoint is not None:
+        if not whole and self._writes is not None:
             self.save(train)
         return whole
 
     def _renew(self, backend: Backend | None = None) -> Step:
         """Return the step that does what the trainer's attributes say now."""
-        wanted = self.criterion, self.clip_norm, self.scaler, self.nonfinite, self.compile
+        wanted = self.criterion, self.clip_norm, self.scaler, self.nonfinite, self.compile, self.sync_batch_norm
         if self._step is None or backend is not None or wanted != self._wanted:
             self.read()
             backend = backend or backend_of(next(iter(self.model.parameters())).data)
             self._wanted = wanted
-            self._step = Step(
+            kind = Step if self._ranks is None else self._ranks.step(self.sync_batch_norm)
+            self._step = kind(
                 self.model, self.criterion, self.optimizer, backend, clip_norm=self.clip_norm, scaler=self.scaler,
                 stops=self.nonfinite == "stop", compile=self.compile, read_every=self.read_every,
             )  # fmt: skip
@@ -340,14 +392,20 @@ class Trainer:
     def _do(self, x: Any, labels: Any) -> None:
         step = self._renew()
         lr = self.optimizer.param_groups[0]["lr"]
+        sizes = [each.shape[0] for each in x] if isinstance(x, tuple) else [x.shape[0]]
+        parts: tuple[Part, ...] = ()
+        if self._ranks is not None and isinstance(step, SharedStep):
+            parts = self._ranks.take_parts()
+            sizes = [part.total for part in parts]
+            step.flags = self._ranks.flags(self)
         try:
-            step.run(x, labels)
+            with computing(parts) if parts else contextlib.nullcontext():
+                step.run(x, labels)
         except MemoryError as error:
             raise out_of_memory(step, self.step + 1, error, x, labels) from error
         except BaseException:  # such as a timeout of the user's own
             self._abandon(step)
             raise
-        sizes = [each.shape[0] for each in x] if isinstance(x, tuple) else [x.shape[0]]
         self.step += 1
         self.batch += len(sizes)
         self._pending.append((sum(sizes), lr, len(sizes)))
@@ -373,16 +431,24 @@ class Trainer:
         NonFiniteError
             As for `fit`.
         """
-        if self._step is None and not self.model.training:
-            self.model.train()
+        if self._step is None:
+            if not self.model.training:
+                self.model.train()
+            if self._ranks is not None:
+                self._ranks.begin(self, None, None)
+        if self._ranks is not None:
+            x, labels = self._ranks.cut(self._renew(), x, labels)
         with self._renew().backend.errstate():
             unbroken(self._do, x, labels)
 
     def _steps(self, train: Any) -> Iterator[tuple[Any, Any]]:
         """Yield a batch after the other; where several make a step, tuples of theirs."""
-        batches = iter(train)
-        if self.batch and not hasattr(train, "load_state_dict"):
-            batches = islice(batches, self.batch, None)  # an iterable without a position: pass over what was done
+        if self._ranks is not None:
+            batches: Iterator[Any] = self._ranks.batches(train, self._renew(), self.batch)
+        else:
+            batches = iter(train)
+            if self.batch and not hasattr(train, "load_state_dict"):
+                batches = islice(batches, self.batch, None)  # one without a position: pass over what was done
         if self.accumulate == 1:
             yield from (unpack("train", batch) for batch in batches)
             return
@@ -463,7 +529,7 @@ class Trainer:
         ConfigError, DataError
             `data` is no iterable of batches, or has none.
         """
-        return evaluate(self.model, self.criterion, data, self.read_every, per_class=per_class)
+        return evaluate(self.model, self.criterion, data, self.read_every, self.communicator, per_class=per_class)
 
     def predict(self, images: Any, *, batch_size: int = BATCH) -> Array:
         """Return probabilities (N, K) on the model's backend, in eval mode; each layer's mode stays what it is.
@@ -482,7 +548,7 @@ class Trainer:
     # --- saving -----------------------------------------------------------------------------------------------------
 
     def save(self, train: Any = None, score: float | None = None) -> Path:
-        """Write a checkpoint now.
+        """Write a checkpoint now; of several ranks, rank 0 alone does.
 
         Raises
         ------
@@ -494,6 +560,8 @@ class Trainer:
         if self.checkpoint is None:
             raise ConfigError("checkpoint: expected a trainer with checkpoint=Checkpointer(folder), got none")
         self.read()
+        if self._writes is None:
+            return self.checkpoint.path(self.step)
         path = self.checkpoint.write(capture_state(self, train), score)
         trim()  # the state and its file, gone now, grow with the history and would be taken from ever higher memory
         return path
@@ -504,8 +572,12 @@ class Trainer:
         where = f"stopped after step {self.step} (epoch {self.epoch + 1}, batch {self.batch})"
         if self.checkpoint is None:
             self.read()  # steps that a device has done and not told
+            if self._ranks is not None:
+                self._ranks.communicator.part_together()
             raise Interruption(f"{where}; nothing was saved, for there is no checkpoint folder", self.signum)
         path = self.save(train)
+        if self._ranks is not None:
+            self._ranks.communicator.part_together()
         raise Interruption(
             f"{where}; checkpoint {path} is written, go on with --resume (fit(..., resume=True))", self.signum
         )

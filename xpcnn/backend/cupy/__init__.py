@@ -187,6 +187,18 @@ class CupyBackend(Backend):
         backend.activate()  # an operation runs where its arrays are
         return backend
 
+    def spread(self, index: int) -> Backend:
+        from xpcnn.backend import resolve
+
+        if self.device.id:  # one that somebody has named
+            return self
+        return resolve(_name(index % self.xp.cuda.runtime.getDeviceCount()))
+
+    def new_reducer(self, rank: int, size: int, broadcast: Callable[[bytes | None, int], bytes]) -> Any:
+        from xpcnn.backend.cupy.nccl import new_reducer
+
+        return new_reducer(self, rank, size, broadcast)
+
     def activate(self) -> None:
         """Make this device CUDA's current one in this thread: a thread begins with device 0."""
         if self.xp.cuda.device.get_device_id() != self.device_id:

@@ -5,21 +5,46 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from xpcnn.errors import ConfigError
 
+# What the ranks of this machine leave to this one (`divide`): cores of the scheduler's, and how many share the quota.
+_granted: int | None = None
+_sharers = 1
+
 
 def affinity() -> int:
-    """Return how many cores the scheduler lets this process run on."""
+    """Return how many cores the scheduler, and the other ranks of a job, let this process run on."""
+    return _scheduled() if _granted is None else min(_granted, _scheduled())
+
+
+def _scheduled() -> int:
     if hasattr(os, "sched_getaffinity"):
         return max(1, len(os.sched_getaffinity(0)))
     return os.cpu_count() or 1
 
 
+def divide(mine: Sequence[int], masks: Sequence[Sequence[int]]) -> int:
+    """Keep from now on to this process's share of the cores, one at least, and return it.
+
+    Parameters
+    ----------
+    mine : sequence of int
+        The cores that this process may run on.
+    masks : sequence of sequence of int
+        The same of every rank of the machine: a core that three may run on counts a third for each.
+    """
+    global _granted, _sharers
+    share = sum(1 / sum(core in mask for mask in masks) for core in mine)
+    _granted, _sharers = max(1, int(share + 1e-9)), len(masks)
+    return _granted
+
+
 def default_threads() -> int:
     """Return how many threads to use where nobody says: cores, within the quota and OMP_NUM_THREADS."""
-    limits = (affinity(), quota(), from_openmp())
+    granted = quota()
+    limits = (affinity(), None if granted is None else granted // _sharers, from_openmp())
     return max(1, min(limit for limit in limits if limit is not None))
 
 

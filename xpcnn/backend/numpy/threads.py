@@ -179,6 +179,7 @@ class ThreadPool:
     def __init__(self) -> None:
         self.worth = WORTH_WAKING if has_lock() else WORTH_TELLING
         self._size: int | None = None
+        self._was_set = False
         self._busy = threading.Lock()
         self._jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
         self._started = 0
@@ -192,6 +193,10 @@ class ThreadPool:
         self._started = 0
         self._local = threading.local()
 
+    def reconsider(self) -> None:
+        """Look anew how many cores there are, such as when other ranks of a job have their share of them."""
+        self._size = None if not self._was_set else min(self.size, _usable_cores())
+
     @property
     def size(self) -> int:
         """How many threads work at once, the caller included."""
@@ -204,7 +209,7 @@ class ThreadPool:
     def size(self, n: int) -> None:
         if isinstance(n, bool) or not isinstance(n, int) or n < 1:
             raise ConfigError(f"n: expected a number of threads of 1 or more, got {n!r}")
-        self._size = min(n, _usable_cores())
+        self._size, self._was_set = min(n, _usable_cores()), True
 
     @property
     def inside(self) -> bool:
