@@ -1,8 +1,8 @@
 """Every check of the project, each in a virtual environment of its own: `nox`, or `nox -s NAME`; `nox -l` lists them.
 
 A plain `nox` is lint, types, the tests on NumPy and on the strict fake device with the newest Python found here, a
-short training run, and a thousand tests of the built wheel with the oldest; `nox -s tests` takes every Python. It needs
-no GPU, and some minutes on two cores. What is passed after `--` goes to the tool of the session.
+short training run, jobs of several ranks, and a thousand tests of the built wheel with the oldest; `nox -s tests` takes
+every Python. It needs no GPU, and some minutes on two cores. What is passed after `--` goes to the tool of the session.
 """
 
 from __future__ import annotations
@@ -81,6 +81,7 @@ nox.options.sessions = [
     f"tests-{NEWEST}(cpu)",
     "convergence(numpy)",
     "wheel",
+    "distributed",
 ]
 
 
@@ -148,6 +149,9 @@ def trust(session: nox.Session) -> None:
     """What takes long: thousands of damaged files per reader, kills, long runs."""
     install_for(session, "numpy,fake")
     pytest(session, "-q", XPCNN_TRUST="1")
+    if sys.platform == "linux":
+        session.install(*group("distributed"))
+        pytest(session, "-q", "-m", "distributed", "tests/distributed", XPCNN_TRUST="1")
     if GPU_LAUNCHER:
         for late in ("1", "2"):
             on_emulated_gpu(session, "tests", CUDA_ON_CPU_LAZY=late)
@@ -158,6 +162,15 @@ def parity(session: nox.Session) -> None:
     """PyTorch as the oracle of every operation, layer, loss, optimiser and schedule; ONNX's own cases for its files."""
     session.install(*BASE, *extra("onnx"), *group("test", "parity", "onnx"))
     pytest(session, "-q", "-m", "parity", "tests/parity")
+
+
+@nox.session(python=NEWEST)
+def distributed(session: nox.Session) -> None:
+    """Jobs of several ranks under the MPI of a wheel: the same numbers, faults, kills."""
+    if sys.platform != "linux":
+        session.skip("distributed: the tests look into /proc, which is there on Linux alone")
+    session.install(*BASE, *extra("cli"), *group("test", "distributed"))
+    pytest(session, "-q", "-m", "distributed", "tests/distributed")
 
 
 @nox.session(python=NEWEST)

@@ -129,6 +129,7 @@ def _meet(here: Any, line: int, lines: int, rank: int, timeout: float) -> Board 
         if is_file:
             os.unlink(path)
         command = [sys.executable, "-I", "-S", watcher.__file__, str(file), str(lines), str(timeout)]
+        command += watcher.segments_of(os.getpid())  # a job may end before the watcher has begun
         with contextlib.suppress(OSError):  # no more processes: the job goes on without
             subprocess.Popen(  # noqa: S603
                 command,

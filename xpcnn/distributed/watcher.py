@@ -1,4 +1,4 @@
-"""Watches the ranks of one machine from outside of them: `python watcher.py BOARD_FILE LINES TIMEOUT`.
+"""Watches the ranks of one machine from outside of them: `python watcher.py BOARD_FILE LINES TIMEOUT SEGMENT...`.
 
 A process of its own, in a session of its own: launchers that end a job kill its ranks at once, and who is killed or
 stopped cannot say so. It tells in one line which rank has ended, was stopped or does not come, ends the others, and
@@ -15,6 +15,7 @@ import select
 import signal
 import sys
 import time
+from collections.abc import Iterable
 
 HEADER, LINE = 8, 8  # as in board.py
 SPOKEN = 0
@@ -30,13 +31,13 @@ SEGMENTS = ("/dev/shm/mpich_shm_", "/dev/shm/vader_segment", "/dev/shm/osc_rdma"
 class Watcher:
     """Looks after the ranks of this machine until all have ended."""
 
-    def __init__(self, file: int, lines: int, timeout: float) -> None:
+    def __init__(self, file: int, lines: int, timeout: float, segments: Iterable[str] = ()) -> None:
         self.file, self.timeout = file, timeout
         self.words = memoryview(mmap.mmap(file, (HEADER + LINE * lines) * 8)).cast("q")
         self.lines = {self.word(line, PROCESS): line for line in range(lines)}
         self.handles = {process: _handle(process) for process in self.lines}
         self.killed_before = _killed_by_kernel()
-        self.segments: set[str] = set()
+        self.segments = set(segments)
         self.stopped: dict[int, float] = {}  # since when
 
     def word(self, line: int, which: int) -> int:
@@ -45,7 +46,7 @@ class Watcher:
     def run(self) -> None:
         """Watch, and clear up."""
         while self.lines:
-            self.segments |= _segments(next(iter(self.lines)))
+            self.segments |= segments_of(next(iter(self.lines)))
             for process in self._gone():
                 status, line = _status(process), self.lines.pop(process, None)
                 if line is None or self.word(line, PHASE) == ENDING:
@@ -118,7 +119,7 @@ class Watcher:
         for process, line, seconds in others:
             name = f"rank {self.word(line, RANK)} (process {process})"
             if process in self.stopped and now - self.stopped[process] > soon:
-                return f"{name} has been stopped for {soon:g} s while others wait for it"
+                return f"{name} is stopped while others wait for it"
             if self.word(line, PHASE) == ENDING and seconds > soon:
                 return f"{name} has come to the end of its program while others wait for it"
         if longest <= self.timeout:
@@ -126,6 +127,8 @@ class Watcher:
         counts = {self.word(line, COUNT) for _, line, _ in waiting + others}
         if others or len(counts) > 1:
             process, line, _ = min(others or waiting, key=lambda each: self.word(each[1], COUNT))
+            if process in self.stopped:  # for nearly as long as others wait: it is the reason all the same
+                return f"rank {self.word(line, RANK)} (process {process}) is stopped while others wait for it"
             return (
                 f"rank {self.word(line, RANK)} (process {process}) has not come for {self.timeout:g} s to where others "
                 "wait for it (XPCNN_DISTRIBUTED_TIMEOUT)"
@@ -137,7 +140,7 @@ class Watcher:
     def _end_all(self, grace: float) -> None:
         until = time.monotonic() + grace
         while time.monotonic() < until and any(map(_lives, self.lines)):
-            self.segments |= _segments(next(iter(self.lines)))
+            self.segments |= segments_of(next(iter(self.lines)))
             time.sleep(0.02)
         for process in self.lines:
             with contextlib.suppress(OSError):
@@ -191,7 +194,7 @@ def _killed_by_kernel() -> int:
     return 0
 
 
-def _segments(process: int) -> set[str]:
+def segments_of(process: int) -> set[str]:
     """Return the files of shared memory that a process's MPI has made."""
     try:
         with open(f"/proc/{process}/maps") as file:
@@ -203,4 +206,4 @@ def _segments(process: int) -> set[str]:
 if __name__ == "__main__":
     for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(each, signal.SIG_IGN)
-    Watcher(int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])).run()
+    Watcher(int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), sys.argv[4:]).run()

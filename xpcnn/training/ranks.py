@@ -169,8 +169,9 @@ def facts(trainer: Trainer, train: Any, validation: Any) -> dict[str, Any]:
     return {
         "xpcnn": __version__,
         "seed (random state)": _short(json.dumps(random.get_state(), sort_keys=True)),
-        "train data": _about(train),
-        "validation data": _about(validation),
+        "train data": _contents(train),
+        "train loader": _settings(train),
+        "validation data": _contents(validation),
         "model": _short(_said(trainer.model)) + str(sum(each.size for each in trainer.model.parameters())),
         "optimizer": _said(trainer.optimizer),
         "criterion": _said(trainer.criterion),
@@ -199,15 +200,20 @@ def _state_of(trainer: Trainer) -> list[Array]:
     return arrays + trainer.optimizer.state_buffers()
 
 
-def _about(data: Any) -> Any:
-    """Return what tells a loader's batches from others: its settings and a CRC of its images and labels."""
+def _contents(data: Any) -> Any:
+    """Return what tells a loader's images and labels from others."""
     if not isinstance(data, DataLoader):
         return None if data is None else type(data).__name__
-    settings = {name: value for name, value in data.settings().items() if name != "transform"}
     crc = zlib.crc32(_bytes(data.labels))
     if hasattr(data.images, "tobytes"):
         crc = zlib.crc32(_bytes(data.images), crc)
-    return f"crc {crc:08x}, {json.dumps(settings)}"
+    return f"crc {crc:08x} of {data.samples} samples"
+
+
+def _settings(data: Any) -> str:
+    """Return what else fixes a loader's batches."""
+    settings = data.settings() if isinstance(data, DataLoader) else {}
+    return ", ".join(f"{name}={value}" for name, value in settings.items() if name != "transform")
 
 
 def _bytes(array: Any) -> Any:
