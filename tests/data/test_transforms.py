@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from xpcnn.backend import backend_of
 from xpcnn.data import ChannelsFirst, Compose, Normalize, Pad, Repeat, ToFloat, describe
-from xpcnn.data.transforms import prepare
+from xpcnn.data.transforms import batch_last, prepare
 from xpcnn.errors import ConfigError, ShapeError, XpcnnError
 
 
@@ -223,6 +223,19 @@ def test_wrong_arguments(make, message):
 def test_wrong_images(backend, transform, shape, message):
     with pytest.raises(ShapeError, match=message):
         transform(backend.asarray(np.zeros(shape, np.uint8)))
+
+
+@pytest.mark.parametrize(
+    "shape", [(5, 3, 32, 32), (5, 32, 16), (5, 16, 32, 3), (130, 3, 16, 32), (1, 8, 8, 8), (4, 3, 7, 9)]
+)
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "float32", "int32", "float16"])
+def test_batches_are_turned_in_words_to_the_bit(backend, rng, shape, dtype):
+    images = np.frombuffer(rng.bytes(np.dtype(dtype).itemsize * int(np.prod(shape))), dtype).reshape(shape)
+    for each in (images, images[::-1], images[..., ::2]):
+        turned = backend.to_numpy(batch_last(backend, backend.asarray(each)))
+        expected = np.moveaxis(each, 0, -1)
+        assert turned.shape == expected.shape
+        assert turned.tobytes() == expected.tobytes()
 
 
 def test_a_kernel_of_the_backend_takes_over(monkeypatch, backend, rng):

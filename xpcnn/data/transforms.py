@@ -219,11 +219,12 @@ def prepare(backend: Backend, batch: Array, plan: Plan) -> Array:
 
     `DataLoader` states what it costs.
     """
+    memory = batch_last(backend, batch)
     if batch.ndim == 3:
-        batch = batch[:, None]  # (N, 1, H, W)
+        memory = memory[None]  # (1, H, W, N)
     elif plan.channels_last:
-        batch = batch.transpose(0, 3, 1, 2)  # (N, C, H, W)
-    count, _, height, width = batch.shape
+        memory = memory.transpose(2, 0, 1, 3)  # (C, H, W, N)
+    _, height, width, count = memory.shape
     height += 2 * sum(ring.height for ring in plan.rings)
     width += 2 * sum(ring.width for ring in plan.rings)
     out = backend.empty((plan.channels, height, width, count), "float32")
@@ -231,14 +232,22 @@ def prepare(backend: Backend, batch: Array, plan: Plan) -> Array:
     for ring in reversed(plan.rings):
         _each_channel(lambda channel, value: channel.fill(value), inner, ring.values)
         inner = inner[:, ring.height : inner.shape[1] - ring.height, ring.width : inner.shape[2] - ring.width]
-    source = batch.transpose(1, 2, 3, 0)  # (C, H, W, N)
-    # Bytes are transposed as bytes: to convert them along the strides takes twice as long.
-    inner[...] = source if batch.dtype.kind == "f" else backend.contiguous(source)
+    inner[...] = memory
     if any(plan.offset):
         _each_channel(lambda channel, value: backend.xp.subtract(channel, value, out=channel), inner, plan.offset)
     if any(value != 1 for value in plan.divisor):
         _each_channel(lambda channel, value: backend.xp.divide(channel, value, out=channel), inner, plan.divisor)
     return out
+
+
+@primitive
+def batch_last(backend: Backend, batch: Array) -> Array:
+    """Return images (N, ...) as (..., N), integers as a contiguous copy.
+
+    Bytes are transposed as bytes: to convert them along the strides takes twice as long.
+    """
+    memory = batch.transpose(*range(1, batch.ndim), 0)
+    return memory if batch.dtype.kind == "f" else backend.contiguous(memory)
 
 
 def _each_channel(change: Callable[[Array, float], Any], array: Array, values: tuple[float, ...]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from xpcnn.backend.base import Backend
-from xpcnn.backend.numpy import convolution, plans, products, trace
+from xpcnn.backend.numpy import convolution, images, plans, products, trace
 from xpcnn.backend.numpy.memory import BlockPool, aligned, trim
 from xpcnn.backend.numpy.places import extent_of
 from xpcnn.backend.numpy.plain import PlainNumpyBackend
@@ -34,6 +34,8 @@ SHARED_PRODUCT = 1e6
 # four times as much).
 SLAB_BYTES, SLAB_BYTES_OF_HELPERS = 1 << 20, 1 << 19
 
+FUSED: dict[str, Callable[..., Any]] = {**convolution.FUSED, **images.FUSED}
+
 # Geometries whose padded buffers a thread keeps.
 BORDERED_KEPT = 64
 
@@ -47,7 +49,7 @@ class NumpyBackend(PlainNumpyBackend):
         Whether large 3x3 convolutions may go through Winograd's transforms (`convolution/winograd.py`).
     """
 
-    fused = convolution.FUSED
+    fused = FUSED
     winograd = True
     # What a core's own cache holds beside the weights and the output of a tile.
     column_bytes = 4 << 20
