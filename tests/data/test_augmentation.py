@@ -2,6 +2,7 @@
 
 import json
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -260,6 +261,23 @@ def test_called_directly_they_follow_manual_seed(backend, rng):
 
     np.testing.assert_array_equal(drawn(), drawn())
     assert (backend.to_numpy(transform(images)) != drawn()).any()
+
+
+def test_a_recorded_function_draws_anew(backend, rng):
+    """What is drawn on the host cannot be replayed: such a function runs as written, and says so."""
+    images = rng.integers(0, 256, (COUNT, 3, 8, 8), dtype=np.uint8)
+    plain_part, drawn_part = Normalize(0.5, 0.2), Compose(RandomCrop(8, 4), Normalize(0.5, 0.2))
+    kept, drawn = xpcnn.compile(lambda x: plain_part(x)), xpcnn.compile(lambda x: drawn_part(x))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for seed in range(6):
+            x = backend.asarray(images + np.uint8(seed))
+            np.testing.assert_array_equal(backend.to_numpy(kept(x)), backend.to_numpy(plain_part(x)))
+            xpcnn.manual_seed(seed)
+            found = backend.to_numpy(drawn(x))
+            xpcnn.manual_seed(seed)
+            np.testing.assert_array_equal(found, backend.to_numpy(drawn_part(x)))
+    assert all("draws on the host" in str(each.message) for each in said)
 
 
 ALL = Compose(

@@ -7,9 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from xpcnn import random
 from xpcnn.backend import Array, backend_of
-from xpcnn.data.stage import Stage, as_channels_first
+from xpcnn.data.stage import Stage, as_channels_first, host_generator
 from xpcnn.data.transforms import Plan, ToFloat, Transform, planned, prepare
 from xpcnn.errors import ConfigError
 from xpcnn.functional.layout import batch_first
@@ -51,7 +50,7 @@ class Compose(Transform):
 
     def __call__(self, batch: Array, labels: Array | None = None) -> Any:
         """Return what the last transform makes of it all: images, or images and labels where it was given both."""
-        images, changed = self.run(batch, labels, random.generator() if self.is_random else None)
+        images, changed = self.run(batch, labels, host_generator(self) if self.is_random else None)
         return images if labels is None else (images, changed)
 
     def run(self, batch: Array, labels: Array | None, rng: Any) -> tuple[Array, Array | None]:

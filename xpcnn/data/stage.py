@@ -12,6 +12,7 @@ from typing import Any
 
 from xpcnn import random
 from xpcnn.backend import Array, Backend, backend_of
+from xpcnn.backend.graph import tracing
 from xpcnn.data.transforms import LARGEST_PIXEL, ToFloat, Transform, is_channels_last, planned, prepare, values_of
 from xpcnn.errors import ConfigError, ShapeError
 from xpcnn.functional.layout import batch_first
@@ -49,8 +50,16 @@ class Stage(Transform):
         """Return a batch as stored as a new float32 (N, C, H, W); with labels, both."""
         if self.labels and labels is None:
             raise ConfigError(f"labels: {type(self).__name__} changes them too; call it as transform(images, labels)")
-        images, changed = self.run(batch, labels, random.generator() if self.is_random else None)
+        images, changed = self.run(batch, labels, host_generator(self) if self.is_random else None)
         return images if labels is None else (images, changed)
+
+
+def host_generator(transform: Transform) -> Any:
+    """Return the generator from which a transform draws that is called directly; such a call is never replayed."""
+    found = tracing()
+    if found is not None:
+        found.fail(f"{type(transform).__name__} draws on the host; give a DataLoader the random transforms")
+    return random.generator()
 
 
 def as_channels_first(batch: Array) -> Array:
