@@ -274,3 +274,12 @@ def seeds(session: nox.Session) -> None:
     """The five source systems as recipes, at their full length: accuracy and time of each."""
     session.install(*BASE, *extra("cli"))
     session.run("python", "bench/seeds.py", *session.posargs)
+
+
+@nox.session(python=NEWEST)
+def web(session: nox.Session) -> None:
+    """A small exported network in a browser's onnxruntime, run by Node: the same answers on 1,000 digits."""
+    if not (shutil.which("node") and shutil.which("npm")):
+        session.skip("web: needs Node with npm, which are not on the PATH")
+    session.install(*BASE, *extra("onnx"))
+    session.run("python", "-m", "bench.web", "--folder", str(ROOT / ".nox" / "onnxruntime-web"), *session.posargs)
