@@ -29,11 +29,29 @@ def test_export(options, run_folder, tmp_path, capsys):
     assert json.loads(metadata["transform"])
 
 
+def test_export_of_a_model_file(tmp_path, capsys):
+    """Of a network that takes images of one size, named by its file; and of one of any size, which is asked for."""
+    from xpcnn import data, models, training
+
+    model = models.create("tiny").eval()
+    path, out = tmp_path / "model.safetensors", str(tmp_path / "a.onnx")
+    training.save_model(model, path, classes=list("abcdefghij"), transform=data.Normalize(0.1, 0.5))
+    assert main(["export", str(path), out, "--input-shape", "1,28,28"]) == 0
+    assert "input (N, 1, 28, 28)" in capsys.readouterr().out
+    x = np.random.default_rng(0).normal(size=(4, 1, 28, 28)).astype(np.float32)
+    (y,) = runtime.InferenceSession(out).run(None, {"input": x})
+    assert np.linalg.norm(y - model(x)) < 1e-5 * np.linalg.norm(y)
+    metadata = {each.key: json.loads(each.value) for each in onnx.load(out).metadata_props}
+    assert metadata["classes"] == list("abcdefghij")
+    assert metadata["transform"]["name"] == "Normalize"
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
         (["nowhere", "a.onnx"], "xpcnn export: nowhere: no such run folder"),
         (["RUN", "a.onnx", "--opset", "17"], "xpcnn export: opset: expected 18 to 21"),
+        (["RUN", "a.onnx", "--input-shape", "3,x"], "xpcnn export: --input-shape: expected sizes such as 3,32,32"),
         (["RUN", "no/a.onnx"], "xpcnn export: no/a.onnx: expected to write it"),
     ],
 )

@@ -122,8 +122,8 @@ class Graph:
 
     def refused(self, node: Any, reason: str) -> DataError:
         """Return the error that names a node."""
-        name = node.name or next((each for each in getattr(node, "output", None) or node.outputs if each), "")
-        op = getattr(node, "op_type", None) or node.op
+        op, outputs = (node.op, node.outputs) if isinstance(node, Node) else (node.op_type, node.output)
+        name = node.name or next((each for each in outputs if each), "")
         return DataError(f"{self.source}: node {name!r:.80} ({op:.40}): {reason}")
 
     def _check_words(self, *words: Any) -> None:
