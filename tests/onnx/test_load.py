@@ -119,6 +119,30 @@ def test_a_graph_and_its_gradients(tmp_path, run_file, rng):
     assert xpcnn.testing.gradcheck(loaded, rng.normal(size=(2, 3, 6, 6)))
 
 
+def test_what_was_read_can_be_written_again(tmp_path, run_file, rng):
+    loaded = xpcnn.onnx.load(dag(tmp_path))
+    xpcnn.onnx.export(loaded, (3, 6, 6), tmp_path / "again.onnx")
+    x = rng.normal(size=(4, 3, 6, 6)).astype(np.float32)
+    assert relative(run_file(tmp_path / "again.onnx", x)[0], loaded(x)) < 1e-6
+    again = xpcnn.onnx.load(tmp_path / "again.onnx")
+    assert set(again.state_dict()) == set(loaded.state_dict())
+    np.testing.assert_array_equal(again(x), loaded(x))
+
+
+def test_old_operators_are_written_as_new_ones(tmp_path, run_file, rng):
+    nodes = [
+        ("Clip", ("x",), ("c",), {"min": -0.5, "max": 0.5}),
+        ("Slice", ("c",), ("s",), {"starts": [0], "ends": [2], "axes": [1]}),
+        ("Unsqueeze", ("s",), ("u",), {"axes": [1]}),
+        ("Pad", ("u",), ("p",), {"pads": [0, 0, 1, 0, 0, 0], "value": 2.0}),
+        ("ReduceSum", ("p",), ("y",), {"axes": [1], "keepdims": 0}),
+    ]
+    loaded = xpcnn.onnx.load(file_of(nodes, {}, (1, 3), tmp_path / "a.onnx", opset=9))
+    xpcnn.onnx.export(loaded, (3,), tmp_path / "again.onnx")
+    x = rng.normal(size=(4, 3)).astype(np.float32)
+    assert relative(run_file(tmp_path / "again.onnx", x)[0], loaded(x)) < 1e-6
+
+
 def test_a_compiled_step_is_the_step_as_written(tmp_path, rng):
     x = rng.normal(size=(4, 3, 6, 6)).astype(np.float32)
     results = []

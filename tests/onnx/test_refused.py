@@ -133,6 +133,14 @@ def test_damaged_files(tmp_path):
     check_reader("ONNX files", xpcnn.onnx.load, content, tmp_path / "a.onnx")
 
 
+def test_damaged_files_of_our_own(tmp_path):
+    from tests.onnx.test_export import small
+
+    xpcnn.onnx.export(small(), (2, 6, 6), tmp_path / "b.onnx", classes=["a", "b", "c"])
+    content = (tmp_path / "b.onnx").read_bytes()
+    check_reader("ONNX files of our own", xpcnn.onnx.load, content, tmp_path / "a.onnx", seed=1)
+
+
 def test_damaged_files_of_shapes(tmp_path):
     """One whose shapes are computed, where damage makes sizes."""
     nodes = [

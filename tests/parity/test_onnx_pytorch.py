@@ -125,6 +125,10 @@ def test_exported_network(torch, name, dynamo, free, tmp_path):
     expected = model(x)
     actual = loaded(x.detach().numpy())
     assert np.linalg.norm(actual - expected.detach().numpy()) < 1e-5 * float(expected.detach().norm())
+    runtime = pytest.importorskip("onnxruntime")
+    xpcnn.onnx.export(loaded, (3, 16, 16), tmp_path / "again.onnx")  # and out again
+    (again,) = runtime.InferenceSession(str(tmp_path / "again.onnx")).run(None, {"input": x.detach().numpy()})
+    assert np.linalg.norm(actual - again) < 1e-5 * np.linalg.norm(again)
     dy = torch.randn_like(expected)
     expected.backward(dy)
     dx = loaded.backward(dy.numpy())

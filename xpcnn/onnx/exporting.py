@@ -11,7 +11,7 @@ import xpcnn
 from xpcnn.data.description import describe_transform
 from xpcnn.errors import ConfigError, DTypeError, ShapeError
 from xpcnn.nn import Module, no_grad
-from xpcnn.onnx import layers  # noqa: F401  (registers the library's own)
+from xpcnn.onnx import layers, rewriting  # noqa: F401  (they register the library's own)
 from xpcnn.onnx.folding import fold_batch_norm
 from xpcnn.onnx.graph import BATCH, Graph, Value, check_opset
 from xpcnn.onnx.library import onnx

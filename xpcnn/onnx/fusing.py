@@ -19,7 +19,8 @@ def fuse(graph: Graph) -> None:
     made: dict[str, Node] = {}
     kept: list[Node] = []
     for node in graph.nodes:
-        gone = _joined(graph, node, made, reads)
+        with graph.explained(node):
+            gone = _joined(graph, node, made, reads)
         for each in gone:
             kept.remove(each)
         kept.append(node)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,10 +23,13 @@ class Value(NamedTuple):
     name : str
     shape : tuple
         Its first entry is None for the batch, which is of any length.
+    dtype : dtype or None
+        None for the model's.
     """
 
     name: str
     shape: tuple[int | None, ...]
+    dtype: Any = None
 
 
 Exporter = Callable[["Graph", Any, Value], Value]
@@ -79,19 +82,26 @@ class Graph:
             self._path = before
 
     def node(self, op_type: str, *inputs: Value | None, **attributes: Any) -> Value:
-        """Write an operation of ONNX's and return its first result; attributes that are None are left out.
+        """Write an operation of ONNX's and return its result; attributes that are None are left out.
 
         Raises
         ------
         ShapeError
             Its inputs do not fit.
         """
+        return self.several(op_type, inputs, 1, attributes)[0]
+
+    def several(
+        self, op_type: str, inputs: Sequence[Value | None], count: int, attributes: Mapping[str, Any]
+    ) -> list[Value]:
+        """Write an operation of several results, and return them."""
         name = self._new_name(f"{self._path}/{op_type}" if self._path else op_type)
+        names = [name, *(self._new_name(f"{name}.{i}") for i in range(1, count))]
         given = {key: value for key, value in attributes.items() if value is not None}
-        node = Node(op_type, name, ["" if x is None else x.name for x in inputs], [name], given)
-        shape = self._shape_of(node, inputs)
+        node = Node(op_type, name, ["" if x is None else x.name for x in inputs], names, given)
+        results = self._results_of(node, inputs)
         self.nodes.append(node)
-        return Value(name, shape)
+        return results
 
     def parameter(self, value: Parameter | Array | None) -> Value | None:
         """Return a parameter or buffer of the model as a value with its own name; None for None."""
@@ -106,7 +116,7 @@ class Graph:
         array = np.asarray(value, self.dtype if dtype is None else dtype)
         name = self._new_name(f"{self._path}/constant" if self._path else "constant")
         self.arrays[name] = array
-        return Value(name, tuple(array.shape))
+        return Value(name, tuple(array.shape), array.dtype)
 
     def integers(self, *values: int) -> Value:
         """Return numbers as a value (K,) of int64, as ONNX takes shapes and axes."""
@@ -115,7 +125,7 @@ class Graph:
     # --- the rest -----------------------------------------------------------------------------------------------------
 
     def _host(self, array: Array) -> Any:
-        return np.ascontiguousarray(backend_of(array).to_numpy(array))
+        return np.asarray(backend_of(array).to_numpy(array), order="C")
 
     def copy_name(self, name: str) -> str:
         """Return a new name for a copy of an array."""
@@ -128,38 +138,48 @@ class Graph:
         self._names.add(name)
         return name
 
+    def attributes_of(self, op_type: str) -> set[str]:
+        """Return the names of an operator's attributes."""
+        return set(onnx().defs.get_schema(op_type, self.opset, "").attributes)
+
     def proto(self, node: Node) -> Any:
         """Return a node as the library has it."""
         return onnx().helper.make_node(node.op_type, node.inputs, node.outputs, name=node.name, **node.attributes)
 
-    def _shape_of(self, node: Node, inputs: tuple[Value | None, ...]) -> tuple[int | None, ...]:
-        """Return the shape of a node's first result."""
+    def _results_of(self, node: Node, inputs: Sequence[Value | None]) -> list[Value]:
+        """Return a node's results with their shapes and types."""
         if node.op_type == "GroupNormalization" and inputs[0] is not None:  # of which the library infers nothing
-            return inputs[0].shape
+            return [Value(node.outputs[0], inputs[0].shape)]
         library = onnx()
         helper = library.helper
-        types, data = {}, {}
+        types: Any = {}
+        data: dict[str, Any] = {}
         for x in inputs:
             if x is None:
                 continue
             array = self.arrays.get(x.name)
-            kind = helper.np_dtype_to_tensor_dtype(self.dtype if array is None else array.dtype)
+            own = self.dtype if x.dtype is None else np.dtype(x.dtype)
+            kind = helper.np_dtype_to_tensor_dtype(own if array is None else array.dtype)
             dims = [BATCH if size is None else size for size in x.shape]
             types[x.name] = helper.make_tensor_type_proto(kind, dims)
-            if array is not None and array.dtype.kind == "i":
+            if array is not None and (array.dtype.kind == "i" or array.size <= 8):
                 data[x.name] = library.numpy_helper.from_array(array, x.name)
         schema = library.defs.get_schema(node.op_type, self.opset, "")
         try:
             found = library.shape_inference.infer_node_outputs(
                 schema, self.proto(node), types, data, opset_imports=[helper.make_opsetid("", self.opset)]
             )
-            dims = found[node.outputs[0]].tensor_type.shape.dim
+            types = [found[name].tensor_type for name in node.outputs]
         except Exception as error:  # the library has several classes for it
             reason = " ".join(str(error).split())
             raise ShapeError(
                 f"{node.name}: expected inputs that fit, got {[x and x.shape for x in inputs]} ({reason:.200})"
             ) from error
-        return tuple(d.dim_value if d.HasField("dim_value") else None for d in dims)
+        results = []
+        for name, each in zip(node.outputs, types, strict=True):
+            shape = tuple(d.dim_value if d.HasField("dim_value") else None for d in each.shape.dim)
+            results.append(Value(name, shape, np.dtype(helper.tensor_dtype_to_np_dtype(each.elem_type))))
+        return results
 
     def finish(self, result: Value) -> Value:
         """Call the last value "output", and return it."""

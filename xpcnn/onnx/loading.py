@@ -8,7 +8,6 @@ from collections import Counter
 from typing import Any
 
 from xpcnn.datasets.source import read_file
-from xpcnn.errors import XpcnnError
 from xpcnn.nn import Module, Sequential
 from xpcnn.onnx.fusing import fuse
 from xpcnn.onnx.network import Network, Step
@@ -95,15 +94,10 @@ class _Builder:
         key = self._key(node)
         name = self._made.get(key) if key is not None else None
         if name is None:
-            try:
+            with graph.explained(node):
                 floats = not on_host and inputs[0] not in graph.on_host and inputs[0] in graph.floats
                 layer = recognise(node) if floats else None
                 layer = self._operation(node) if layer is None else layer
-            except XpcnnError as error:
-                text = str(error)
-                raise error if text.startswith(graph.source) else graph.refused(node, text) from error
-            except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-                raise graph.refused(node, f"its numbers do not fit ({' '.join(str(error).split())[:80]})") from error
             name = self._name(node, layer)
             self.layers[name] = layer
             if key is not None:

@@ -79,6 +79,10 @@ class Network(Module):
         ends = {name: i for name, i in last.items() if name not in self.outputs}
         self.drops = tuple(tuple(name for name, end in ends.items() if end == i) for i in range(len(self.steps)))
 
+    def layer(self, name: str) -> Module:
+        """Return a layer."""
+        return self._layers[name]
+
     def children(self) -> Iterator[tuple[str, Module]]:
         """Yield the layers by name."""
         yield from self._layers.items()
@@ -100,6 +104,15 @@ class Network(Module):
 
     def forward(self, x: Array) -> Any:
         """Return y, or a tuple of several results."""
+        return self._run(x)
+
+    def shapes(self, x: Array) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of all values for an input."""
+        seen: dict[str, tuple[int, ...]] = {}
+        self._run(x, seen)
+        return seen
+
+    def _run(self, x: Array, seen: dict[str, tuple[int, ...]] | None = None) -> Any:
         if self.ndim is not None and x.ndim != self.ndim:
             raise ShapeError(f"x: expected {self.ndim} axes, got shape {tuple(x.shape)}")
         values: dict[str, Any] = {self.input: x, **{name: getattr(self, each) for name, each in self._known.items()}}
@@ -117,6 +130,8 @@ class Network(Module):
                 results, cache = layer.apply(given, [name in self.hosts for name in step.inputs])
                 values.update(zip(step.outputs, results, strict=False))
             kept.append(cache)
+            if seen is not None:
+                seen.update((name, tuple(values[name].shape)) for name in step.outputs if name)
             for name in drops:
                 values.pop(name, None)
         self.keep(kept)

@@ -71,6 +71,25 @@ class Operation(Module):
             else:
                 self.register_buffer(name, backend.asarray(place))
 
+    @property
+    def moving(self) -> tuple[int, ...]:
+        """The places whose values each call brings."""
+        return self._moving
+
+    @property
+    def hosts(self) -> frozenset[int]:
+        """The places of numbers of the host."""
+        return frozenset(self._hosts)
+
+    @property
+    def count(self) -> int:
+        """How many places there are."""
+        return self._count
+
+    def values(self) -> dict[int, Any]:
+        """Return what the file holds, by place: arrays of the host, parameters, buffers."""
+        return dict(self._hosts) | {i: getattr(self, name) for i, name in self._held.items()}
+
     def forward(self, x: Array) -> Array:
         """Return y, or the first of several results."""
         results, backward = self.apply((x,))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from xpcnn.datasets.formats import PEEK, describe
-from xpcnn.errors import DataError
+from xpcnn.errors import DataError, XpcnnError
 from xpcnn.onnx.library import onnx
 from xpcnn.onnx.operators import OPERATORS, Call
 from xpcnn.onnx.recognition import Node
@@ -98,7 +100,8 @@ class Graph:
         self.ndims[self.input] = None if self.sizes is None else len(self.sizes)
         self.known = {self.input, *self.constants}
         for node in graph.node:
-            self._add(node)
+            with self.explained(node):
+                self._add(node)
         self.outputs = [self._aliases.get(name, name) for name in self.outputs]
         for name in self.outputs:
             if name not in self.known:
@@ -131,6 +134,19 @@ class Graph:
         for word in words:
             if not isinstance(word, str) or "\n" in word:
                 raise self.damaged(f"expected names that are text, got {word[:40]!r}")
+
+    @contextlib.contextmanager
+    def explained(self, node: Any) -> Iterator[None]:
+        """Turn what numbers that do not fit a node lead to into the error that names it."""
+        try:
+            yield
+        except XpcnnError as error:
+            text = str(error)
+            if text.startswith(self.source):
+                raise
+            raise self.refused(node, text) from error
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            raise self.refused(node, f"its numbers do not fit ({' '.join(str(error).split())[:80]})") from error
 
     # --- nodes --------------------------------------------------------------------------------------------------------
 
@@ -178,18 +194,12 @@ class Graph:
     def _fold(self, node: Node) -> None:
         """Compute a node whose inputs are all known, within memory that the file's own size justifies."""
         arrays = [self.constants[name] if name else None for name in node.inputs]
-        try:
-            self._room -= _bytes_of(node, arrays)
-            if self._room < 0:
-                raise self.refused(node, "its result is larger than a file of this size justifies")
-            with np.errstate(all="ignore"):
-                call = Call(node.attributes, node.version, len(node.outputs), None)
-                result, _ = OPERATORS[node.op].function(call, *arrays)
-        except DataError as error:
-            text = str(error)
-            raise error if text.startswith(self.source) else self.refused(node, text) from error
-        except Exception as error:  # numbers that contradict one another, which NumPy says in many ways
-            raise self.refused(node, f"its numbers do not fit ({' '.join(str(error).split())[:80]})") from error
+        self._room -= _bytes_of(node, arrays)
+        if self._room < 0:
+            raise self.refused(node, "its result is larger than a file of this size justifies")
+        with np.errstate(all="ignore"):
+            call = Call(node.attributes, node.version, len(node.outputs), None)
+            result, _ = OPERATORS[node.op].function(call, *arrays)
         results = result if isinstance(result, tuple) else (result,)
         for name, value in zip(node.outputs, results, strict=False):
             if name:
