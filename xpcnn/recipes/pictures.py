@@ -88,7 +88,7 @@ def hold_out(dataset: Dataset, share: float = _VALIDATION_SHARE) -> tuple[Datase
         A class has one image alone.
     """
     labels = dataset.labels.argmax(axis=1) if dataset.labels.ndim == 2 else dataset.labels
-    order = random.batch_generator(_SEED, 0, 1).permutation(len(dataset)).tolist()
+    order = random.batch_generator(_SEED, 0, 1).permutation(len(dataset)).tolist()  # on the host
     by_class: dict[int, list[int]] = {}
     for index in order:
         by_class.setdefault(int(labels[index]), []).append(index)

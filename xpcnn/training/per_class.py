@@ -130,13 +130,13 @@ def class_metrics(
         right, of_it, taken = xp.diagonal(table), table.sum(axis=1), table.sum(axis=0)
 
         def share(part: Any, whole: Any) -> tuple[float, ...]:
-            return tuple((part / xp.maximum(whole, 1)).tolist())
+            return tuple((part / xp.maximum(whole, 1)).tolist())  # on the host
 
         return ClassMetrics(
             share(right, taken),
             share(right, of_it),
             share(2 * right, of_it + taken),
-            tuple(of_it.tolist()),
-            tuple(map(tuple, table.tolist())),
+            tuple(of_it.tolist()),  # on the host
+            tuple(map(tuple, table.tolist())),  # on the host
             tuple(map(str, range(count) if classes is None else classes)),
         )
