@@ -198,6 +198,10 @@ API = {
         gradcheck(target, inputs, *, backward=None)
         relative_error(a, b)
     """,
+    "xpcnn.distributed": """
+        init()
+        joined()
+    """,
     "xpcnn.onnx": """
         export(model, input_shape, path, *, opset=21, fold=False, classes=None, transform=None)
         load(path)
@@ -233,6 +237,7 @@ METHODS = {
     "xpcnn.optim.Optimizer": "step(self)  zero_grad(self)  add_param_group(self, group)  parameters(self)",
     "xpcnn.optim.Schedule": "step(self)",
     "xpcnn.training.Trainer": "fit(self, train, validation=None, epochs=1)  evaluate(self, data)  stop(self)",
+    "xpcnn.distributed.Communicator": "allreduce(self, a, op='sum')  broadcast(self, a, root=0)  barrier(self)",
     "xpcnn.training.History": "save(self, path)  plot(self, path=None)  to_pandas(self)",
 }
 ERRORS = {

@@ -16,7 +16,7 @@ from tests.distributed.test_shared_training import alike, close, outcome, traine
 from tests.distributed.threads import Meeting, ThreadCommunicator
 from xpcnn.backend import available_backends
 
-from ..conftest import BACKENDS
+from tests.conftest import BACKENDS
 
 pytestmark = pytest.mark.skipif("cupy" not in BACKENDS, reason="needs CuPy's arrays (XPCNN_TEST_BACKENDS=cupy)")
 
