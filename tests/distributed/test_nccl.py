@@ -12,11 +12,10 @@ import numpy as np
 import pytest
 
 import xpcnn
+from tests.conftest import BACKENDS
 from tests.distributed.test_shared_training import alike, close, outcome, trained, trainer
 from tests.distributed.threads import Meeting, ThreadCommunicator
 from xpcnn.backend import available_backends
-
-from tests.conftest import BACKENDS
 
 pytestmark = pytest.mark.skipif("cupy" not in BACKENDS, reason="needs CuPy's arrays (XPCNN_TEST_BACKENDS=cupy)")
 

@@ -43,6 +43,8 @@ class TensorBoard(Callback):
         tensorboardX is not installed, or `every` is no integer of 1 or more.
     """
 
+    once = True
+
     def __init__(self, folder: str | os.PathLike[str], every: int = 1) -> None:
         if isinstance(every, bool) or not isinstance(every, int) or every < 1:
             raise ConfigError(f"every: expected an integer of 1 or more, got {every!r}")
