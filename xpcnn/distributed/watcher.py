@@ -35,7 +35,12 @@ class Watcher:
         self.file, self.timeout = file, timeout
         self.words = memoryview(mmap.mmap(file, (HEADER + LINE * lines) * 8)).cast("q")
         self.lines = {self.word(line, PROCESS): line for line in range(lines)}
-        self.handles = {process: _handle(process) for process in self.lines}
+        self.handles = {handle: process for process in self.lines if (handle := _handle(process)) is not None}
+        self.events: select.epoll | None = None
+        if len(self.handles) == len(self.lines):
+            self.events = select.epoll()
+            for handle in self.handles:
+                self.events.register(handle, select.EPOLLIN | select.EPOLLET)
         self.killed_before = _killed_by_kernel()
         self.segments = set(segments)
         self.stopped: dict[int, float] = {}  # since when
@@ -74,16 +79,16 @@ class Watcher:
                 os.write(2, f"xpcnn: {text}; the job ends, go on from its last checkpoint\n".encode())
 
     def _gone(self) -> list[int]:
-        """Wait for a moment; return the processes that have ended."""
-        poll = select.poll()
-        handles = {}
-        for process in self.lines:
-            handle = self.handles[process]
-            if handle is not None:
-                poll.register(handle, select.POLLIN)
-                handles[handle] = process
-        found = [handles[handle] for handle, _ in poll.poll(TICK * 1000)]
-        return found + [each for each in self.lines if self.handles[each] is None and not _lives(each)]
+        """Wait for a moment; return the processes that have ended, first the one that ended first.
+
+        Where one is killed the launcher kills the others, sooner than this process may have its turn; the system tells
+        in which order. Where it has nothing that tells, the ranks are looked at one by one.
+        """
+        if self.events is None:
+            time.sleep(TICK)
+            return [each for each in self.lines if not _lives(each)]
+        found = [self.handles[handle] for handle, _ in self.events.poll(TICK)]
+        return [each for each in found if each in self.lines]
 
     def _cause(self, status: int | None) -> str:
         if status is None:
@@ -152,9 +157,9 @@ class Watcher:
 
 
 def _handle(process: int) -> int | None:
-    """Return what becomes readable when a process ends; None where the system has no such thing."""
+    """Return what becomes readable when a process ends; None where the system has no such thing, or it has ended."""
     try:
-        return os.pidfd_open(process)
+        return os.pidfd_open(process) if hasattr(select, "epoll") else None
     except (AttributeError, OSError):
         return None
 
