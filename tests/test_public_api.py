@@ -223,7 +223,8 @@ API = {
     """,
 }
 METHODS = {
-    "xpcnn.Backend": "owns(self, array)  asarray(self, a, dtype=None)  to_numpy(self, a)  synchronize(self)",
+    "xpcnn.Backend": """owns(self, array)  asarray(self, a, dtype=None)  to_numpy(self, a)  synchronize(self)
+        from_dlpack(self, x)""",
     "xpcnn.nn.Module": """forward(self, x)  backward(self, dy, *, input_gradient=True)  parameters(self)
         named_parameters(self)
         register_forward_hook(self, hook)

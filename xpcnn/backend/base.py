@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from xpcnn.backend import exchange
 from xpcnn.backend.graph import guards
 from xpcnn.errors import DTypeError, MixedBackendsError
 
@@ -61,6 +62,56 @@ class Backend:
     def synchronize(self) -> None:
         """Wait until all work given to the device is done."""
         raise NotImplementedError
+
+    def from_dlpack(self, x: Any) -> Array:
+        """Return the memory of an array of another library as an array of this backend, without a copy.
+
+        Parameters
+        ----------
+        x : array or tensor
+            Of PyTorch, JAX, CuPy, NumPy or any other library that speaks DLPack (`__dlpack__`, `__dlpack_device__`),
+            with any shape and any strides, negative ones included.
+
+        Returns
+        -------
+        array
+            With the shape, strides and dtype of `x`; what one side writes, the other sees. An array of this backend
+            comes back as it is. What its owner has marked as read-only (all of JAX's) stays so.
+
+        Raises
+        ------
+        DTypeError
+            `x` does not speak DLPack, or this backend has no such dtype (bfloat16).
+        BackendError
+            `x` lies where this backend does not reach, or cannot be shared: PyTorch's tensors with `requires_grad`
+            (hand over `x.detach()`), with a conjugate bit, and sparse ones.
+
+        Notes
+        -----
+        The other way takes nothing of ours, for arrays are NumPy's or CuPy's own: `torch.from_dlpack(array)`,
+        `jax.numpy.from_dlpack(array)`, `cupy.from_dlpack(array)`. None of them heeds everything: PyTorch writes to
+        read-only arrays, and ends the process for negative strides; JAX takes dense arrays alone, and copies those
+        that do not begin at a multiple of 64 bytes. `backend.contiguous(array)` gives what all of them take.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from xpcnn import get_backend
+        >>> theirs = np.arange(3.0)  # or torch.arange(3.0)
+        >>> ours = get_backend().from_dlpack(theirs)
+        >>> theirs[0] = 7
+        >>> ours
+        array([7., 1., 2.])
+        """
+        return exchange.from_dlpack(self, x)
+
+    def import_dlpack(self, x: Any) -> Array:
+        """Return the memory behind `x.__dlpack__()`, which is within reach, as an array of this backend."""
+        return self.xp.from_dlpack(x)
+
+    def reaches(self, kind: int, number: int) -> bool:
+        """Say whether the memory of a device is this backend's too: DLPack's DLDeviceType, and which one."""
+        return kind in (exchange.CPU, exchange.CUDA_HOST, exchange.ROCM_HOST)
 
     # --- which instance -------------------------------------------------------------------------------------------
 

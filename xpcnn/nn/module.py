@@ -10,12 +10,13 @@ from typing import Any, ClassVar, TypeVar
 from xpcnn import backend as switch
 from xpcnn.backend import Array, Backend, backend_of, get_backend, graph
 from xpcnn.backend.graph import Guarded, compiled, tracing
-from xpcnn.errors import ConfigError, DTypeError, ShapeError, StateError
+from xpcnn.errors import ConfigError, StateError
 from xpcnn.functional.precision import cast, check_precision
 from xpcnn.nn import caches, hooks
 from xpcnn.nn.caches import GONE, Forward, forward_now
 from xpcnn.nn.naming import name_layer
 from xpcnn.nn.parameter import Parameter, clock
+from xpcnn.nn.state import IncompatibleKeys, load
 
 Self = TypeVar("Self", bound="Module")
 
@@ -500,38 +501,42 @@ class Module(Guarded):
         state.update(self.named_buffers(persistent_only=True))
         return state
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> IncompatibleKeys:
         """Copy arrays by path into the parameters and buffers; nothing is changed unless all fit.
 
         Parameters
         ----------
         state : mapping of str to array
-            Of the host or of any backend.
+            `state_dict()` of this or a like model, or of one of PyTorch: arrays of any backend, tensors of PyTorch (on
+            any device), JAX, and whatever NumPy or DLPack reads. float16 and bfloat16 fit into wider floats. A
+            `num_batches_tracked` of a batch norm whose momentum is a number is left out; both names of a layer that
+            a model holds twice are known.
+        strict : bool
+            Whether all names must be there and no others; False takes what both have.
+
+        Returns
+        -------
+        IncompatibleKeys
+            A named tuple (missing_keys, unexpected_keys) of lists of names, empty ones where everything fitted.
 
         Raises
         ------
-        StateError, ShapeError, DTypeError
-            A name is missing or unknown, a shape or dtype differs.
+        StateError
+            A name is missing or unknown, and `strict` is True.
+        ShapeError, DTypeError, ConfigError
+            A shape differs, a value is no array or of a dtype that the model's does not hold, `state` has no names.
+
+        Examples
+        --------
+        >>> from xpcnn import nn
+        >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU())
+        >>> model.load_state_dict({"0.bias": [], "1.bias": []}, strict=False)
+        Traceback (most recent call last):
+        xpcnn.errors.DTypeError: 0.bias: expected an array, got list
+        >>> model.load_state_dict({"0.bias": model[0].bias.data + 1}, strict=False)
+        IncompatibleKeys(missing_keys=['0.weight'], unexpected_keys=[])
         """
-        parameters = dict(self.named_parameters())
-        own = self.state_dict()
-        missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-        if missing or unknown:
-            raise StateError(
-                f"state: expected the names of this model, missing {missing or 'none'}, unknown {unknown or 'none'}; "
-                "was it saved from another model?"
-            )
-        for name, array in own.items():
-            if not hasattr(state[name], "shape") or not hasattr(state[name], "dtype"):
-                raise DTypeError(f"{name}: expected an array, got {type(state[name]).__name__}")
-            if tuple(state[name].shape) != tuple(array.shape):
-                raise ShapeError(f"{name}: expected shape {tuple(array.shape)}, got {tuple(state[name].shape)}")
-            if state[name].dtype != array.dtype:
-                raise DTypeError(f"{name}: expected dtype {array.dtype}, got {state[name].dtype}")
-        for name, array in own.items():
-            array[...] = _bring(backend_of(array), state[name])
-            if name in parameters:
-                parameters[name].mark_changed("load_state_dict")
+        return load(self, state, strict)
 
     # --- description ----------------------------------------------------------------------------------------------
 
@@ -565,13 +570,3 @@ class Module(Guarded):
         if not inside:
             return f"{type(self).__name__}({self.extra_repr()})"
         return f"{type(self).__name__}(\n  " + "\n  ".join(inside) + "\n)"
-
-
-def _bring(backend: Backend, array: Any) -> Array:
-    """Return `array` on `backend`, through the host where it lies on another one."""
-    if backend.owns(array):
-        return array
-    try:
-        return backend.asarray(backend_of(array).to_numpy(array))
-    except DTypeError:
-        return backend.asarray(array)

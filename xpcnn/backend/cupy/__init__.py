@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from xpcnn.backend import exchange
 from xpcnn.backend.base import Array, Backend
 from xpcnn.backend.cupy import kernel_cache
 from xpcnn.backend.cupy.driver import driver_version, install_advice
@@ -218,6 +219,14 @@ class CupyBackend(Backend):
         if not isinstance(a, self.xp.ndarray):
             raise DTypeError(f"a: expected an array of CuPy, got {type(a).__name__}")
         return self.xp.asnumpy(a)
+
+    def import_dlpack(self, x: Any) -> Array:
+        with self.device, self.guard():
+            return self.xp.from_dlpack(x)
+
+    def reaches(self, kind: int, number: int) -> bool:
+        own = (exchange.CUDA, exchange.CUDA_MANAGED) if self.is_cuda else (exchange.ROCM,)
+        return kind in own and number == self.device_id
 
     def synchronize(self) -> None:
         self.device.synchronize()

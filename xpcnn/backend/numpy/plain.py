@@ -30,6 +30,9 @@ class PlainNumpyBackend(Backend):
     def to_numpy(self, a: Any) -> np.ndarray[Any, Any]:
         return np.asarray(a)
 
+    def import_dlpack(self, x: Any) -> np.ndarray[Any, Any]:
+        return np.from_dlpack(x)  # also while `xp` records
+
     def synchronize(self) -> None:
         """Nothing to wait for: NumPy returns when the work is done."""
 

@@ -188,6 +188,9 @@ def tracing_backend(
                 return a if dtype is None else a.astype(dtype, copy=False)
             return backend.asarray(a, dtype)
 
+        def from_dlpack(self, x: Any) -> Any:
+            return x if type(x) is TracedArray else backend.from_dlpack(x)
+
         def to_numpy(self, a: Any) -> Any:
             return np.asarray(a)
 
