@@ -50,6 +50,7 @@ LAYERS: dict[str, tuple[Callable[[], Any], tuple[int, ...]]] = {
     "AdaptiveAvgPool2d 5": (lambda: nn.AdaptiveAvgPool2d(5), IMAGES),
     "Upsample 2 nearest": (lambda: nn.Upsample(scale_factor=2), IMAGES),
     "Upsample 2 bilinear": (lambda: nn.Upsample(scale_factor=2, mode="bilinear"), IMAGES),
+    "ChannelPad": (lambda: nn.ChannelPad(8, 8), IMAGES),
     "Concat": (lambda: nn.Concat(nn.Identity(), nn.Identity()), IMAGES),
     "Softmax": (lambda: nn.Softmax(-1), FEATURES),
     "Flatten": (nn.Flatten, IMAGES),

@@ -53,9 +53,10 @@ FUNCTIONS = {name: getattr(F, name) for name in F.__all__} | {
 SAID = {("concat", "x"): r"arrays\[0\]"}
 MADE_OF_LAYERS = ("Sequential", "Residual", "Concat")
 OF_ANY_SHAPE = (
-    *MADE_OF_LAYERS, "concat", "layer_norm", "LayerNorm",
+    *MADE_OF_LAYERS, "concat", "pad_channels", "ChannelPad", "layer_norm", "LayerNorm",
     "mse_loss", "MSELoss", "l1_loss", "L1Loss", "binary_cross_entropy_with_logits", "BCEWithLogitsLoss",
 )  # fmt: skip
+ALONG_CHANNELS = ("concat", "Concat", "pad_channels", "ChannelPad")
 KINDS["images"]["kernel_size"] = 2
 LAYER_KERNEL = {"Conv2d": 3}
 WRITTEN = ("running_mean", "running_var")  # in place
@@ -325,7 +326,7 @@ def test_a_gradient_that_is_no_array_is_refused_by_name(case):
 def is_elementwise(case):
     """Whether each number goes its own way: it takes images and features, and gives what has their shape."""
     both = [Case(case.name, kind) for kind in ("images", "features")]
-    if not all(each in CASES for each in both) or case.array_names != ["x"] or case.name.lower() == "concat":
+    if not all(each in CASES for each in both) or case.array_names != ["x"] or case.name in ALONG_CHANNELS:
         return False
     if case.is_layer and dict(case.make(case.options).named_parameters()):
         return False

@@ -4,21 +4,13 @@ import numpy as np
 import pytest
 
 import xpcnn
+from tests.models import small
+from tests.models.small import SHAPES
 from xpcnn import functional, models, nn, optim
 from xpcnn.backend.numpy.convolution.lowering import windows_view
 from xpcnn.backend.numpy.memory import BlockPool
 from xpcnn.backend.numpy.traced import plain
 from xpcnn.errors import BackendError, DataError
-
-SHAPES = {
-    "lenet5": (1, 32, 32),
-    "deep3": (1, 28, 28),
-    "tiny": (1, 28, 28),
-    "conv8": (1, 28, 28),
-    "three-layer": (3, 32, 32),
-    "resnet20": (3, 32, 32),
-    "vgg8": (3, 32, 32),
-}
 
 
 class Training:
@@ -75,7 +67,7 @@ def assert_replays_exactly(make, shape, steps=3):
 def test_a_replay_is_the_step(name):
     def make():
         xpcnn.manual_seed(0)
-        return models.create(name)
+        return small.create(name)
 
     assert_replays_exactly(make, SHAPES[name])
 

@@ -189,6 +189,7 @@ CASES = {
     "silu": (R.silu, R.silu_backward, [(3, 4)]),
     "hardswish": (R.hardswish, R.hardswish_backward, [(3, 4)]),
     "elu": (lambda x: R.elu(x, 0.7), R.elu_backward, [(3, 4)]),
+    "pad_channels": (lambda x: R.pad_channels(x, 2, 1), R.pad_channels_backward, [(2, 3, 2)]),
     "identity": (R.identity, R.identity_backward, [(3, 4)]),
     "concat": (lambda *a: R.concat(a), lambda dy, cache: tuple(R.concat_backward(dy, cache)), [(3, 4), (3, 2)]),
     "dropout2d": (lambda a: R.dropout2d(a, 0.4, training=True, mask=np.arange(8).reshape(2, 4) % 3),

@@ -18,8 +18,8 @@ NETS = {  # shape of one image, parameters
     "three-layer": ((3, 32, 32), 1_645_346),
     "resnet20": ((3, 32, 32), 272_474),
     "vgg8": ((3, 32, 32), 1_187_274),
-    "resnet32": ((3, 32, 32), 466_906),
-    "resnet56": ((3, 32, 32), 855_770),
+    "resnet32": ((3, 32, 32), 464_154),
+    "resnet56": ((3, 32, 32), 853_018),
     "vgg11": ((3, 32, 32), 9_225_610),
     "mobilenet": ((3, 32, 32), 3_217_226),
     "densenet40": ((3, 32, 32), 1_019_722),
@@ -130,6 +130,10 @@ def test_the_papers_counts():
     def count(name, **options):
         return sum(parameter.size for parameter in models.create(name, **options).parameters())
 
+    for name, padded in (("resnet20", 269_722), ("resnet32", 464_154), ("resnet56", 853_018)):
+        assert count(name, shortcut="padding") == padded  # 0.27, 0.46 and 0.85 million
+        assert count(name, shortcut="projection") == padded + 16 * 32 + 2 * 32 + 32 * 64 + 2 * 64
+
     assert count("mobilenet", num_classes=1000, image_size=224, stem_stride=2) == 4_231_976  # 4.2 million
 
     # The paper's 133 million are 224x224 images (7x7 pixels are left), 1000 classes and 4096 hidden values.
@@ -214,6 +218,7 @@ def test_a_step_compiled_is_the_step_as_written(name, rng):
         ("conv8", {"classes": 3}, "options: conv8 takes num_classes, in_channels, image_size, got classes"),
         ("mobilenet", {"width": 0}, "width: expected a factor of the numbers of channels from 1/32 to 8, got 0"),
         ("mobilenet", {"width": "1"}, "width: expected a factor of the numbers of channels from 1/32 to 8, got '1'"),
+        ("resnet32", {"shortcut": "A"}, 'shortcut: expected "padding" or "projection", got \'A\''),
         ("densenet40", {"depth": 41}, r"depth: expected 3k \+ 4 .*, got 41"),
         ("deep3", {"pooling": "min"}, 'pooling: expected "max" or "average", got \'min\''),
     ],

@@ -67,6 +67,7 @@ LAYERS = {
     ),
     "Identity": (nn.Identity, IMAGES),
     "Concat": (lambda: nn.Concat(nn.Conv2d(4, 3, 3, padding=1), nn.Identity(), nn.Tanh()), IMAGES),
+    "ChannelPad": (lambda: nn.ChannelPad(1, 2), IMAGES),
     "Concat of one": (lambda: nn.Concat(nn.ReLU(), dim=2), IMAGES),
     "Concat of features": (lambda: nn.Concat(nn.Linear(4, 3), nn.Linear(4, 2)), FEATURES),
     "Softmax": (nn.Softmax, FEATURES),

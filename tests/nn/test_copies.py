@@ -8,13 +8,14 @@ import pytest
 
 import xpcnn
 from tests.functional.strategies import values
+from tests.models import small
+from tests.models.small import SHAPES
 from xpcnn import data, models, nn, optim
 from xpcnn.backend import backend_of
 from xpcnn.errors import StateError
 from xpcnn.training import Trainer
 
 from .layers import LAYERS, make
-from .test_inference import SHAPES
 
 COPIES = {"deepcopy": copy.deepcopy, "pickle": lambda thing: pickle.loads(pickle.dumps(thing))}
 
@@ -69,7 +70,7 @@ def test_every_layer_between_forward_and_backward(backend, rng, copied, name):
 
 @pytest.mark.parametrize("name", models.names())
 def test_every_model(backend, rng, copied, name):
-    model = models.create(name)
+    model = small.create(name)
     x = backend.asarray(values(rng, (2, *SHAPES[name]), "float32"))
     model(x)
     twin = copied(model)

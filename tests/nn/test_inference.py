@@ -11,6 +11,8 @@ import xpcnn
 from tests.fake_device import FakeBackend
 from tests.fake_device.recording import RecordingBackend
 from tests.functional.strategies import values
+from tests.models import small
+from tests.models.small import SHAPES
 from xpcnn import models, nn
 from xpcnn.backend import register_backend, use_backend
 from xpcnn.backend.graph import Compiled
@@ -19,21 +21,10 @@ from xpcnn.testing import assert_close
 
 from .layers import LAYERS, in_float64, make
 
-SHAPES = {
-    "lenet5": (1, 32, 32),
-    "deep3": (1, 28, 28),
-    "tiny": (1, 28, 28),
-    "conv8": (1, 28, 28),
-    "three-layer": (3, 32, 32),
-    "resnet20": (3, 32, 32),
-    "vgg8": (3, 32, 32),
-    "unet": (1, 16, 16),
-}
-
 
 def trained(name, rng):
     """A model whose running statistics, gammas and betas are what a training might leave, gammas below zero too."""
-    model = models.create(name)
+    model = small.create(name)
     for layer in model.modules():
         if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
             shape = layer.weight.shape
@@ -76,9 +67,9 @@ def test_every_model(backend, rng, name):
     model = trained(name, rng)
     infer = nn.Inference(model)
     for batch in (1, 3, 1, 3):
-        x = backend.asarray(values(rng, (batch, *SHAPES.get(name, (3, 32, 32))), "float32"))
+        x = backend.asarray(values(rng, (batch, *SHAPES[name]), "float32"))
         y = infer(x)
-        assert y.shape == ((batch, 2, 16, 16) if name == "unet" else (batch, 10))
+        assert y.shape == (batch, 10)
         assert_close(backend.to_numpy(y), expected(model, x), tolerance=1e-5)
 
 
@@ -89,7 +80,7 @@ def test_a_large_batch_goes_through_in_pieces(threads, rng, name, count):
     model = trained(name, rng)
     infer = nn.Inference(model)
     for batch in (100, 16, 17, 100):
-        x = values(rng, (batch, *SHAPES.get(name, (3, 32, 32))), "float32")
+        x = values(rng, (batch, *SHAPES[name]), "float32")
         assert_close(infer(x), expected(model, x), tolerance=1e-5)
     assert shapes(infer._batches.shared), "no batch was cut"
     assert max(shape[0] for shape in shapes(infer._batches.whole) + shapes(infer._batches.shared)) < 100
@@ -102,7 +93,7 @@ def test_recorded_is_unrecorded(rng, name, batch):
     model = trained(name, rng)
     recorded, written = nn.Inference(model), nn.Inference(model, records=0)
     for _ in range(3):
-        x = values(rng, (batch, *SHAPES.get(name, (3, 32, 32))), "float32")
+        x = values(rng, (batch, *SHAPES[name]), "float32")
         np.testing.assert_array_equal(recorded(x), written(x))
     assert shapes(recorded._batches.whole) + shapes(recorded._batches.shared)
     assert not isinstance(written._batches.whole, Compiled)
@@ -330,7 +321,7 @@ def test_a_device_records_each_shape_once(device, rng, name):
     model = trained(name, rng)
     recorded, written = nn.Inference(model), nn.Inference(model, records=0)
     for batch in (2, 3, 2, 3):
-        x = device.asarray(values(rng, (batch, *SHAPES.get(name, (3, 32, 32))), "float32"))
+        x = device.asarray(values(rng, (batch, *SHAPES[name]), "float32"))
         np.testing.assert_array_equal(device.to_numpy(recorded(x)), device.to_numpy(written(x)))
     assert device.records == 2
 

@@ -32,7 +32,12 @@ def twins(torch):
     def head(channels):
         return t.AdaptiveAvgPool2d(1), t.Flatten(), t.Linear(channels, 10)
 
-    def resnet(blocks):
+    class Padded(t.Module):
+        def forward(self, x):
+            more = x.shape[1] // 2
+            return t.functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, more, more))
+
+    def resnet(blocks, projection=False):
         def block(channels, filters):
             stride = 1 if channels == filters else 2
             body = t.Sequential(
@@ -41,6 +46,8 @@ def twins(torch):
             )  # fmt: skip
             if stride == 1:
                 return Residual(body)
+            if not projection:
+                return Residual(body, Padded())
             return Residual(body, t.Sequential(conv(channels, filters, 1, 2), t.BatchNorm2d(filters)))
 
         layers, channels = [conv(3, 16, 3), t.BatchNorm2d(16), t.ReLU()], 16
@@ -99,7 +106,7 @@ def twins(torch):
         return level(0, 1).append(t.Conv2d(width, 2, 1))
 
     return {
-        "resnet20": ({}, lambda: resnet(3)),
+        "resnet20": ({}, lambda: resnet(3, projection=True)),
         "resnet32": ({}, lambda: resnet(5)),
         "resnet56": ({}, lambda: resnet(9)),
         "vgg11": ({}, vgg11),

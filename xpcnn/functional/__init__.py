@@ -27,6 +27,7 @@ from xpcnn.functional.activation import (
     tanh,
     tanh_backward,
 )
+from xpcnn.functional.channel_padding import pad_channels, pad_channels_backward
 from xpcnn.functional.columns import col2im, im2col
 from xpcnn.functional.compositions import conv_relu, conv_relu_backward, conv_relu_pool, conv_relu_pool_backward
 from xpcnn.functional.concatenation import concat, concat_backward
@@ -99,6 +100,8 @@ __all__ = [
     "max_pool2d",
     "max_pool2d_backward",
     "mse_loss",
+    "pad_channels",
+    "pad_channels_backward",
     "relu",
     "relu_backward",
     "sigmoid",

@@ -2,6 +2,7 @@
 
 from xpcnn.nn import init
 from xpcnn.nn.activation import ELU, GELU, Hardswish, LeakyReLU, ReLU, Sigmoid, SiLU, Softmax, Tanh
+from xpcnn.nn.channel_pad import ChannelPad
 from xpcnn.nn.concat import Concat
 from xpcnn.nn.convolution import Conv2d
 from xpcnn.nn.dropout import Dropout, Dropout2d
@@ -29,6 +30,7 @@ __all__ = [
     "BCEWithLogitsLoss",
     "BatchNorm1d",
     "BatchNorm2d",
+    "ChannelPad",
     "Concat",
     "Conv2d",
     "ConvTranspose2d",

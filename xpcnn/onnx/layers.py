@@ -43,6 +43,12 @@ def _concat(graph: Graph, layer: nn.Concat, x: Value) -> Value:
     return graph.node("Concat", *(graph.layer(branch, x) for branch in layer.branches), axis=layer.dim)
 
 
+@register(nn.ChannelPad)
+def _channel_pad(graph: Graph, layer: nn.ChannelPad, x: Value) -> Value:
+    rest = [0] * (len(x.shape) - 2)
+    return graph.node("Pad", x, graph.integers(0, layer.before, *rest, 0, layer.after, *rest), mode="constant")
+
+
 @register(nn.Conv2d)
 def _convolution(graph: Graph, layer: nn.Conv2d, x: Value) -> Value:
     kernel = layer.weight.shape[2], layer.weight.shape[3]

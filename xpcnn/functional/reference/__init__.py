@@ -41,6 +41,8 @@ from xpcnn.functional.reference.linear import (
     identity_backward,
     linear,
     linear_backward,
+    pad_channels,
+    pad_channels_backward,
 )
 from xpcnn.functional.reference.loss import (
     binary_cross_entropy_with_logits,
@@ -122,6 +124,8 @@ __all__ = [
     "max_pool2d_backward",
     "mse_loss",
     "output_size",
+    "pad_channels",
+    "pad_channels_backward",
     "relu",
     "relu_backward",
     "sides",

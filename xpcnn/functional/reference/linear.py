@@ -80,6 +80,22 @@ def identity_backward(dy: ArrayLike, cache: None) -> Array:
     return np.asarray(dy, np.float64)
 
 
+def pad_channels(x: ArrayLike, before: int = 0, after: int = 0) -> tuple[Array, Any]:
+    """Put channels of zeros before and behind those of x (N, C, ...)."""
+    x = np.asarray(x, np.float64)
+    y = np.zeros((len(x), before + x.shape[1] + after, *x.shape[2:]))
+    for n in range(len(x)):
+        for c in range(x.shape[1]):
+            y[n, before + c] = x[n, c]
+    return y, (before, x.shape)
+
+
+def pad_channels_backward(dy: ArrayLike, cache: Any) -> Array:
+    """Return what lies in the place of x."""
+    before, shape = cache
+    return np.array([[image[before + c] for c in range(shape[1])] for image in np.asarray(dy, np.float64)])
+
+
 def concat(arrays: Sequence[ArrayLike], axis: int = 1) -> tuple[Array, Any]:
     """Put arrays side by side along `axis`."""
     parts = [np.moveaxis(np.asarray(part, np.float64), axis, 0) for part in arrays]
