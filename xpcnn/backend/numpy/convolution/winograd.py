@@ -34,8 +34,8 @@ Block = tuple[range, range]  # rows of tiles, tiles of each
 
 TILE, WINDOW = 4, 6
 # From this many input and output channels on, fewer multiplications outweigh the transforms (measured:
-# `python bench/run.py conv-64x14`).
-FEWEST_CHANNELS = 16
+# `python bench/run.py conv-64x14 densenet40`).
+FEWEST_CHANNELS = 12
 FEWEST_IMAGES = 12  # a tile is a product with as many columns; with fewer than this the direct way is faster
 LINE = 16  # floats of a cache line
 COLUMNS = 512  # that a block has at least: with fewer, products are slower, dW's more so, which sum over them
