@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import sys
 import time
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from xpcnn.distributed.communicator import Communicator
 
 POLITENESS = 2.0  # seconds that who was not first to speak leaves to who was
+BREATH = 0.1  # seconds for a launcher to hand on a line
 SIGNALLED = 128
 # Where launchers say which rank a process is, before MPI has begun.
 _RANKS = "PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK", "SLURM_PROCID"
@@ -35,6 +37,7 @@ def watch_over(communicator: Communicator, at_end: Callable[[], None] | None) ->
             usual(kind, error, trace)
             reason = " ".join(str(error).split()) or kind.__name__
             print(f"xpcnn: rank {communicator.rank}: {reason}; the job ends", file=sys.stderr, flush=True)
+            _let_read()
         else:
             time.sleep(POLITENESS)
         communicator.abort(SIGNALLED + 2 if issubclass(kind, KeyboardInterrupt) else 1)
@@ -65,4 +68,23 @@ def end_job(status: int, spoke: bool = True) -> None:
         time.sleep(POLITENESS)
     sys.stdout.flush()
     sys.stderr.flush()
+    _let_read()
     communicator.abort(status)
+
+
+def _let_read() -> None:
+    """Wait for a moment until the launcher has read what was printed; what it has not, when the job ends, is lost."""
+    try:
+        import fcntl
+        import termios
+    except ImportError:  # Windows
+        time.sleep(BREATH)
+        return
+    until = time.monotonic() + POLITENESS
+    with contextlib.suppress(OSError):  # no pipe
+        while time.monotonic() < until:
+            unread = fcntl.ioctl(2, termios.FIONREAD, bytes(4))
+            if not int.from_bytes(unread, sys.byteorder):
+                break
+            time.sleep(BREATH / 10)
+    time.sleep(BREATH)  # it hands on what it has read
