@@ -1,4 +1,17 @@
-"""Convolutional networks whose every layer is written once over an array module `xp`: NumPy, or CuPy on a GPU."""
+"""Convolutional networks whose every layer is written once over an array module `xp`: NumPy, or CuPy on a GPU.
+
+    nn, models               layers and losses; networks such as lenet5 and resnet20
+    optim                    SGD, Adam and kin, schedules of the learning rate
+    data, datasets           loaders and transforms; MNIST, folders of pictures, CIFAR-10
+    training                 Trainer, callbacks, History, save_model, load_model
+    plot, explain            pictures of a training; saliency and Grad-CAM
+    functional               the maths: y, cache = F.conv2d(...), F.conv2d_backward(dy, cache)
+    testing                  gradcheck for a layer of your own
+    set_backend, compile     where it is computed; a step recorded once and replayed
+    onnx, sklearn            files for elsewhere; a network as an estimator
+
+`xpcnn.set_backend("auto")` takes a GPU where one answers. `xpcnn guide` (or `xpcnn/guides/`) tells the rest.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +33,7 @@ from xpcnn.backend import (
 )
 from xpcnn.random import manual_seed
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Backend",

@@ -272,7 +272,7 @@ class TestStart:
         done = run(code)
         message = "and a device, but no kernel can be compiled (Failed to find CUDA headers."
         assert message in done.stdout, done.stderr
-        assert 'pip install "cupy-cuda' in done.stdout
+        assert 'pip install ".[cuda' in done.stdout
 
     def test_advice_knows_the_devices(self, gpu):
         if (found := driver.oldest_capability()) is not None:  # an emulated driver may not answer

@@ -123,8 +123,15 @@ def test_gradcheck_finds_a_wrong_backward(capsys, monkeypatch):
 
 def test_help_and_version(capsys):
     assert main(["--version"]) == 0
-    assert capsys.readouterr().out == "xpcnn 0.1.0\n"
-    for command in ("train", "evaluate", "predict", "recipes", "info", "gradcheck"):
+    assert capsys.readouterr().out == "xpcnn 0.2.0\n"
+    assert main(["--help"]) == 0
+    contents = capsys.readouterr().out
+    assert [line for line in contents.splitlines() if line.endswith(":")][-3:] == [
+        "Train:", "Use what was trained:", "Learn and look:"
+    ]  # fmt: skip
+    commands = re.findall(r"^  ([a-z]+)  +\S", contents, re.MULTILINE)
+    assert {"train", "evaluate", "predict", "export", "guide", "recipes", "info", "gradcheck"} <= set(commands)
+    for command in commands:
         assert main([command, "--help"]) == 0
         assert f"usage: xpcnn {command}" in capsys.readouterr().out
 

@@ -143,7 +143,7 @@ def test_odd_paths_are_one_line(capsys, run_folder, argv):
 
 def test_the_folder_itself_can_be_run(tmp_path):
     done = subprocess.run([sys.executable, ROOT / "xpcnn", "--version"], capture_output=True, text=True, cwd=tmp_path)
-    assert (done.returncode, done.stdout) == (0, "xpcnn 0.1.0\n"), done.stderr
+    assert (done.returncode, done.stdout) == (0, "xpcnn 0.2.0\n"), done.stderr
 
 
 def test_a_zip_file_reads_its_digits(tmp_path):

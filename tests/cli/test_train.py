@@ -83,7 +83,7 @@ def test_without_matplotlib_it_trains_all_the_same(digits, tmp_path, monkeypatch
     assert main(["train", "--data", digits, "--out", str(tmp_path / "run")]) == 0
     printed = capsys.readouterr()
     assert RESULT.match(printed.out)
-    assert "pip install matplotlib" in printed.err
+    assert 'pip install ".[cli]"' in printed.err
     assert {path.name for path in (tmp_path / "run").iterdir()} == {name for name in FILES if ".png" not in name}
 
 

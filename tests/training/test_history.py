@@ -145,5 +145,7 @@ def test_as_a_pandas_frame():
 
 def test_without_pandas_one_line_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "pandas", None)
-    with pytest.raises(ConfigError, match="to_pandas: needs pandas, which is not installed: pip install pandas"):
+    with pytest.raises(
+        ConfigError, match=r'to_pandas: needs pandas, which is not installed: pip install "\.\[pandas\]"'
+    ):
         a_history().to_pandas()

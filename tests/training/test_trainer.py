@@ -369,7 +369,7 @@ def test_train_batch_does_the_steps_of_fit(backend):
 
 def test_without_tqdm_a_terminal_gets_plain_lines(monkeypatch):
     monkeypatch.setattr("xpcnn.training.progress.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"bar: expected False or None without tqdm, got True; pip install"):
+    with pytest.raises(ConfigError, match=r"bar: expected False or None without tqdm, got True: pip install"):
         Progress(bar=True)
     file = io.StringIO()
     file.isatty = lambda: True

@@ -8,6 +8,12 @@ from typing import NoReturn
 
 import xpcnn
 
+CONTENTS = (  # of `xpcnn --help`; a command that is not named here comes last
+    ("Train", ("train", "recipes")),
+    ("Use what was trained", ("predict", "evaluate", "serve", "export")),
+    ("Learn and look", ("guide", "gradcheck", "info")),
+)
+
 
 class Usage(Exception):
     """The arguments make no sense; the message is one line."""
@@ -33,9 +39,16 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace | None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="xpcnn", description="Train and use convolutional networks on NumPy or a GPU.")
+    parser = _Parser(
+        prog="xpcnn",
+        usage="xpcnn [-h] [--version] COMMAND ...",
+        description="Train and use convolutional networks on NumPy or a GPU.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--version", action="version", version=f"xpcnn {xpcnn.__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="COMMAND", prog="xpcnn", help=argparse.SUPPRESS
+    )
 
     train = commands.add_parser(
         "train",
@@ -93,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--opset", type=int, default=21, metavar="N", help="version of ONNX's operators, 18 to 21 (21)")
     export.add_argument("--fold", action="store_true", help="batch norm goes into the layers before it")
 
-    guide = commands.add_parser("guide", help="read one of the guides: convolutions, recording, data, the GPU, ...")
+    guide = commands.add_parser("guide", help="read a guide: convolution, training, data, the GPU, files, ...")
     guide.add_argument("name", nargs="?", metavar="NAME", help="which one; without it, what there is")
 
     commands.add_parser("recipes", help="list the recipes")
@@ -103,7 +116,19 @@ def _parser() -> argparse.ArgumentParser:
     gradcheck.add_argument("recipe", nargs="?", default="lenet5", metavar="RECIPE", help="see `xpcnn recipes` (lenet5)")
     _add_backend(gradcheck)
     gradcheck.add_argument("--seed", type=int, default=0, metavar="S", help="of weights, images and chosen entries (0)")
+    parser.epilog = _contents({each.dest: each.help or "" for each in commands._choices_actions})
     return parser
+
+
+def _contents(commands: dict[str, str]) -> str:
+    """Return the commands with their one line each, in groups."""
+    named = {name for _, names in CONTENTS for name in names}
+    width = max(map(len, commands))
+    text = ""
+    for title, names in (*CONTENTS, ("More", tuple(name for name in commands if name not in named))):
+        lines = [f"  {name:{width}}  {commands[name]}\n" for name in names if name in commands]
+        text += f"{title}:\n{''.join(lines)}\n" if lines else ""
+    return f"{text}`xpcnn COMMAND --help` says what a command takes. To begin: `xpcnn train`, a minute or less."
 
 
 def _add_backend(parser: argparse.ArgumentParser) -> None:

@@ -74,7 +74,7 @@ def _decode(path: PathLike, content: bytes) -> np.ndarray:
     try:
         from PIL import Image, ImageOps
     except ImportError:
-        raise DataError("reading pictures needs Pillow, which is not installed: pip install pillow") from None
+        raise DataError('reading pictures needs Pillow, which is not installed: pip install ".[cli]"') from None
     try:
         with warnings.catch_warnings():  # Pillow warns of sizes and oddities that are refused or harmless here
             warnings.simplefilter("ignore")

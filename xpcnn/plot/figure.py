@@ -36,7 +36,7 @@ def load_matplotlib() -> None:
         try:
             _import_agg()
         except ImportError:
-            raise ConfigError("pictures need matplotlib, which is not installed: pip install matplotlib") from None
+            raise ConfigError('pictures need matplotlib, which is not installed: pip install ".[cli]"') from None
         except Exception as error:  # such as a setting of the user's that it refuses
             raise ConfigError(
                 f"pictures need matplotlib, which does not start: {(str(error) or repr(error)).splitlines()[0]:.120}"

@@ -168,7 +168,7 @@ class History:
         try:
             from pandas import DataFrame, RangeIndex
         except ImportError:
-            raise ConfigError("to_pandas: needs pandas, which is not installed: pip install pandas") from None
+            raise ConfigError('to_pandas: needs pandas, which is not installed: pip install ".[pandas]"') from None
         columns = getattr(self, table)
         index = RangeIndex(1, len(columns["loss"]) + 1, name=table[:-1])
         return DataFrame({name: list(column) for name, column in columns.items()}, index=index)

@@ -43,7 +43,7 @@ class Progress(Callback):
     def __init__(self, every: int = 50, file: TextIO | None = None, bar: bool | None = None) -> None:
         has_tqdm = find_spec("tqdm") is not None
         if bar and not has_tqdm:
-            raise ConfigError("bar: expected False or None without tqdm, got True; pip install tqdm")
+            raise ConfigError('bar: expected False or None without tqdm, got True: pip install ".[cli]"')
         self.every = every
         self._file, self._bar_wanted = file, bar if has_tqdm else False
         self._is_free = file is None and bar is None  # to choose where it is shown

@@ -55,7 +55,7 @@ def fitting(version: tuple[int, int], capability: tuple[int, int] | None) -> str
 def install_advice() -> str:
     """Return what to install: the CuPy that fits driver and devices, where there are some."""
     version = driver_version()
-    lines = {extra: f'pip install "cupy-{extra}x[ctk]>=14.0,<15"' for extra in ("cuda12", "cuda13")}
+    lines = {extra: f'pip install ".[{extra}]"' for extra in ("cuda12", "cuda13")}
     if version is None:
         return f"{lines['cuda12']} or {lines['cuda13']} (no NVIDIA driver answers here, so check nvidia-smi first)"
     found = f"the driver supports CUDA {version[0]}.{version[1]}"
