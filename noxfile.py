@@ -26,6 +26,7 @@ PROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
 BASE = PROJECT["project"]["dependencies"]
 VERSIONS = ("3.11", "3.12", "3.13", "3.14")
 FREE_THREADED = "3.14t"
+PROCESSES = str(min(4, os.cpu_count() or 1))  # of one run of the suite
 GPU_IS_REQUIRED = os.environ.get("XPCNN_REQUIRE_GPU") == "1"
 # A command that runs its arguments where CuPy finds a GPU, emulated or real; PYTHONPATH and other settings reach it.
 GPU_LAUNCHER = os.environ.get("XPCNN_GPU_LAUNCHER")
@@ -111,7 +112,8 @@ def install_for(session: nox.Session, backends: str) -> None:
                 session.error(f"{message}, and XPCNN_REQUIRE_GPU=1 asks for it")
             session.skip(message)
         cupy = extra(name)
-    session.install(*BASE, *extra("cli", "onnx", "sklearn", "tensorboard"), *group("test", "onnx", "notebook"), *cupy)
+    groups = group("test", "parallel", "onnx", "notebook")
+    session.install(*BASE, *extra("cli", "onnx", "sklearn", "tensorboard"), *groups, *cupy)
 
 
 def pytest(session: nox.Session, *arguments: str, **environment: str) -> None:
@@ -125,7 +127,7 @@ def tests(session: nox.Session, backends: str) -> None:
     if MISSING:
         session.log(f"not found here, so not tested: Python {', '.join(MISSING)}")
     install_for(session, backends)
-    pytest(session, "-q", XPCNN_TEST_BACKENDS=backends)
+    pytest(session, "-q", "-n", PROCESSES, XPCNN_TEST_BACKENDS=backends)
 
 
 @nox.session(python=FREE_THREADED)
@@ -193,7 +195,7 @@ def on_emulated_gpu(session: nox.Session, *arguments: str, **environment: str) -
     environment.setdefault("CUDA_ON_CPU_DEVICES", "2")
     packages = ROOT / ".nox" / "gpu_emulated"
     install = ("python", "-m", "pip", "install", "-q", "--upgrade", "--target", str(packages))
-    session.run(launcher, *install, *group("test", "gpu_emulated"), external=True)
+    session.run(launcher, *install, *group("test", "parallel"), external=True)
     settings = {"XPCNN_TEST_BACKENDS": "cupy", "XPCNN_REQUIRE_GPU": "1", "PYTHONPATH": str(packages), **environment}
     command = ("python", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "2")
     session.run(launcher, *command, *arguments, *session.posargs, external=True, env=settings)
