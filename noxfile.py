@@ -176,6 +176,15 @@ def distributed(session: nox.Session) -> None:
 
 
 @nox.session(python=NEWEST)
+def browser(session: nox.Session) -> None:
+    """The page of `xpcnn serve` in a real browser: Debian's chromium, or the one that XPCNN_BROWSER names."""
+    if not os.environ.get("XPCNN_BROWSER") and not shutil.which("chromium"):
+        session.error("browser: needs chromium (Debian: apt-get install chromium), or its path in XPCNN_BROWSER")
+    session.install(*BASE, *extra("cli", "web"), *group("test", "browser"))
+    pytest(session, "-q", "-m", "browser", "tests/web")
+
+
+@nox.session(python=NEWEST)
 def gpu_static(session: nox.Session) -> None:
     """What can be checked of the GPU code without a GPU: CuPy's wheel, the CUDA compiler, kernels run on the CPU."""
     if sys.platform != "linux":

@@ -12,14 +12,14 @@ PACKAGE = ROOT / "xpcnn"
 ORDER = (
     "errors", "random", "windows", "backend", "functional", "nn", "explain", "models", "optim", "datasets", "data",
     "distributed",
-    "testing", "training", "plot", "onnx", "sklearn", "information", "recipes", "cli", "__main__",
+    "testing", "training", "plot", "onnx", "sklearn", "information", "recipes", "web", "cli", "__main__",
 )  # fmt: skip
 RANK = {part: rank for rank, part in enumerate(ORDER)}
 # History.plot(path), and the finder's, hand over to their neighbour on the right when they are called, and not before.
 TO_THE_RIGHT = {("training/history.py", "xpcnn.plot"), ("training/lr_finder.py", "xpcnn.plot")}
 
 HOST_SIDE = ("random.py", "functional/reference/")  # these files, and the parts below, may use NumPy
-HOST_PARTS = ("backend", "datasets", "plot", "testing", "onnx", "sklearn", "cli")
+HOST_PARTS = ("backend", "datasets", "plot", "testing", "onnx", "sklearn", "web", "cli")
 GPU_MODULES = {"cupy", "cupyx", "cupy_backends", "nvmath", "cuda"}
 CUPY_FILES = ("backend/cupy/",)  # the files that import CuPy
 

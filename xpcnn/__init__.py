@@ -73,6 +73,7 @@ _SUBPACKAGES = frozenset(
         "sklearn",
         "testing",
         "training",
+        "web",
     }
 )
 _LATER = {"no_grad": "xpcnn.nn", "info": "xpcnn.information"}

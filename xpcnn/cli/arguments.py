@@ -99,6 +99,17 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("images", nargs="+", metavar="IMAGE", help="a picture; of one digit for networks of MNIST")
     _add_backend(predict)
 
+    serve = commands.add_parser("serve", help="a page to draw on or drop a picture on, and to see inside the network")
+    serve.add_argument("source", metavar="RUN_DIR|MODEL_FILE")
+    _add_backend(serve)
+    serve.add_argument("--port", type=int, metavar="P", help="of the page (the first free one from 8000)")
+    serve.add_argument(
+        "--host",
+        default="127.0.0.1",
+        metavar="H",
+        help="address to bind to (127.0.0.1, this machine alone); 0.0.0.0 lets in everybody who reaches this machine",
+    )
+
     export = commands.add_parser("export", help="write a trained network to an ONNX file")
     export.add_argument("source", metavar="RUN_DIR|MODEL_FILE")
     export.add_argument("out", metavar="OUT.onnx", help="replaced where it is there")
