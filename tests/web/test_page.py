@@ -83,13 +83,14 @@ def opened(playwright):
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.on("request", lambda request: wrong.append(request.url) if _is_elsewhere(request.url, address) else None)
         page.goto(address)
-        page.wait_for_function("document.title.endsWith('xpcnn') && document.title.length > 5")
+        until(page, "document.title.endsWith('xpcnn') && document.title.length > 5")
         return page
 
     yield opening
     for made in contexts:
         made.__exit__(None, None, None)
-    assert [each for each in wrong if "422" not in each] == []  # a refused picture is in the console too
+    # A refused picture, and a server that has gone, are in the console too.
+    assert [each for each in wrong if "status of 422" not in each and "ERR_FAILED" not in each] == []
 
 
 def _is_elsewhere(url, address):
@@ -120,16 +121,25 @@ def touch(page, points):
     session.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
 
 
+def until(page, expression):
+    """Wait for something to be true; Playwright's own way evaluates text, which the page's policy forbids."""
+    for _ in range(600):
+        if page.evaluate(expression):
+            return
+        page.wait_for_timeout(50)
+    pytest.fail(f"it has not become true: {expression}; the page says {page.inner_text('#problem')!r}")
+
+
 def settled(page):
     """Wait until the answer is the one to what is on the pad, and return it."""
-    page.wait_for_function("document.getElementById('status').textContent.includes('%')")
+    until(page, "document.getElementById('status').textContent.includes('%')")
     return page.inner_text("#label")
 
 
 def cleared(page):
     page.click("#clear")
-    page.wait_for_function("document.getElementById('label').textContent === '?'")
-    page.wait_for_function("document.getElementById('status').textContent === ''")
+    until(page, "document.getElementById('label').textContent === '?'")
+    until(page, "document.getElementById('status').textContent === ''")
 
 
 def test_twenty_digits_drawn_with_the_mouse(opened, digits):
@@ -163,7 +173,7 @@ def test_what_is_shown_of_a_drawing(opened, digits):
         assert page.locator(canvas).evaluate(spread) > 10
     before = page.locator("#heat").evaluate("canvas => canvas.toDataURL()")
     bars.nth(2).click()
-    page.wait_for_function("document.getElementById('heat-note').textContent.includes('“2”')")
+    until(page, "document.getElementById('heat-note').textContent.includes('“2”')")
     assert bars.nth(2).get_attribute("aria-pressed") == "true"
     assert page.locator("#heat").evaluate("canvas => canvas.toDataURL()") != before
     assert page.inner_text("#label") == "7"
@@ -178,11 +188,11 @@ def test_answers_come_while_one_draws(opened, digits):
     page.mouse.down()
     for y in range(60, 300, 8):
         page.mouse.move(box["x"] + 150, box["y"] + y)
-    page.wait_for_function("document.getElementById('label').textContent === '1'")  # the button is still down
+    until(page, "document.getElementById('label').textContent === '1'")  # the button is still down
     page.mouse.up()
     assert settled(page) == "1"
     page.click("#undo")
-    page.wait_for_function("document.getElementById('label').textContent === '?'")
+    until(page, "document.getElementById('label').textContent === '?'")
 
 
 def test_a_finger_on_a_small_screen(opened, digits):
@@ -216,7 +226,7 @@ def test_keys_alone(opened, digits):
     page.keyboard.press("Enter")
     page.keyboard.press("Control+z")
     page.keyboard.press("Delete")
-    page.wait_for_function("document.getElementById('label').textContent === '?'")
+    until(page, "document.getElementById('label').textContent === '?'")
     page.keyboard.press("Tab")  # no trap
     assert page.evaluate("document.activeElement.id") == "choose"  # the others are disabled
 
@@ -278,7 +288,7 @@ def test_a_dropped_picture_and_back_to_drawing(opened, digits, seven):
 def test_what_cannot_be_taken_is_said_in_one_line(opened, digits, content, kind, says):
     page = opened(digits)
     drop(page, content, "a.txt" if kind == "text/plain" else "a.png", kind)
-    page.wait_for_function("document.getElementById('problem').textContent")
+    until(page, "document.getElementById('problem').textContent")
     assert says in page.get_by_role("alert").inner_text()
     assert "\n" not in page.inner_text("#problem")
     assert page.inner_text("#label") == "?"
@@ -331,8 +341,8 @@ def test_light_and_dark_can_be_read(opened, digits, scheme):
     assert (brightness.pop("page") > 0.5) is (scheme == "light")
     assert min(brightness.values()) >= 4.5  # WCAG 2.2, success criterion 1.4.3
     ink = page.locator("#pad").evaluate(
-        "pad => Math.max(...pad.getContext('2d').getImageData(0, 0, pad.width, pad.height).data"
-        ".filter((_, i) => i % 4 < 3))"
+        "pad => pad.getContext('2d').getImageData(0, 0, pad.width, pad.height).data"
+        ".reduce((most, value, i) => i % 4 < 3 && value > most ? value : most, 0)"
     )
     assert (ink > 128) is (scheme == "dark")
 
@@ -341,5 +351,5 @@ def test_a_server_that_has_gone_is_noticed(opened, digits):
     page = opened(digits)
     page.route("**/look*", lambda route: route.abort())
     draw(page, load_mnist()[1].images[0])
-    page.wait_for_function("document.getElementById('problem').textContent")
+    until(page, "document.getElementById('problem').textContent")
     assert page.inner_text("#problem") == "The server does not answer; is it still running?"
