@@ -8,12 +8,10 @@ from xpcnn.data import Normalize
 from xpcnn.datasets import load_mnist
 from xpcnn.training import Predictor
 
-Image = pytest.importorskip("PIL.Image")
-pytest.importorskip("starlette")
-
 
 def png(pixels, kind="PNG"):
     """Return an array as the bytes of a picture."""
+    Image = pytest.importorskip("PIL.Image")
     out = io.BytesIO()
     Image.fromarray(pixels).save(out, kind)
     return out.getvalue()
@@ -36,6 +34,7 @@ def predictor():
 
 @pytest.fixture
 def app(predictor):
+    pytest.importorskip("starlette")
     from xpcnn.web import Inspector, create_app
 
     return create_app(Inspector(predictor, "tiny"))

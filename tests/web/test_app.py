@@ -11,13 +11,15 @@ import numpy as np
 import pytest
 
 from tests.web.client import ask, ask_later, look
-from tests.web.conftest import Image, png
+from tests.web.conftest import png
 from xpcnn import models, nn
 from xpcnn.datasets import load_mnist
 from xpcnn.errors import OutOfMemoryError
 from xpcnn.training import Predictor
 from xpcnn.web import Inspector, app, create_app, uploads
 
+Image = pytest.importorskip("PIL.Image")
+pytest.importorskip("starlette")
 STATIC = resources.files("xpcnn.web") / "static"
 
 

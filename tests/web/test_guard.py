@@ -8,6 +8,8 @@ from tests.web.client import ask, look
 from xpcnn.web import Inspector, create_app
 from xpcnn.web.guard import host_name
 
+pytest.importorskip("starlette")
+
 
 @pytest.mark.parametrize(
     ("bound", "asked", "is_mine"),

@@ -16,6 +16,8 @@ from xpcnn.datasets import load_mnist
 from xpcnn.training import Predictor
 from xpcnn.web import Inspector, create_app
 
+pytest.importorskip("PIL.Image")
+pytest.importorskip("starlette")
 pytestmark = pytest.mark.browser
 WIDE = {"width": 1200, "height": 900}
 

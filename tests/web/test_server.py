@@ -17,6 +17,7 @@ from xpcnn.training import save_model
 from xpcnn.web import serve
 from xpcnn.web.server import address
 
+pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
 
 
