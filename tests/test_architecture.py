@@ -12,14 +12,14 @@ PACKAGE = ROOT / "xpcnn"
 ORDER = (
     "errors", "random", "windows", "backend", "functional", "nn", "explain", "models", "optim", "datasets", "data",
     "distributed",
-    "testing", "training", "plot", "onnx", "sklearn", "information", "recipes", "web", "cli", "__main__",
+    "testing", "training", "plot", "onnx", "sklearn", "information", "recipes", "web", "cli", "__main__", "examples",
 )  # fmt: skip
 RANK = {part: rank for rank, part in enumerate(ORDER)}
 # History.plot(path), and the finder's, hand over to their neighbour on the right when they are called, and not before.
 TO_THE_RIGHT = {("training/history.py", "xpcnn.plot"), ("training/lr_finder.py", "xpcnn.plot")}
 
 HOST_SIDE = ("random.py", "functional/reference/")  # these files, and the parts below, may use NumPy
-HOST_PARTS = ("backend", "datasets", "plot", "testing", "onnx", "sklearn", "web", "cli")
+HOST_PARTS = ("backend", "datasets", "plot", "testing", "onnx", "sklearn", "examples", "web", "cli")
 GPU_MODULES = {"cupy", "cupyx", "cupy_backends", "nvmath", "cuda"}
 CUPY_FILES = ("backend/cupy/",)  # the files that import CuPy
 
@@ -144,7 +144,7 @@ def test_nobody_else_asks_which_backend_it_is():
     wrong = [
         f"{name_of(path)}:{line}"
         for path in files()
-        if part_of(path) not in ("backend", "cli")
+        if part_of(path) not in ("backend", "cli", "examples")
         for line in comparisons_by_name(ast.parse(path.read_text(encoding="utf-8")))
     ]
     assert wrong == []
