@@ -58,7 +58,7 @@ function clear() {
   photo = null;
   find("photo").removeAttribute("src");
   pad.clear();
-  if (model?.draws) find("pad").focus();
+  find(model?.draws ? "pad" : "choose").focus();
 }
 
 function problem(text) {
@@ -154,6 +154,11 @@ find("undo").addEventListener("click", () => pad.undo());
 find("clear").addEventListener("click", clear);
 find("choose").addEventListener("click", () => find("file").click());
 find("stage").addEventListener("click", () => { if (model && !model.draws && !photo) find("file").click(); });
+find("photo").addEventListener("error", () => {
+  find("photo").hidden = true;
+  find("hint").hidden = false;
+  find("hint").textContent = "This cannot be shown";
+});
 find("file").addEventListener("change", (event) => { take(event.target.files[0]); event.target.value = ""; });
 addEventListener("paste", (event) => take([...event.clipboardData.files][0]));
 addEventListener("dragover", (event) => { event.preventDefault(); page.classList.add("dragging"); });
