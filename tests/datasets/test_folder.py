@@ -54,7 +54,7 @@ def write(folder, sets, pattern, test="t10k"):
 def test_files_are_found_by_part_and_kind(tmp_path, rng, pattern, test):
     made = arrays(rng)
     write(tmp_path, made, pattern, test)
-    kind, *parts = sources.load(str(tmp_path), ["mnist"], "lenet5")
+    kind, *parts, _ = sources.load(str(tmp_path), ["mnist"], "lenet5")
     assert kind == "mnist"
     turned = "emnist" in pattern
     for name, part in zip(("train", "test"), parts, strict=True):
@@ -184,7 +184,9 @@ def test_other_formats_are_called_by_name(tmp_path, what, content):
             read(path)
         assert f"{path}: expected {expected}" in str(error.value)
         assert f"got {what}" in str(error.value)
-    with pytest.raises(DataError, match="expected mnist, a folder of MNIST's four IDX files or CIFAR-10's") as error:
+    with pytest.raises(
+        DataError, match="expected mnist, a folder with one sub-folder of pictures a class, of MNIST's"
+    ) as error:
         sources.load(str(path), ["mnist"], "lenet5")
     assert f"got {what}" in str(error.value)
     if content:
