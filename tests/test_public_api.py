@@ -175,6 +175,8 @@ API = {
         MixUp(alpha=1.0, num_classes=None)
     """,
     "xpcnn.training": """
+        to_torch_state_dict(model)
+        load_parameters(model, path)
         Trainer(model, optimizer, criterion, *, schedule=None, schedule_every=None, callbacks=())
         EarlyStopping(monitor=None, patience=5, min_delta=0.0, restore_best=True)
         ModelAverage(decay=0.999)

@@ -80,10 +80,10 @@ def unpickle(content: bytes, name: str) -> Any:
         The pickle is damaged, or asks for anything else.
     """
     try:
-        return _Machine(content).run()
+        return Machine(content).run()
     except DataError as error:
         raise DataError(f"{name}: {error}") from None
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, struct.error) as error:
+    except DAMAGE as error:
         raise DataError(f"{name}: damaged pickle ({type(error).__name__}: {error!s:.60}); fetch it again") from error
 
 
@@ -96,25 +96,35 @@ def integers(value: Any) -> np.ndarray:
     return value
 
 
-class _Machine:
-    def __init__(self, content: bytes) -> None:
-        self.content, self.position = content, 0
+# What the machine raises for a damaged pickle, beside DataError.
+DAMAGE = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, struct.error)
+
+
+class Machine:
+    """The machine on one pickle; a subclass may know more globals, and what lies outside of the pickle."""
+
+    globals: frozenset[str] = frozenset(_GLOBALS)
+
+    def __init__(self, content: bytes, position: int = 0) -> None:
+        self.content, self.position = content, position
         self.stack: list[Any] = []
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
         self.encodable = len(content)  # one text, encoded again and again, must not outgrow the file
 
-    def run(self) -> Any:
+    def run(self, *, whole: bool = True) -> Any:
+        """Return what the pickle holds; unless `whole`, more may follow it in the content."""
         for _ in range(_MAX_OPCODES):
             code = self.take(1)
             if code == op.STOP:
-                if self.position != len(self.content) or len(self.stack) != 1:
+                if (whole and self.position != len(self.content)) or len(self.stack) != 1:
                     raise ValueError("bytes or objects are left over")
                 return self.stack.pop()
             self.step(code)
         raise DataError(f"more than {_MAX_OPCODES} pickle opcodes: not a pickle of plain arrays")
 
     def take(self, size: int) -> bytes:
+        """Return the next bytes."""
         end = self.position + size
         if size < 0 or end > len(self.content):
             raise ValueError("it ends early")
@@ -122,17 +132,21 @@ class _Machine:
         return piece
 
     def line(self) -> bytes:
+        """Return the next line."""
         return self.take(self.content.index(b"\n", self.position) + 1 - self.position)[:-1]
 
     def number(self, form: str) -> Any:
+        """Return the next number of a form of `struct`."""
         return struct.unpack(form, self.take(struct.calcsize(form)))[0]
 
     def since_mark(self) -> list[Any]:
+        """Take what was put on the stack since the last mark."""
         start = self.marks.pop()
         items, self.stack[start:] = self.stack[start:], []
         return items
 
     def step(self, code: bytes) -> None:
+        """Do what an opcode says."""
         stack = self.stack
         if code in _NUMBERS:
             stack.append(self.number(_NUMBERS[code]))
@@ -164,21 +178,23 @@ class _Machine:
         elif code == op.EMPTY_DICT:
             stack.append({})
         elif code == op.DICT:
-            stack.append(_pairs(self.since_mark()))
+            stack.append(self.pairs(self.since_mark()))
         elif code in (op.SETITEM, op.SETITEMS):
             if code == op.SETITEM:
                 self.marks.append(len(stack) - 2)
             items = self.since_mark()
-            _expect(dict, stack[-1]).update(_pairs(items))
+            _expect(dict, stack[-1]).update(self.pairs(items))
         elif code in (op.GLOBAL, op.STACK_GLOBAL):
             attribute = None if code == op.GLOBAL else stack.pop()
             module = self.line().decode() if code == op.GLOBAL else stack.pop()
-            stack.append(_named(module, self.line().decode() if attribute is None else attribute))
+            stack.append(self.named(module, self.line().decode() if attribute is None else attribute))
         elif code == op.REDUCE:
             arguments = _expect(tuple, stack.pop())
             stack.append(self.reduce(_expect(_Global, stack.pop()), *arguments[:_MAX_AXES]))
         elif code == op.BUILD:
-            self.build(_expect(tuple, stack.pop()))
+            self.build(stack.pop())
+        elif code == op.BINPERSID and self.persists:
+            stack.append(self.persistent(stack.pop()))
         elif code == op.PROTO:
             self.take(1)
         elif code == op.FRAME:
@@ -187,6 +203,7 @@ class _Machine:
             raise DataError(f"the pickle opcode {code!r} is refused: only plain numbers, texts and arrays are read")
 
     def remember(self, code: bytes) -> None:
+        """Put the top of the stack into the memo."""
         if code == op.MEMOIZE:
             index = len(self.memo)
         else:
@@ -195,7 +212,26 @@ class _Machine:
             raise ValueError(f"memo index {index}")
         self.memo[index] = self.stack[-1]
 
+    def named(self, module: Any, attribute: Any) -> _Global:
+        """Return the name of a global, if it is one of those known."""
+        name = f"{_text(module).replace('numpy.core.', 'numpy._core.')}.{_text(attribute)}"  # NumPy 1 said numpy.core
+        if name not in self.globals:
+            raise DataError(self.refusal.format(name=name[:60]))
+        return _Global(name)
+
+    refusal = "the pickle asks for {name!r}: refused, it could run code; only plain arrays are read"
+    persists = False  # whether `persistent` knows anything
+
+    def persistent(self, key: Any) -> Any:
+        """Return what lies outside of the pickle under a persistent id."""
+        raise NotImplementedError
+
+    def pairs(self, items: list[Any]) -> dict[Any, Any]:
+        """Return a dict of keys and values in turn."""
+        return {_text(key): value for key, value in zip(items[::2], items[1::2], strict=True)}
+
     def reduce(self, function: _Global, *arguments: Any) -> Any:
+        """Return what calling a known global with these arguments would."""
         if function == _RECONSTRUCT and arguments[0] == _NDARRAY:
             return _Shell()
         if function == _DTYPE:
@@ -215,8 +251,9 @@ class _Machine:
             return b""
         raise DataError(f"a call of {function} with these arguments is refused: only plain arrays are read")
 
-    def build(self, state: tuple[Any, ...]) -> None:
-        top = self.stack[-1]
+    def build(self, state: Any) -> None:
+        """Give an object its state."""
+        state, top = _expect(tuple, state), self.stack[-1]
         if isinstance(top, np.dtype):  # came back from the memo, already built
             raise ValueError("a dtype is built twice")
         shell = _expect(_Shell, top)
@@ -246,13 +283,6 @@ def _dtype(code: str) -> np.dtype[Any]:
     if not re.fullmatch("b1|[iu][1248]|f[248]", code):
         raise DataError(f"an array of type {code[:20]!r} is refused: only booleans, integers and floats are read")
     return np.dtype(code)
-
-
-def _named(module: Any, attribute: Any) -> _Global:
-    name = f"{_text(module).replace('numpy.core.', 'numpy._core.')}.{_text(attribute)}"  # NumPy 1 said numpy.core
-    if name not in _GLOBALS:
-        raise DataError(f"the pickle asks for {name[:60]!r}: refused, it could run code; only plain arrays are read")
-    return _Global(name)
 
 
 def _from_line(code: bytes, line: bytes) -> Any:
@@ -287,10 +317,6 @@ def _several(stack: list[Any], count: int) -> tuple[Any, ...]:
     if len(stack) < count:
         raise IndexError("too few objects on the stack")
     return tuple(stack[-count:])
-
-
-def _pairs(items: list[Any]) -> dict[str, Any]:
-    return {_text(key): value for key, value in zip(items[::2], items[1::2], strict=True)}
 
 
 def _text(value: Any) -> str:

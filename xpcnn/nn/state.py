@@ -51,15 +51,21 @@ def aliases(model: Module) -> dict[str, str]:
     return found
 
 
-def without_counters(own: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `state` without PyTorch's `num_batches_tracked` of batch norms that do not count (see `momentum`)."""
-    left = {}
+def known(model: Module, own: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a state, PyTorch's perhaps, by the names of `own`, the model's; names that it lacks as they are.
+
+    Left out is `num_batches_tracked` of batch norms that do not count (see their `momentum`).
+    """
+    given = {}
     for name, value in state.items():
         path, _, last = name.rpartition(".") if isinstance(name, str) else ("", "", "")
         beside = f"{path}.{_BESIDE}" if path else _BESIDE
         if last != _COUNTER or name in own or beside not in own:
-            left[name] = value
-    return left
+            given[name] = value
+    for alias, name in aliases(model).items():
+        if alias in given and alias not in own:
+            given.setdefault(name, given.pop(alias))
+    return given
 
 
 def widens(found: Any, expected: Any) -> bool:
@@ -74,10 +80,7 @@ def load(model: Module, state: Mapping[str, Any], strict: bool) -> IncompatibleK
             f"state: expected names with their arrays, such as another model's state_dict(), got {type(state).__name__}"
         )
     parameters, own = dict(model.named_parameters()), model.state_dict()
-    given = without_counters(own, state)
-    for alias, name in aliases(model).items():
-        if alias in given and alias not in own:
-            given.setdefault(name, given.pop(alias))
+    given = known(model, own, state)
     missing, unknown = sorted(own.keys() - given.keys()), sorted(map(str, given.keys() - own.keys()))
     if strict and (missing or unknown):
         raise StateError(

@@ -14,6 +14,7 @@ from xpcnn.training.per_class import ClassMetrics, class_metrics
 from xpcnn.training.predictor import Prediction, Predictor
 from xpcnn.training.progress import Progress
 from xpcnn.training.tensorboard import TensorBoard
+from xpcnn.training.torch_state import to_torch_state_dict
 from xpcnn.training.trainer import Trainer
 
 __all__ = [
@@ -37,4 +38,5 @@ __all__ = [
     "load_parameters",
     "save_model",
     "save_parameters",
+    "to_torch_state_dict",
 ]

@@ -8,9 +8,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from xpcnn.datasets.formats import PEEK, describe
+from xpcnn.datasets.safetensors_file import read_safetensors
 from xpcnn.datasets.source import read_file
+from xpcnn.datasets.torch_file import read_torch
 from xpcnn.errors import DataError, XpcnnError
 from xpcnn.nn import Module
+from xpcnn.nn.state import known, widens
 from xpcnn.training.files import write_bytes
 
 
@@ -30,18 +33,10 @@ def decode(content: bytes, name: str) -> dict[str, Any]:
     DataError
         They are no safetensors file, or a damaged one.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
-
     found = describe(content[:PEEK])
-    # It begins with the length of its header, whose bytes may be those of any other kind of file.
-    if content[8:9] != b"{" and found is not None:
+    if found not in (None, _SAFETENSORS, "an IDX file"):
         raise DataError(f"{name}: expected a safetensors file, got {found}")
-    try:
-        return dict(load(content))
-    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"{name}: expected a safetensors file, got a damaged one ({reason:.120})") from error
+    return read_safetensors(content, name)
 
 
 def save_parameters(model: Module, path: str | os.PathLike[str]) -> None:
@@ -56,7 +51,17 @@ def save_parameters(model: Module, path: str | os.PathLike[str]) -> None:
 
 
 def load_parameters(model: Module, path: str | os.PathLike[str]) -> None:
-    """Read parameters and buffers that `save_parameters` wrote into a model of the same shapes.
+    """Read the parameters and buffers of a file into a model of the same names and shapes.
+
+    Parameters
+    ----------
+    model : Module
+        The file's names are those of its `state_dict`; `load_state_dict` says what is understood beside them. All of
+        them may have the "module." before them that PyTorch's `DataParallel` puts there.
+    path : str or os.PathLike
+        What `save_parameters` or `save_model` wrote, a safetensors file of PyTorch or Hugging Face, or a .pt or .pth
+        file of PyTorch (`torch.save(model.state_dict(), path)`, or a checkpoint that holds this under a name such as
+        "state_dict" or "model"), of any release. float16 and bfloat16 go into wider floats. Nothing in a file is run.
 
     Raises
     ------
@@ -65,9 +70,36 @@ def load_parameters(model: Module, path: str | os.PathLike[str]) -> None:
         or a negative variance; the model is unchanged then.
     """
     source = os.fspath(path)
-    arrays = decode(read_file(path, "safetensors file"), source)
+    arrays = _without_wrapper(model, read_arrays(read_file(path, "safetensors or PyTorch file"), source))
     check_values(arrays, source)
     load_host_state(model, arrays, source)
+
+
+_SAFETENSORS, _PYTORCH = "a safetensors file", "a PyTorch file (.pt, .pth)"
+_WRAPPER = "module."
+
+
+def read_arrays(content: bytes, name: str) -> dict[str, Any]:
+    """Return the host arrays in the bytes of a safetensors or PyTorch file, told apart by their content.
+
+    Raises
+    ------
+    DataError
+        They are neither, or damaged.
+    """
+    found = describe(content[:PEEK])
+    if found == _PYTORCH or (found == "a zip archive" and b"/data.pkl" in content):
+        return read_torch(content, name)
+    if found not in (None, _SAFETENSORS, "an IDX file"):
+        raise DataError(f"{name}: expected a safetensors or PyTorch file, got {found}")
+    return read_safetensors(content, name)
+
+
+def _without_wrapper(model: Module, arrays: dict[str, Any]) -> dict[str, Any]:
+    names = arrays.keys()
+    if names and all(name.startswith(_WRAPPER) for name in names) and not names <= model.state_dict().keys():
+        return {name.removeprefix(_WRAPPER): array for name, array in arrays.items()}
+    return arrays
 
 
 def check_values(arrays: Mapping[str, Any], source: str) -> None:
@@ -95,6 +127,7 @@ def host_state(model: Module) -> dict[str, Any]:
 def load_host_state(model: Module, arrays: Mapping[str, Any], source: str) -> None:
     """Copy host arrays into a model, all of them or, with a DataError that names `source`, none."""
     mine = model.state_dict()
+    arrays = known(model, mine, arrays)
     for name in mine:
         if name not in arrays:
             raise DataError(f"{source}: expected an array named {name!r}, got none; it belongs to another model")
@@ -103,7 +136,7 @@ def load_host_state(model: Module, arrays: Mapping[str, Any], source: str) -> No
             raise DataError(f"{source}: expected no array named {name!r}; it belongs to another model")
         expected = tuple(mine[name].shape), str(mine[name].dtype)
         got = tuple(array.shape), str(array.dtype)
-        if got != expected:
+        if got[0] != expected[0] or not widens(array.dtype, mine[name].dtype):
             raise DataError(
                 f"{source}: expected {name!r} as {expected[1]} {expected[0]}, got {got[1]} {got[0]}; "
                 "it belongs to another model"
