@@ -160,6 +160,21 @@ def trust(session: nox.Session) -> None:
 
 
 @nox.session(python=NEWEST)
+def docs(session: nox.Session) -> None:
+    """Guides and API as one site in .nox/site, without a warning."""
+    session.install(*BASE, *extra("cli", "onnx", "sklearn"), *group("test", "docs"))
+    session.run("python", "-m", "tests.site", str(ROOT / ".nox" / "site"))
+    pytest(session, "-q", "tests/test_site.py")
+
+
+@nox.session(python=NEWEST)
+def notebooks(session: nox.Session) -> None:
+    """The notebooks of xpcnn/examples at their full length, in a kernel without a screen."""
+    session.install(*BASE, *extra("cli"), *group("test", "notebook"))
+    pytest(session, "-q", "tests/examples/test_notebooks.py", XPCNN_EXAMPLE_IMAGES="0")
+
+
+@nox.session(python=NEWEST)
 def parity(session: nox.Session) -> None:
     """PyTorch as the oracle of every operation, layer, loss, optimiser and schedule; ONNX's own cases for its files."""
     session.install(*BASE, *extra("onnx"), *group("test", "parity", "onnx"))
