@@ -9,7 +9,7 @@ import json
 import math
 import os
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableSequence, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ class History:
 
     def __init__(self) -> None:
         # 8 bytes a number: a long run keeps millions.
-        self.steps: dict[str, array[float]] = {name: array("d") for name in STEP_COLUMNS}
+        self.steps: dict[str, MutableSequence[float]] = {name: array("d") for name in STEP_COLUMNS}
         self.epochs: dict[str, list[float]] = {name: [] for name in EPOCH_COLUMNS}
 
     def __len__(self) -> int:

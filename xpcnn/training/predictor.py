@@ -23,10 +23,8 @@ from xpcnn.windows import integer
 BATCH = 250  # images; activations of this many stay in a CPU's cache longest
 
 
-class _Fields(NamedTuple):
-    label: Any
-    probability: float
-    probabilities: Any
+# Not as a class: its annotations would be strings, which tools that read signatures cannot resolve.
+_Fields = NamedTuple("_Fields", [("label", Any), ("probability", float), ("probabilities", Any)])  # noqa: UP014
 
 
 class Prediction(_Fields):
