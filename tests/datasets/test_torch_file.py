@@ -1,7 +1,10 @@
 """PyTorch's files: read as they are meant, deaf to everything but a state; real ones of PyTorch are in parity."""
 
+import copy
+import io
 import os
 import pickle
+import zipfile
 
 import numpy as np
 import pytest
@@ -68,6 +71,7 @@ HOSTILE = {
     "before the start": tensor("0", "Float", 4, (2,), (-1,), 1),
     "a negative offset": tensor("0", "Float", 4, (2,), (1,), -1),
     "huge": tensor("0", "Float", 4, (HUGE, HUGE, HUGE), (0, 0, 0)),
+    "more elements than are there": tensor("0", "Float", 4, (5,), (0,)),
     "huge storage": tensor("0", "Float", HUGE, (4,), (1,)),
     "no such storage": tensor("9", "Float", 4, (4,), (1,)),
     "a way out": tensor("../../etc/passwd", "Float", 4, (4,), (1,)),
@@ -129,3 +133,38 @@ def test_damaged_files(save, tmp_path):
     with np.errstate(all="ignore"):
         check_reader("PyTorch files", lambda path: read_torch(path.read_bytes(), "x.pt"), content, tmp_path / "x",
                      check=check)  # fmt: skip
+
+
+def test_entries_that_share_their_bytes_cost_no_more_than_the_file():
+    count, size = 100, 10_000
+    state = mapping({f"a{i}": tensor(str(i), "BFloat16", size, (size,), (1,)) for i in range(count)})
+    buffer = io.BytesIO(zipped(state, {"0": np.zeros(size, np.uint16)}))
+    with zipfile.ZipFile(buffer, "a") as archive:
+        first = archive.getinfo("archive/data/0")
+        for i in range(1, count):
+            again = copy.copy(first)
+            again.filename = f"archive/data/{i}"
+            archive.filelist.append(again)
+        archive._didModify = True
+    assert len(zipfile.ZipFile(buffer).namelist()) == count + 2
+    with pytest.raises(DataError, match=r"x.pt: expected a PyTorch file, got a damaged one"):
+        read_torch(buffer.getvalue(), "x.pt")
+
+
+@pytest.mark.parametrize("change", ["compressed", "checksum"])
+def test_archives_that_pytorch_does_not_write(change):
+    items, storages = entries({"a": np.ones(4, "f4")})
+    content = zipped(mapping(items), storages)
+    if change == "checksum":
+        content = content.replace(np.ones(4, "f4").tobytes(), np.full(4, 2, "f4").tobytes())
+        with pytest.raises(DataError, match=r"x.pt: .*damaged one .*the checksum of 'archive/data/0'"):
+            read_torch(content, "x.pt")
+        return
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as new:
+        for name_ in old.namelist():
+            new.writestr(name_, old.read(name_))
+    with pytest.raises(
+        DataError, match=r"x.pt: expected entries as PyTorch writes them, got 'archive/byteorder' compressed"
+    ):
+        read_torch(buffer.getvalue(), "x.pt")

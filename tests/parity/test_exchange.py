@@ -1,10 +1,14 @@
 """Tensors of PyTorch through DLPack, and its states."""
 
+import io
+
 import numpy as np
 import pytest
 
 from xpcnn import get_backend, models, nn, no_grad
-from xpcnn.errors import BackendError, DTypeError
+from xpcnn.datasets.torch_file import read_torch
+from xpcnn.errors import BackendError, DataError, DTypeError
+from xpcnn.training import to_torch_state_dict
 
 pytestmark = pytest.mark.parity
 
@@ -81,3 +85,61 @@ def test_a_report_as_pytorch_gives_it(torch):
     assert (mine.missing_keys, mine.unexpected_keys) == (other.missing_keys, other.unexpected_keys)
     other = theirs.load_state_dict(theirs.state_dict())
     assert repr(ours.load_state_dict(theirs.state_dict())) == repr(other)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_files_of_pytorch(torch, zipped):
+    base = torch.arange(24.0)
+    state = {
+        "part": base[3:15].view(3, 4).T,
+        "whole": base,
+        "parameter": torch.nn.Parameter(torch.randn(3, 2)),
+        "count": torch.tensor(7),
+        "none": torch.zeros(0, 3),
+        **{kind: torch.randn(5).mul(9).to(getattr(torch, kind)) for kind in ("float64", "float16", "bfloat16", "int8")},
+        "flags": torch.tensor([True, False]),
+    }
+    model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3))
+    optimizer = torch.optim.Adam(model.parameters())
+    model(torch.randn(4, 2)).sum().backward()
+    optimizer.step()
+    checkpoint = {"epoch": 3, "optimizer": optimizer.state_dict(), "model_state_dict": model.state_dict()}
+    for content, expected in ((state, state), (checkpoint, model.state_dict())):
+        found = read_torch(saved(torch, content, zipped), "x.pt")
+        assert list(found) == list(expected)
+        for name, tensor in expected.items():
+            tensor = tensor.detach()
+            tensor = tensor.float() if tensor.dtype == torch.bfloat16 else tensor
+            np.testing.assert_array_equal(found[name], tensor.numpy(), err_msg=name, strict=True)
+    with pytest.raises(DataError, match=r"asks for 'torch.nn.modules.container.Sequential': refused"):
+        read_torch(saved(torch, model, zipped), "x.pt")
+    with pytest.raises(DataError, match=r"expected a state, .* got int"):
+        read_torch(saved(torch, 3, zipped), "x.pt")
+
+
+def saved(torch, content, zipped):
+    buffer = io.BytesIO()
+    torch.save(content, buffer, _use_new_zipfile_serialization=zipped)
+    return buffer.getvalue()
+
+
+def test_layers_held_twice_go_over_and_back(torch):
+    shared = torch.nn.Linear(3, 3)
+    theirs = torch.nn.Sequential(shared, torch.nn.ReLU(), shared)
+    mine = nn.Linear(3, 3)
+    ours = nn.Sequential(mine, nn.ReLU(), mine)
+    assert ours.load_state_dict(theirs.state_dict()) == ([], [])
+    state = to_torch_state_dict(ours)
+    assert sorted(state) == sorted(theirs.state_dict())
+    theirs.load_state_dict(state)
+    np.testing.assert_array_equal(mine.weight.data, shared.weight.detach().numpy())
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_a_state_for_pytorch_has_its_dtypes(torch, dtype):
+    ours = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2, momentum=None)).to(dtype=dtype)
+    for name, tensor in to_torch_state_dict(ours).items():
+        array = ours.state_dict()[name]
+        assert str(tensor.dtype) == f"torch.{array.dtype}"
+        np.testing.assert_array_equal(tensor.numpy(), array)
+        assert not np.shares_memory(tensor.numpy(), array)

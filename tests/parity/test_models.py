@@ -1,10 +1,13 @@
 """Published networks against twins written with PyTorch's layers: the same names of parameters, the same logits."""
 
+import importlib
+
 import numpy as np
 import pytest
 
 from tests.functional.strategies import values
 from xpcnn import manual_seed, models, nn
+from xpcnn.training import load_parameters, to_torch_state_dict
 
 pytestmark = pytest.mark.parity
 
@@ -105,7 +108,15 @@ def twins(torch):
 
         return level(0, 1).append(t.Conv2d(width, 2, 1))
 
+    def lenet5():
+        def stage(channels, filters, *more):
+            return t.Conv2d(channels, filters, 5), t.BatchNorm2d(filters), t.ReLU(), *more
+
+        layers = *stage(1, 6, t.MaxPool2d(2)), *stage(6, 16, t.MaxPool2d(2)), *stage(16, 120)
+        return t.Sequential(*layers, t.Flatten(), t.Linear(120, 84), t.ReLU(), t.Dropout(0.5), t.Linear(84, 10))
+
     return {
+        "lenet5": ({"image_size": 32}, lenet5),
         "resnet20": ({}, lambda: resnet(3, projection=True)),
         "resnet32": ({}, lambda: resnet(5)),
         "resnet56": ({}, lambda: resnet(9)),
@@ -152,6 +163,39 @@ def test_logits_and_gradients(torch, twins, rng, name):
     net.backward(dlogits)
     for parameter, other in zip(net.parameters(), twin.parameters(), strict=True):
         assert_near(parameter.grad, other.grad.numpy(), 1e-9)
+
+
+@pytest.mark.parametrize("name", ["lenet5", "resnet20", "vgg11", "vgg11 with batch norm", "mobilenet", "densenet40"])
+def test_weights_over_and_back(torch, twins, rng, name, tmp_path):
+    """By the state itself and by files of PyTorch; back bit for bit."""
+    options, make = twins[name]
+    save_file = importlib.import_module("safetensors.torch").save_file
+    torch.manual_seed(2)
+    twin, other = make(), make()
+    x = values(rng, (8, *((1, 32, 32) if name == "lenet5" else (3, 32, 32))), "float32")
+    with torch.no_grad():
+        for _ in range(3):  # so that the statistics are no beginner's
+            twin.train()(torch.from_numpy(x))
+        expected = twin.eval()(torch.from_numpy(x)).numpy()
+    torch.save(twin.state_dict(), tmp_path / "zip.pt")
+    torch.save(twin.state_dict(), tmp_path / "pickles.pt", _use_new_zipfile_serialization=False)
+    save_file(twin.state_dict(), tmp_path / "safe")
+
+    for way in ("state", "zip.pt", "pickles.pt", "safe"):
+        net = models.create(name.split()[0], **options).eval()
+        if way == "state":
+            assert net.load_state_dict(twin.state_dict()) == ([], [])
+        else:
+            load_parameters(net, tmp_path / way)
+        with nn.no_grad():
+            assert_near(net(x), expected, 1e-5)
+        state = to_torch_state_dict(net)
+        assert repr(other.load_state_dict(state)) == "<All keys matched successfully>"
+        for key, value in twin.state_dict().items():
+            if not key.endswith("num_batches_tracked"):
+                assert torch.equal(other.state_dict()[key].view(torch.int32), value.view(torch.int32)), key
+        next(iter(state.values())).zero_()  # a copy
+        assert np.any(net.parameters()[0].data)
 
 
 def assert_near(ours, theirs, tolerance):
