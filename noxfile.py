@@ -297,7 +297,7 @@ def bench(session: nox.Session) -> None:
 
 @nox.session(python=NEWEST)
 def seeds(session: nox.Session) -> None:
-    """The five source systems as recipes, at their full length: accuracy and time of each."""
+    """Every recipe at its full length: accuracy and time of each."""
     session.install(*BASE, *extra("cli"))
     session.run("python", "bench/seeds.py", *session.posargs)
 

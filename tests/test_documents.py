@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import xpcnn
+from xpcnn.recipes import table
 from xpcnn.cli.arguments import parse
 
 ROOT = Path(__file__).parents[1]
@@ -60,6 +61,8 @@ def test_commands_are_commands(path, capsys):
     for command in set(re.findall(r"(?:^ {4}|`)xpcnn (\w+)", text(path), re.MULTILINE)):
         assert parse([command, "--help"]) is None
         assert f"xpcnn {command}" in capsys.readouterr().out
+    for recipe in re.findall(r"xpcnn (?:train|gradcheck) (?!-|RECIPE)([\w-]+)", text(path)):
+        assert recipe in table.names(), f"{path.name}: no recipe is called {recipe}"
 
 
 @pytest.mark.skipif(not (ROOT / "README.md").exists(), reason="the wheel is tested without it")
