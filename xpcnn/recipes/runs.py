@@ -19,22 +19,18 @@ from xpcnn.datasets.dataset import fingerprint
 from xpcnn.distributed import Communicator
 from xpcnn.distributed.agreement import agree
 from xpcnn.errors import ConfigError, DataError, ShapeError
-from xpcnn.functional.precision import check_precision
 from xpcnn.information import info
 from xpcnn.nn import Module
 from xpcnn.optim import GradScaler
 from xpcnn.recipes import folder as folders
 from xpcnn.recipes import sources
+from xpcnn.recipes.choosing import choose, recipe_of
 from xpcnn.recipes.evaluation import EvaluatingTrainer, Evaluation, evaluate
 from xpcnn.recipes.folder import Settings
 from xpcnn.recipes.pictures import KIND, Pictures, adapted, augmentation, explained, hold_out
 from xpcnn.recipes.recipe import Recipe
-from xpcnn.recipes.table import find
 from xpcnn.training import Checkpointer, EarlyStopping, History, Metrics, Progress, load_parameters, save_model
 
-DEFAULT = "lenet5"
-DEFAULT_SEED = 0
-DIGIT = (28, 28)
 MOST_PIXELS = 1 << 13  # a side, of what a run.json may ask for
 _FIXED = {"format", "settings"}  # what run.json holds of every run
 
@@ -47,7 +43,7 @@ class Run:
     ----------
     recipe, settings : Recipe, Settings
     kind : str
-        Of its data: "mnist" or "cifar10".
+        Of its data: "mnist", "cifar10" or "pictures".
     model : Module
     history : History
     test : Dataset
@@ -169,67 +165,6 @@ def run(
     folder = Path(out) if out is not None and not follows else None
     with use_backend(backend) if backend else contextlib.nullcontext():
         return _run(recipe, settings, folder, resume, callbacks, numbered, communicator, sync_batch_norm)
-
-
-def choose(
-    name: str | None,
-    data: str | None,
-    epochs: int | None,
-    batch_size: int | None,
-    seed: int | None,
-    as_written: bool,
-    resumed: str | os.PathLike[str] | None = None,
-    precision: str | None = None,
-    extra: Mapping[str, Any] | None = None,
-) -> Settings:
-    """Return the settings that follow from what was asked for, checked; those of the run in `resumed` where it has one.
-
-    Raises
-    ------
-    ConfigError, DataError
-        One is wrong, or differs from the run's.
-    """
-    extra = extra or {}
-    numbers = [("epochs", epochs, 1), ("batch_size", batch_size, 1), ("seed", seed, 0)]
-    numbers += [(option, extra.get(option), 1) for option in ("image_size", "patience")]
-    augmentation(extra.get("augment"), DIGIT)
-    for option, value, least in numbers:
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-            raise ConfigError(f"{option}: expected an integer of {least} or more, got {value!r}")
-    if precision is not None and precision not in folders.PRECISIONS:
-        check_precision(precision)
-        raise ConfigError(f"precision: expected {' or '.join(folders.PRECISIONS)}, got {precision!r}")
-    if data is not None and sources.is_named(data):
-        data = os.path.abspath(data)
-    if resumed is not None and folders.is_run(resumed):
-        settings, _ = folders.read(resumed)
-        asked: dict[str, Any] = {"recipe": name, "epochs": epochs, "batch_size": batch_size}
-        asked |= {"seed": seed, "as_written": as_written or None, "precision": precision}
-        asked |= {option: value or None for option, value in extra.items()}
-        for option, wanted in asked.items():
-            if wanted is not None and wanted != getattr(settings, option):
-                raise ConfigError(
-                    f"{option}: expected {getattr(settings, option)!r} as the run in {resumed} has it, got {wanted!r}; "
-                    "leave it out to go on"
-                )
-        return settings if data is None else replace(settings, data=data)  # contents are compared when they are read
-    recipe = find(name or DEFAULT)
-    return Settings(
-        recipe=recipe.name,
-        data=data,
-        epochs=epochs or recipe.epochs,
-        batch_size=batch_size or recipe.batch_size,
-        seed=DEFAULT_SEED if seed is None else seed,
-        as_written=bool(as_written),
-        precision=precision or folders.PRECISIONS[0],
-        **extra,
-    )
-
-
-def recipe_of(settings: Settings) -> Recipe:
-    """Return the recipe that settings name, with its corrections or as written."""
-    recipe = find(settings.recipe)
-    return recipe.written() if settings.as_written else recipe
 
 
 def load(folder: str | os.PathLike[str], *, backend: str | None = None, data: str | None = None) -> Run:
