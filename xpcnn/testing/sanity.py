@@ -105,17 +105,18 @@ def overfit_check(
     optimizer: Callable[[list[Any]], Optimizer] = Adam,
     seed: int = 0,
 ) -> Overfit:
-    """Check that a network can learn a few samples by heart, as the exercise notebook's does 100 images in 20 epochs.
+    """Check that a network can learn a few samples by heart, such as 100 images in 20 epochs.
 
     Parameters
     ----------
     model : Module
         Returns logits (N, K); left as it is.
-    x : array (N, ...), labels : array (N,) of integers
+    x : array (N, ...)
         Of the host or of any backend; float32 as the model needs them.
+    labels : array (N,) of integers
     epochs, batch_size, seed : int
     optimizer : callable
-        Makes an optimiser of the parameters; Adam with its defaults, as in the notebook.
+        Makes an optimiser of the parameters; Adam with its defaults if none is given.
 
     Returns
     -------

@@ -72,11 +72,12 @@ class Trainer:
         Scales the loss for a float16 model (`model.half()`, which works without one too, but rounds small gradients to
         zero). A gradient that overflows is then no error: the update is left out and the scale lowered, unless it
         cannot be lowered any more or the loss itself is nan or infinite.
-
     accumulate : int
         Batches that make one step: their gradients are added up, each weighted by its share of the samples, so that a
         step is that of one batch of them all (but for batch norm, which sees each batch by itself, and for a mean
         that is weighted by classes). An epoch's last step takes what is left. A schedule counts steps.
+    read_every : int
+        Steps between two looks at what a device has done, each of which waits for it.
     communicator : Communicator or None
         Of `xpcnn.distributed.init()`: the ranks of the job train one model, each on its part of every batch that `fit`,
         `train_batch` and `evaluate` are given (the same on each rank, as one process would have it). Loss, metrics and
