@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import xpcnn
-from xpcnn.recipes import table
 from xpcnn.cli.arguments import parse
+from xpcnn.recipes import table
 
 ROOT = Path(__file__).parents[1]
 GUIDES = Path(str(resources.files("xpcnn") / "guides"))

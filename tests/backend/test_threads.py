@@ -18,7 +18,7 @@ from xpcnn.backend.numpy import threads
 from xpcnn.backend.numpy.plans import Plans
 from xpcnn.backend.numpy.threads import Blas, ThreadPool
 from xpcnn.errors import ConfigError
-from xpcnn.nn.module import keeps_caches
+from xpcnn.nn.contexts import keeps_caches
 from xpcnn.testing import assert_close
 
 

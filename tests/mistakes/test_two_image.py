@@ -9,7 +9,7 @@ import pytest
 import xpcnn
 from tests.recipes.small import write_digits
 from xpcnn import nn, recipes
-from xpcnn.nn.module import trace
+from xpcnn.nn.contexts import trace
 
 
 def test_its_initial_values_stay_at_chance_and_ours_do_not(tmp_path):

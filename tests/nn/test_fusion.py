@@ -9,8 +9,8 @@ import xpcnn
 from tests.functional.strategies import values
 from xpcnn import nn
 from xpcnn.errors import ConfigError
+from xpcnn.nn.contexts import trace
 from xpcnn.nn.fusion import Call, Chain, ResidualSum, group
-from xpcnn.nn.module import trace
 from xpcnn.testing import gradcheck
 
 

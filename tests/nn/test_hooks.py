@@ -46,7 +46,7 @@ def nothing_stays():
 @pytest.mark.parametrize("training", [True, False])
 def test_every_module_is_heard_with_its_own_arrays(training):
     """Against calls that are recorded one by one, which fuse nothing."""
-    from xpcnn.nn.module import trace
+    from xpcnn.nn.contexts import trace
 
     model = net().train(training)
     x = images()

@@ -11,7 +11,7 @@ from xpcnn import nn
 from xpcnn.errors import ConfigError, DTypeError, ShapeError, StateError
 from xpcnn.functional.addition import AddOp
 from xpcnn.nn import fusion
-from xpcnn.nn.module import trace
+from xpcnn.nn.contexts import trace
 from xpcnn.testing import gradcheck
 
 

@@ -4,6 +4,7 @@ from xpcnn.nn import init
 from xpcnn.nn.activation import ELU, GELU, Hardswish, LeakyReLU, ReLU, Sigmoid, SiLU, Softmax, Tanh
 from xpcnn.nn.channel_pad import ChannelPad
 from xpcnn.nn.concat import Concat
+from xpcnn.nn.contexts import no_grad
 from xpcnn.nn.convolution import Conv2d
 from xpcnn.nn.dropout import Dropout, Dropout2d
 from xpcnn.nn.flatten import Flatten
@@ -11,7 +12,7 @@ from xpcnn.nn.identity import Identity
 from xpcnn.nn.inference import Inference
 from xpcnn.nn.linear import Linear
 from xpcnn.nn.loss import BCEWithLogitsLoss, CrossEntropyLoss, L1Loss, MSELoss
-from xpcnn.nn.module import Module, no_grad
+from xpcnn.nn.module import Module
 from xpcnn.nn.normalization import BatchNorm1d, BatchNorm2d
 from xpcnn.nn.objective import loss_and_gradients
 from xpcnn.nn.parameter import Parameter

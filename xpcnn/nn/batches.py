@@ -14,7 +14,7 @@ from xpcnn.backend import Array, Backend, graph
 from xpcnn.backend.split import split_evenly
 from xpcnn.errors import XpcnnError
 from xpcnn.functional.layout import copy_batch_last, empty_batch_last
-from xpcnn.nn.module import no_grad
+from xpcnn.nn.contexts import no_grad
 
 GRAIN = 16  # images: pieces of a batch are multiples, so that the rows of a product fill whole registers
 # What the largest activation of a piece takes, in slabs. Threads that meet under Python's lock want few and long calls:

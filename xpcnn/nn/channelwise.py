@@ -12,7 +12,8 @@ from xpcnn.functional.channelwise import ChainCache, ChannelOp, first_refusing, 
 from xpcnn.functional.layout import take
 from xpcnn.functional.merged import merged
 from xpcnn.functional.pooling import MaxPoolOp
-from xpcnn.nn.module import Module, keeps_caches
+from xpcnn.nn.contexts import keeps_caches
+from xpcnn.nn.module import Module
 from xpcnn.nn.naming import name_layer
 
 

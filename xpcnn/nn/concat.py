@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from xpcnn.backend import Array
 from xpcnn.errors import ConfigError
 from xpcnn.functional.concatenation import concat, split, take_concatenated
-from xpcnn.nn.module import Module, call_backward
+from xpcnn.nn.inquiries import call_backward
+from xpcnn.nn.module import Module
 from xpcnn.nn.residual import add
 from xpcnn.windows import integer
 

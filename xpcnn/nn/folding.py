@@ -23,8 +23,9 @@ from xpcnn.nn.dropout import Dropout, Dropout2d
 from xpcnn.nn.flatten import Flatten
 from xpcnn.nn.fusion import Chain, Group, ResidualSum, group
 from xpcnn.nn.identity import Identity
+from xpcnn.nn.inquiries import is_ours, keeps_samples_apart
 from xpcnn.nn.linear import Linear
-from xpcnn.nn.module import Module, is_ours, keeps_samples_apart
+from xpcnn.nn.module import Module
 from xpcnn.nn.normalization import BatchNorm1d, BatchNorm2d
 from xpcnn.nn.residual import Residual, add_paths
 from xpcnn.nn.sequential import Sequential

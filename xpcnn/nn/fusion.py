@@ -15,7 +15,8 @@ from xpcnn.functional.layout import batch_first, batch_last
 from xpcnn.functional.precision import is_narrow
 from xpcnn.nn.caches import Span, use_up
 from xpcnn.nn.channelwise import ChannelLayer, backward_chain, forward_chain
-from xpcnn.nn.module import Module, call_backward, needs_gradient, remember_buffers
+from xpcnn.nn.inquiries import call_backward, needs_gradient, remember_buffers
+from xpcnn.nn.module import Module
 from xpcnn.nn.residual import Residual, add
 
 

@@ -2,105 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextvars import ContextVar
 from typing import Any, ClassVar, TypeVar
 
 from xpcnn import backend as switch
 from xpcnn.backend import Array, Backend, backend_of, get_backend, graph
-from xpcnn.backend.graph import Guarded, compiled, tracing
+from xpcnn.backend.graph import Guarded, tracing
 from xpcnn.errors import ConfigError, StateError
 from xpcnn.functional.precision import cast, check_precision
 from xpcnn.nn import caches, hooks
 from xpcnn.nn.caches import GONE, Forward, forward_now
+from xpcnn.nn.contexts import gradients, traced_calls
 from xpcnn.nn.naming import name_layer
 from xpcnn.nn.parameter import Parameter, clock
 from xpcnn.nn.state import IncompatibleKeys, load
 
 Self = TypeVar("Self", bound="Module")
-
-_gradients: ContextVar[bool] = ContextVar("xpcnn_gradients", default=True)
-_trace: ContextVar[list[tuple[Module, Array, Array]] | None] = ContextVar("xpcnn_trace", default=None)
-
-
-@contextlib.contextmanager
-def no_grad() -> Iterator[None]:
-    """Let forward keep nothing for backward, in this thread or task, for the length of a `with` block.
-
-    Threads that a free-threaded Python starts inside of it begin with it, as with every context variable.
-    """
-    token = _gradients.set(False)
-    try:
-        yield
-    finally:
-        _gradients.reset(token)
-
-
-def keeps_caches() -> bool:
-    """Whether forward is to keep what backward needs."""
-    return _gradients.get()
-
-
-@contextlib.contextmanager
-def trace() -> Iterator[list[tuple[Module, Array, Array]]]:
-    """Record (module, input, output) of every call inside a `with` block, layers before the modules that hold them."""
-    record: list[tuple[Module, Array, Array]] = []
-    token = _trace.set(record)
-    try:
-        yield record
-    finally:
-        _trace.reset(token)
-
-
-compiled.contexts.append(keeps_caches)
-compiled.bypasses.append(lambda: _trace.get() is not None)
-
-
-def is_ours(part: object) -> bool:
-    """Whether a layer or loss is the library's own: only of those is it known that a record tells all.
-
-    One of the user's own may compute outside of `xp`, count on the host, or choose by values.
-    """
-    return type(part).__module__.startswith("xpcnn.")
-
-
-def keeps_samples_apart(module: Module) -> bool:
-    """Whether it is known that a sample's result depends on that sample alone, and that a record tells all."""
-    return all(
-        is_ours(each) and getattr(each, "dim", 1) in (1, -1) and not each._forward_hooks for each in module.modules()
-    )
-
-
-def needs_gradient(module: Module) -> bool:
-    """Whether a backward has to reach a module for the sake of a parameter inside, or of what only its user knows."""
-    for value in vars(module).values():  # most often it is one of its own
-        if isinstance(value, Parameter) and value.requires_grad:
-            return True
-    parameters = module.parameters()
-    if parameters:
-        return any(parameter.requires_grad for parameter in parameters)
-    return not all(is_ours(each) for each in module.modules())
-
-
-def call_backward(module: Module, dy: Array, input_gradient: bool) -> Array:
-    """Call a module's backward, one that was put in its class's place and has no `input_gradient` included."""
-    if input_gradient or not getattr(module.backward, "is_guarded", False):
-        return module.backward(dy)
-    return module.backward(dy, input_gradient=False)
-
-
-def remember_buffers(module: Module) -> None:
-    """Note the buffers of a module in training mode before they change, for a forward that raises."""
-    if module._buffers and module.training:
-        forward = forward_now.get()
-        if forward is not None:
-            forward.remember(module._own_buffers())
-
-
-def is_traced() -> bool:
-    """Whether calls are recorded: containers then call their layers one by one."""
-    return _trace.get() is not None
 
 
 class Module(Guarded):
@@ -183,13 +100,13 @@ class Module(Guarded):
                 forward.undo(kept, remembered)
                 name_layer(error, self)
                 raise
-        record = _trace.get()
+        record = traced_calls.get()
         if record is not None:
             record.append((self, x, y))
         return y
 
     def _call_outermost(self, x: Array) -> Array:
-        if self._forwards and _gradients.get():
+        if self._forwards and gradients.get():
             caches.make_room(self._forwards, self.training, type(self).__name__)
         forward = Forward()
         token = forward_now.set(forward)
@@ -232,7 +149,7 @@ class Module(Guarded):
 
     def keep(self, cache: Any) -> None:
         """Put what backward needs on the stack, unless inside `no_grad`."""
-        if not _gradients.get():
+        if not gradients.get():
             return
         forward = forward_now.get()
         if forward is None:  # forward(x) called by itself

@@ -7,7 +7,8 @@ from xpcnn.backend.split import split_evenly
 from xpcnn.errors import ConfigError
 from xpcnn.functional.addition import check_paths
 from xpcnn.functional.layout import batch_first, batch_last, take
-from xpcnn.nn.module import Module, call_backward
+from xpcnn.nn.inquiries import call_backward
+from xpcnn.nn.module import Module
 
 
 class Residual(Module):

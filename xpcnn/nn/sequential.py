@@ -12,8 +12,10 @@ from xpcnn.errors import ConfigError, XpcnnError
 from xpcnn.nn import hooks
 from xpcnn.nn.batches import Batches, Cost
 from xpcnn.nn.caches import Forward, forward_now
+from xpcnn.nn.contexts import is_traced, keeps_caches, no_grad, trace
 from xpcnn.nn.fusion import Call, Group, backward_through, forward_through, group
-from xpcnn.nn.module import Module, is_traced, keeps_caches, keeps_samples_apart, no_grad, trace
+from xpcnn.nn.inquiries import keeps_samples_apart
+from xpcnn.nn.module import Module
 from xpcnn.nn.parameter import Parameter
 from xpcnn.nn.precision import computes_in_float16
 

@@ -7,7 +7,9 @@ from html import escape
 from typing import NamedTuple
 
 from xpcnn.errors import ConfigError
-from xpcnn.nn.module import Module, is_ours, no_grad, trace
+from xpcnn.nn.contexts import no_grad, trace
+from xpcnn.nn.inquiries import is_ours
+from xpcnn.nn.module import Module
 
 _HEADING = ("layer", "", "output", "parameters", "multiply-adds")
 

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 from xpcnn.backend import Array, backend_of, get_backend
 from xpcnn.errors import ShapeError
 from xpcnn.nn import Module
+from xpcnn.nn.contexts import is_traced
 from xpcnn.nn.fusion import Call, Group, Passed, backward_through, forward_through, group
-from xpcnn.nn.module import is_traced
 from xpcnn.nn.parameter import Parameter
 from xpcnn.nn.residual import add
 from xpcnn.onnx.operation import Operation

@@ -9,7 +9,7 @@ import numpy as np
 from xpcnn.backend import backend_of
 from xpcnn.errors import ConfigError, ShapeError
 from xpcnn.nn import Conv2d, Module, Parameter, no_grad
-from xpcnn.nn.module import trace
+from xpcnn.nn.contexts import trace
 from xpcnn.nn.precision import call
 from xpcnn.plot.figure import INK, Canvas, PathLike, finish, host, mosaic
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from xpcnn.backend import Array, Backend
 from xpcnn.errors import OutOfMemoryError
 from xpcnn.nn import Module, no_grad
-from xpcnn.nn.module import trace
+from xpcnn.nn.contexts import trace
 from xpcnn.nn.precision import call
 
 if TYPE_CHECKING:

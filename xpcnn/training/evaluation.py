@@ -13,7 +13,7 @@ from xpcnn.distributed import Communicator
 from xpcnn.errors import ConfigError, DataError, DTypeError, ShapeError
 from xpcnn.functional.part import part_of
 from xpcnn.nn import Inference, Module, no_grad
-from xpcnn.nn.module import is_ours
+from xpcnn.nn.inquiries import is_ours
 from xpcnn.nn.precision import call, computes_in_float16
 from xpcnn.training.batches import check_batches, shared, unpack
 from xpcnn.training.metrics import Ledger, Metrics, has_accuracy, write_hits

@@ -14,7 +14,7 @@ from xpcnn.backend import Array, backend_of, use_backend
 from xpcnn.errors import ConfigError, DataError, XpcnnError
 from xpcnn.explain import grad_cam
 from xpcnn.nn import Conv2d, Dropout, Flatten, Identity, Module, no_grad
-from xpcnn.nn.module import trace
+from xpcnn.nn.contexts import trace
 from xpcnn.nn.precision import computes_in_float16
 from xpcnn.training import Predictor
 

@@ -1,0 +1,55 @@
+"""What holds for all modules inside a `with` block of one thread or task: `no_grad`, `trace`."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
+from typing import TYPE_CHECKING
+
+from xpcnn.backend import Array
+from xpcnn.backend.graph import compiled
+
+if TYPE_CHECKING:
+    from xpcnn.nn.module import Module
+
+gradients: ContextVar[bool] = ContextVar("xpcnn_gradients", default=True)  # whether forward keeps what backward needs
+traced_calls: ContextVar[list[tuple[Module, Array, Array]] | None] = ContextVar("xpcnn_trace", default=None)
+
+
+@contextlib.contextmanager
+def no_grad() -> Iterator[None]:
+    """Let forward keep nothing for backward, in this thread or task, for the length of a `with` block.
+
+    Threads that a free-threaded Python starts inside of it begin with it, as with every context variable.
+    """
+    token = gradients.set(False)
+    try:
+        yield
+    finally:
+        gradients.reset(token)
+
+
+def keeps_caches() -> bool:
+    """Whether forward is to keep what backward needs."""
+    return gradients.get()
+
+
+@contextlib.contextmanager
+def trace() -> Iterator[list[tuple[Module, Array, Array]]]:
+    """Record (module, input, output) of every call inside a `with` block, layers before the modules that hold them."""
+    record: list[tuple[Module, Array, Array]] = []
+    token = traced_calls.set(record)
+    try:
+        yield record
+    finally:
+        traced_calls.reset(token)
+
+
+def is_traced() -> bool:
+    """Whether calls are recorded: containers then call their layers one by one."""
+    return traced_calls.get() is not None
+
+
+compiled.contexts.append(keeps_caches)
+compiled.bypasses.append(is_traced)
