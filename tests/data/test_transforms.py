@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xpcnn.backend import backend_of, is_portable
+from tests.marks import needs_speed
+from xpcnn.backend import backend_of
 from xpcnn.data import ChannelsFirst, Compose, Normalize, Pad, Repeat, ToFloat, describe
 from xpcnn.data.transforms import batch_last, prepare
 from xpcnn.errors import ConfigError, ShapeError, XpcnnError
@@ -238,7 +239,7 @@ def test_batches_are_turned_in_words_to_the_bit(backend, rng, shape, dtype):
         assert turned.tobytes() == expected.tobytes()
 
 
-@pytest.mark.skipif(is_portable(), reason="XPCNN_PORTABLE=1 lets no backend replace anything")
+@needs_speed
 def test_a_kernel_of_the_backend_takes_over(monkeypatch, backend, rng):
     """`prepare` is a primitive: a backend may replace it under its name."""
     calls = []

@@ -7,11 +7,14 @@ import numpy as np
 import pytest
 
 from tests.functional.strategies import values
+from tests.marks import needs_recording
 from xpcnn import nn, no_grad, use_backend
 from xpcnn.backend.graph import Compiled
 from xpcnn.errors import ShapeError
 
 from .layers import in_float64
+
+pytestmark = needs_recording
 
 
 def network(outputs=5):

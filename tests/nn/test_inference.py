@@ -11,6 +11,7 @@ import xpcnn
 from tests.fake_device import FakeBackend
 from tests.fake_device.recording import RecordingBackend
 from tests.functional.strategies import values
+from tests.marks import needs_recording
 from tests.models import small
 from tests.models.small import SHAPES
 from xpcnn import models, nn
@@ -73,6 +74,7 @@ def test_every_model(backend, rng, name):
         assert_close(backend.to_numpy(y), expected(model, x), tolerance=1e-5)
 
 
+@needs_recording
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("name", ["lenet5", "resnet20"])
 def test_a_large_batch_goes_through_in_pieces(threads, rng, name, count):
@@ -86,6 +88,7 @@ def test_a_large_batch_goes_through_in_pieces(threads, rng, name, count):
     assert max(shape[0] for shape in shapes(infer._batches.whole) + shapes(infer._batches.shared)) < 100
 
 
+@needs_recording
 @pytest.mark.parametrize("batch", [1, 5, 100])
 @pytest.mark.parametrize("name", models.names())
 def test_recorded_is_unrecorded(rng, name, batch):
@@ -240,6 +243,7 @@ def test_inputs_may_lie_anyhow(rng, lies):
 # --- records ----------------------------------------------------------------------------------------------------------
 
 
+@needs_recording
 def test_records_are_few(rng, monkeypatch):
     infer = nn.Inference(models.create("conv8"), records=2)
     made = []
@@ -270,6 +274,7 @@ def test_sizes_are_forgotten_too(rng):
     assert len(infer._batches.sizes) <= 2
 
 
+@needs_recording
 def test_a_dead_record_takes_its_memory_along(rng):
     infer = nn.Inference(models.create("deep3"), records=1)
     for _ in range(2):
@@ -316,6 +321,7 @@ def device():
     register_backend(FakeBackend())
 
 
+@needs_recording
 @pytest.mark.parametrize("name", ["lenet5", "resnet20"])
 def test_a_device_records_each_shape_once(device, rng, name):
     model = trained(name, rng)
@@ -326,6 +332,7 @@ def test_a_device_records_each_shape_once(device, rng, name):
     assert device.records == 2
 
 
+@needs_recording
 def test_what_cannot_be_recorded_is_said_once(device, rng, monkeypatch):
     forward = nn.Flatten.forward
 
@@ -363,6 +370,7 @@ class Centred(nn.Module):
         return dy
 
 
+@needs_recording
 def test_a_module_of_ones_own_runs_as_it_is(rng):
     own = Centred()
     model = nn.Sequential(nn.Conv2d(1, 3, 3, bias=False), nn.BatchNorm2d(3), own, nn.ReLU(), nn.Flatten())
@@ -395,6 +403,7 @@ class Reversed(nn.Sequential):
         return x
 
 
+@needs_recording
 @pytest.mark.parametrize("layer", [Doubled, lambda: Reversed(nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1), nn.Dropout(0.5))])
 def test_subclasses_are_ones_own(rng, layer):
     model = nn.Sequential(nn.Conv2d(1, 3, 3), layer(), nn.ReLU())

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from tests.fake_device import capture, counters
+from tests.marks import needs_speed
 from xpcnn import nn, optim
 from xpcnn.backend import backend_of, get_backend, set_num_threads, use_backend
 from xpcnn.errors import ConfigError, DataError
@@ -45,6 +46,7 @@ def test_arrays_are_views_of_one_buffer(backend, make):
         assert backend.xp.shares_memory(p.grad, buffer.grad)
 
 
+@needs_speed
 def test_chunks_and_threads_do_not_change_a_bit(make, monkeypatch):
     whole = parameters(shapes=[(300, 7), (50,)])
     train(make(whole), whole, range(3))
