@@ -180,6 +180,13 @@ def check_range(name: str, value: Any, low: float, below: float = math.inf) -> N
         raise ConfigError(f"{name}: expected a number, {limit}, got {value!r}")
 
 
+def check_count(name: str, value: Any, least: int = 1) -> int:
+    """Return `value`; raise ConfigError unless it is an integer of `least` or more."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigError(f"{name}: expected an integer of {least} or more, got {value!r}")
+    return value
+
+
 def check_flag(name: str, value: Any) -> None:
     """Raise ConfigError unless `value` is True or False."""
     if not isinstance(value, bool):

@@ -11,7 +11,7 @@ from typing import Any
 
 from xpcnn.backend import Array, Backend
 from xpcnn.errors import ConfigError, DataError
-from xpcnn.optim.groups import check_range
+from xpcnn.optim.groups import check_count, check_range
 
 LOWEST, HIGHEST = 2.0**-14, 2.0**120  # float32 divides by both without loss
 
@@ -53,8 +53,7 @@ class GradScaler:
         check_range("init_scale", init_scale, LOWEST, HIGHEST)
         check_range("growth_factor", growth_factor, 1.0)
         check_range("backoff_factor", backoff_factor, LOWEST, math.nextafter(1.0, 2.0))
-        if isinstance(growth_interval, bool) or not isinstance(growth_interval, int) or growth_interval < 1:
-            raise ConfigError(f"growth_interval: expected an integer of 1 or more, got {growth_interval!r}")
+        check_count("growth_interval", growth_interval)
         self.growth_factor, self.backoff_factor = float(growth_factor), float(backoff_factor)
         self.growth_interval = growth_interval
         self._backend: Backend | None = None

@@ -9,6 +9,7 @@ from typing import Any
 
 from xpcnn.errors import ConfigError
 from xpcnn.functional.precision import check_precision
+from xpcnn.optim.groups import check_count
 from xpcnn.recipes import folder as folders
 from xpcnn.recipes import sources
 from xpcnn.recipes.folder import Settings
@@ -44,8 +45,8 @@ def choose(
     numbers += [(option, extra.get(option), 1) for option in ("image_size", "patience")]
     augmentation(extra.get("augment"), DIGIT)
     for option, value, least in numbers:
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-            raise ConfigError(f"{option}: expected an integer of {least} or more, got {value!r}")
+        if value is not None:
+            check_count(option, value, least)
     if precision is not None and precision not in folders.PRECISIONS:
         check_precision(precision)
         raise ConfigError(f"precision: expected {' or '.join(folders.PRECISIONS)}, got {precision!r}")

@@ -7,6 +7,7 @@ from typing import Any
 from xpcnn.errors import ConfigError
 from xpcnn.nn import Module
 from xpcnn.optim import GradScaler, Optimizer
+from xpcnn.optim.groups import check_count
 from xpcnn.training.checkpoint import Checkpointer
 from xpcnn.training.monitor import check_monitor
 
@@ -34,8 +35,7 @@ def check_options(compile: Any, nonfinite: Any, clip_norm: Any, read_every: Any,
     if clip_norm is not None and not (isinstance(clip_norm, (int, float)) and clip_norm > 0):
         raise ConfigError(f"clip_norm: expected a number above 0, got {clip_norm!r}")
     for name, value in (("read_every", read_every), ("accumulate", accumulate)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ConfigError(f"{name}: expected an integer of 1 or more, got {value!r}")
+        check_count(name, value)
 
 
 def what_it_counts(schedule: Any, schedule_every: Any) -> str:

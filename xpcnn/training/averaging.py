@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from xpcnn.backend import Array, Backend, backend_of, graph
 from xpcnn.backend.graph.guards import version
-from xpcnn.errors import ConfigError, DataError
+from xpcnn.errors import DataError
 from xpcnn.functional.precision import cast, wide
 from xpcnn.nn import Module
-from xpcnn.optim.groups import check_flag, check_range
+from xpcnn.optim.groups import check_count, check_flag, check_range
 from xpcnn.training.callbacks import Callback
 
 if TYPE_CHECKING:
@@ -78,8 +78,7 @@ class ModelAverage(Callback):
     ) -> None:
         check_range("decay", decay, 0.0, 1.0)
         for name, value, least in (("every", every, 1), ("start", start, 0)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ConfigError(f"{name}: expected an integer of {least} or more, got {value!r}")
+            check_count(name, value, least)
         for name, flag in (("warmup", warmup), ("use_buffers", use_buffers), ("validate", validate)):
             check_flag(name, flag)
         check_flag("apply_at_end", apply_at_end)

@@ -19,6 +19,7 @@ from typing import Any
 
 from xpcnn.datasets.source import look_at, read_file
 from xpcnn.errors import ConfigError, DataError
+from xpcnn.optim.groups import check_count
 from xpcnn.training import arrays as array_files
 from xpcnn.training.files import check_format, explained, flush
 from xpcnn.training.lock import FolderLock
@@ -69,8 +70,8 @@ class Checkpointer:
         keep: int = 3,
     ) -> None:
         for name, value in (("every_steps", every_steps), ("every_epochs", every_epochs), ("keep", keep)):
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise ConfigError(f"{name}: expected an integer of 1 or more, got {value!r}")
+            if value is not None:
+                check_count(name, value)
         if every_seconds is not None and not (isinstance(every_seconds, (int, float)) and every_seconds > 0):
             raise ConfigError(f"every_seconds: expected a number above 0, got {every_seconds!r}")
         self.folder = Path(folder)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from xpcnn.backend import Array, backend_of
 from xpcnn.errors import ConfigError, DataError
-from xpcnn.optim.groups import check_flag, check_range
+from xpcnn.optim.groups import check_count, check_flag, check_range
 from xpcnn.training.callbacks import Callback
 from xpcnn.training.monitor import check_monitor, latest
 
@@ -57,8 +57,7 @@ class EarlyStopping(Callback):
         mode: str | None = None,
     ) -> None:
         check_monitor(monitor)
-        if isinstance(patience, bool) or not isinstance(patience, int) or patience < 1:
-            raise ConfigError(f"patience: expected an integer of 1 or more, got {patience!r}")
+        check_count("patience", patience)
         check_range("min_delta", min_delta, 0.0)
         check_flag("restore_best", restore_best)
         if mode not in (None, "min", "max"):

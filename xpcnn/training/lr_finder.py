@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from xpcnn.errors import ConfigError, NonFiniteError, StateError
-from xpcnn.optim.groups import check_range
+from xpcnn.optim.groups import check_count, check_range
 from xpcnn.training.batches import check_batches
 from xpcnn.training.history import History
 from xpcnn.training.interrupt import unbroken
@@ -70,8 +70,7 @@ class LearningRateFinder:
         check_range("end_lr", end_lr, 0.0)
         if not 0 < start_lr < end_lr:
             raise ConfigError(f"start_lr: expected a number above 0 and below end_lr={end_lr!r}, got {start_lr!r}")
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 2:
-            raise ConfigError(f"steps: expected an integer of 2 or more, got {steps!r}")
+        check_count("steps", steps, 2)
         check_range("smoothing", smoothing, 0.0, 1.0)
         check_range("stop_at", stop_at, 1.0)
         self.start_lr, self.end_lr, self.steps = start_lr, end_lr, steps

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from xpcnn.errors import ConfigError, DataError
+from xpcnn.optim.groups import check_count
 from xpcnn.training.callbacks import Callback
 
 if TYPE_CHECKING:
@@ -46,8 +47,7 @@ class TensorBoard(Callback):
     once = True
 
     def __init__(self, folder: str | os.PathLike[str], every: int = 1) -> None:
-        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-            raise ConfigError(f"every: expected an integer of 1 or more, got {every!r}")
+        check_count("every", every)
         load_writer()
         self.folder, self.every = os.fspath(folder), every
         self._writer: Any = None

@@ -19,6 +19,7 @@ from xpcnn.errors import ConfigError, DataError, NonFiniteError
 from xpcnn.functional.part import Part, computing
 from xpcnn.nn import Module
 from xpcnn.optim import GradScaler, Optimizer, Schedule
+from xpcnn.optim.groups import check_count
 from xpcnn.training.arguments import check_options, check_parts, what_it_counts
 from xpcnn.training.batches import check_batches, unpack
 from xpcnn.training.callbacks import Callback, methods, validation_weights
@@ -221,8 +222,7 @@ class Trainer:
             A value is not allowed, the schedule ends before the training, `train` is empty, a checkpoint cannot be read
             or written or belongs to another model, or another process uses the folder.
         """
-        if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 0:
-            raise ConfigError(f"epochs: expected an integer of 0 or more, got {epochs!r}")
+        check_count("epochs", epochs, 0)
         follows = self._ranks is not None and not self._ranks.is_first
         if resume and self.checkpoint is None and not follows:
             raise ConfigError("resume: expected a trainer with checkpoint=Checkpointer(folder), got none")

@@ -110,10 +110,3 @@ class Schedule:
         self.last_step = state["last_step"]
         self.initial = [float(state[name]) for name in names[1:]]
         self._write()
-
-
-def check_count(name: str, value: Any) -> int:
-    """Return `value`; raise ConfigError unless it is an integer of 1 or more."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigError(f"{name}: expected an integer of 1 or more, got {value!r}")
-    return value

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from xpcnn.errors import ConfigError
-from xpcnn.optim.groups import check_range
+from xpcnn.optim.groups import check_count, check_range
 from xpcnn.optim.optimizer import Optimizer
-from xpcnn.optim.schedule.base import Schedule, check_count
+from xpcnn.optim.schedule.base import Schedule
 
 
 class StepLR(Schedule):

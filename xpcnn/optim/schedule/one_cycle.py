@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 
 from xpcnn.errors import ConfigError
-from xpcnn.optim.groups import check_flag, check_range
+from xpcnn.optim.groups import check_count, check_flag, check_range
 from xpcnn.optim.optimizer import Optimizer
-from xpcnn.optim.schedule.base import Schedule, check_count
+from xpcnn.optim.schedule.base import Schedule
 
 
 class OneCycleLR(Schedule):

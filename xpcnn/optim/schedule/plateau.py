@@ -9,9 +9,9 @@ from typing import Any
 
 from xpcnn.backend.graph import host
 from xpcnn.errors import ConfigError, DataError
-from xpcnn.optim.groups import check_range
+from xpcnn.optim.groups import check_count, check_range
 from xpcnn.optim.optimizer import Optimizer
-from xpcnn.optim.schedule.base import Schedule, check_count
+from xpcnn.optim.schedule.base import Schedule
 
 _COUNTERS = ("last_step", "num_bad_epochs", "cooldown_counter")
 

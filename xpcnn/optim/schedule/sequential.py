@@ -7,8 +7,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from xpcnn.errors import ConfigError
+from xpcnn.optim.groups import check_count
 from xpcnn.optim.optimizer import Optimizer
-from xpcnn.optim.schedule.base import Schedule, check_count
+from xpcnn.optim.schedule.base import Schedule
 
 
 class SequentialLR(Schedule):
