@@ -205,6 +205,7 @@ def test_a_finger_on_a_small_screen(opened, digits):
         assert settled(page) == str(load_mnist()[1].labels[number])
         cleared(page)
     assert page.evaluate("scrollY") == 0  # drawing does not scroll
+    assert page.locator("#help").get_attribute("open") is None
     small = page.evaluate(
         "[...document.querySelectorAll('button')].filter((b) => b.offsetHeight && b.offsetHeight < 32).length"
     )

@@ -150,6 +150,7 @@ function choose(number) {
   ask();
 }
 
+find("help").open = !matchMedia("(pointer: coarse), (max-width: 48rem)").matches; // there, the answer is worth more
 find("undo").addEventListener("click", () => pad.undo());
 find("clear").addEventListener("click", clear);
 find("choose").addEventListener("click", () => find("file").click());
