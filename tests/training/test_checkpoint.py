@@ -525,7 +525,7 @@ class TestParameters:
         assert_same(before, arrays(other))
 
     def test_no_file(self, tmp_path):
-        with pytest.raises(DataError, match=r"nothing.safetensors: expected a safetensors file to read"):
+        with pytest.raises(DataError, match=r"nothing.safetensors: expected a safetensors or PyTorch file to read"):
             load_parameters(net(), tmp_path / "nothing.safetensors")
         with pytest.raises(DataError, match="expected to write it"):
             save_parameters(net(), tmp_path / "no" / "folder.safetensors")
