@@ -54,6 +54,7 @@ class Effort:
 
 
 FULL = Effort(rounds=5, most_rounds=11, seconds=0.4, least=15, slow_least=2, calibration=0.4, settle=0.15)
+BRIEF = Effort(rounds=5, most_rounds=5, seconds=0.25, least=4, slow_least=2, calibration=0.2, settle=0.1, patience=15)
 QUICK = Effort(rounds=3, most_rounds=3, seconds=0.25, least=8, slow_least=2, calibration=0.12, settle=0.1, patience=10)
 
 
@@ -227,6 +228,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("workloads", nargs="*", help="names or shell patterns; all without")
     parser.add_argument("--quick", action="store_true", help="xpcnn and PyTorch only, three short rounds, no file")
+    parser.add_argument("--brief", action="store_true", help="five rounds and short turns: all rows in half an hour")
     parser.add_argument("--peers", help=f"comma-separated, of {','.join(PEERS)}")
     parser.add_argument("--rounds", type=int, help="at least so many rounds")
     parser.add_argument("--threads", type=int, default=2, help="threads of every peer (default 2)")
@@ -249,7 +251,7 @@ def main() -> int:
     unknown = [name for name in names if name not in PEERS]
     if unknown:
         raise SystemExit(f"unknown peer {', '.join(unknown)}; there are: {', '.join(PEERS)}")
-    effort = QUICK if options.quick else FULL
+    effort = QUICK if options.quick else BRIEF if options.brief else FULL
     if options.rounds:
         effort = replace(effort, rounds=options.rounds, most_rounds=max(effort.most_rounds, options.rounds))
     pythons = harness.interpreters(options.python, options.envs)
