@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from xpcnn.backend import Array
-from xpcnn.errors import ShapeError
 from xpcnn.functional.convolution import conv2d, conv2d_backward
 from xpcnn.nn import init
 from xpcnn.nn.module import Module
-from xpcnn.nn.weights import new_parameter
-from xpcnn.windows import Padding, Size, check_windows, integer, pair
+from xpcnn.nn.weights import check_channels, new_parameter
+from xpcnn.windows import Padding, Size, check_windows, pair
 
 
 class Conv2d(Module):
@@ -56,12 +55,7 @@ class Conv2d(Module):
         super().__init__()
         kernel = pair("kernel_size", kernel_size, 1)
         check_windows(kernel, stride=stride, padding=padding, dilation=dilation)
-        in_channels, out_channels = integer("in_channels", in_channels, 1), integer("out_channels", out_channels, 1)
-        if in_channels % integer("groups", groups, 1) or out_channels % groups:
-            raise ShapeError(
-                "groups: expected a divisor of in_channels and out_channels, "
-                f"got groups={groups}, in_channels={in_channels}, out_channels={out_channels}"
-            )
+        in_channels, out_channels = check_channels(in_channels, out_channels, groups)
         self.in_channels, self.out_channels, self.kernel_size = in_channels, out_channels, kernel_size
         self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
         self.weight = new_parameter("weight", weight_init, (out_channels, in_channels // groups, *kernel), dtype)

@@ -88,8 +88,8 @@ class CrossEntropyLoss(_Loss):
         return loss
 
 
-class MSELoss(_Loss):
-    """Mean (or sum) over all elements of (x - target)^2."""
+class _Distance(_Loss):
+    """Of x from a target of its shape, over all elements."""
 
     classifies = False
 
@@ -97,6 +97,10 @@ class MSELoss(_Loss):
         super().__init__()
         check_reduction(reduction)
         self.reduction = reduction
+
+
+class MSELoss(_Distance):
+    """Mean (or sum) over all elements of (x - target)^2."""
 
     def __call__(self, x: Array, target: Array) -> Array:
         see(self)
@@ -104,15 +108,8 @@ class MSELoss(_Loss):
         return loss
 
 
-class L1Loss(_Loss):
+class L1Loss(_Distance):
     """Mean (or sum) over all elements of |x - target|."""
-
-    classifies = False
-
-    def __init__(self, *, reduction: str = "mean") -> None:
-        super().__init__()
-        check_reduction(reduction)
-        self.reduction = reduction
 
     def __call__(self, x: Array, target: Array) -> Array:
         see(self)

@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from xpcnn.backend import Array
-from xpcnn.errors import ShapeError
 from xpcnn.functional.transposed_convolution import conv_transpose2d, conv_transpose2d_backward
 from xpcnn.nn import init
 from xpcnn.nn.module import Module
-from xpcnn.nn.weights import new_parameter
-from xpcnn.windows import Padding, Size, integer, pair, transposed_windows
+from xpcnn.nn.weights import check_channels, new_parameter
+from xpcnn.windows import Padding, Size, pair, transposed_windows
 
 
 class ConvTranspose2d(Module):
@@ -61,12 +60,7 @@ class ConvTranspose2d(Module):
         kernel = pair("kernel_size", kernel_size, 1)
         sizes = {"stride": stride, "padding": padding, "output_padding": output_padding, "dilation": dilation}
         transposed_windows(_LARGE, kernel, **sizes)  # type: ignore[arg-type]
-        in_channels, out_channels = integer("in_channels", in_channels, 1), integer("out_channels", out_channels, 1)
-        if in_channels % integer("groups", groups, 1) or out_channels % groups:
-            raise ShapeError(
-                "groups: expected a divisor of in_channels and out_channels, "
-                f"got groups={groups}, in_channels={in_channels}, out_channels={out_channels}"
-            )
+        in_channels, out_channels = check_channels(in_channels, out_channels, groups)
         self.in_channels, self.out_channels, self.kernel_size = in_channels, out_channels, kernel_size
         self.stride, self.padding, self.output_padding = stride, padding, output_padding
         self.groups, self.dilation = groups, dilation

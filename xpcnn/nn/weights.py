@@ -11,6 +11,7 @@ from xpcnn.backend import get_backend
 from xpcnn.errors import DataError, DTypeError, ShapeError
 from xpcnn.nn.init import Initializer
 from xpcnn.nn.parameter import Parameter
+from xpcnn.windows import integer
 
 Kind = tuple[tuple[int, ...], str]  # shape and dtype of an array
 
@@ -69,6 +70,17 @@ def expecting(expected: Expected) -> Iterator[None]:
         yield
     finally:
         _expected.reset(token)
+
+
+def check_channels(in_channels: int, out_channels: int, groups: int) -> tuple[int, int]:
+    """Return both numbers of channels of a convolution; raise ShapeError unless `groups` divides them."""
+    in_channels, out_channels = integer("in_channels", in_channels, 1), integer("out_channels", out_channels, 1)
+    if in_channels % integer("groups", groups, 1) or out_channels % groups:
+        raise ShapeError(
+            "groups: expected a divisor of in_channels and out_channels, "
+            f"got groups={groups}, in_channels={in_channels}, out_channels={out_channels}"
+        )
+    return in_channels, out_channels
 
 
 def new_parameter(name: str, initializer: Initializer, shape: tuple[int, ...], dtype: Any) -> Parameter:
