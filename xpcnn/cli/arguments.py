@@ -75,7 +75,11 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--batch-size", type=int, metavar="N", help="images in a batch (the recipe's)")
     train.add_argument("--seed", type=int, metavar="S", help="of initial values, order and dropout (0)")
     train.add_argument("--out", metavar="DIR", help="the run folder (runs/RECIPE-DATE-TIME)")
-    train.add_argument("--as-written", action="store_true", help="with the document's own initial values and rates")
+    train.add_argument(
+        "--as-written",
+        action="store_true",
+        help="with the initial values and rates of the recipe's source, uncorrected",
+    )
     train.add_argument("--precision", metavar="P", help="float32 or float16 (float32)")
     train.add_argument(
         "--distributed",

@@ -1,8 +1,8 @@
-"""What a trainer is made of, checked before it is made."""
+"""What a trainer is made of, checked before it is made and before it begins."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from xpcnn.errors import ConfigError
 from xpcnn.nn import Module
@@ -10,6 +10,9 @@ from xpcnn.optim import GradScaler, Optimizer
 from xpcnn.optim.groups import check_count
 from xpcnn.training.checkpoint import Checkpointer
 from xpcnn.training.monitor import check_monitor
+
+if TYPE_CHECKING:
+    from xpcnn.training.trainer import Trainer
 
 
 def check_parts(model: Any, optimizer: Any, schedule: Any, checkpoint: Any, scaler: Any) -> None:
@@ -53,3 +56,20 @@ def what_it_counts(schedule: Any, schedule_every: Any) -> str:
             "numbers count"
         )
     return schedule_every or "batch"
+
+
+def check_it_lasts(trainer: Trainer) -> None:
+    """Raise ConfigError where the schedule of a training ends before its last step."""
+    schedule, most = trainer.schedule, getattr(trainer.schedule, "total_steps", None)
+    if schedule is None or most is None:
+        return
+    steps = trainer.epochs - trainer.epoch
+    if trainer.schedule_every == "batch":
+        if trainer.batches_per_epoch is None:
+            return
+        per_epoch, left = trainer.batches_per_epoch, trainer.batches_per_epoch - trainer.batch
+        steps = (steps - 1) * -(-per_epoch // trainer.accumulate) + -(-left // trainer.accumulate)
+    needed = schedule.last_step + steps
+    if needed > most:
+        plural = "batches" if trainer.schedule_every == "batch" else "epochs"
+        raise ConfigError(f"total_steps: expected {needed} or more {plural} for this training, got {most}")

@@ -20,7 +20,7 @@ from xpcnn.functional.part import Part, computing
 from xpcnn.nn import Module
 from xpcnn.optim import GradScaler, Optimizer, Schedule
 from xpcnn.optim.groups import check_count
-from xpcnn.training.arguments import check_options, check_parts, what_it_counts
+from xpcnn.training.arguments import check_it_lasts, check_options, check_parts, what_it_counts
 from xpcnn.training.batches import check_batches, unpack
 from xpcnn.training.callbacks import Callback, methods, validation_weights
 from xpcnn.training.checkpoint import Checkpointer, State
@@ -266,7 +266,7 @@ class Trainer:
         self.batches_per_epoch = len(train) if hasattr(train, "__len__") else None
         self.validates = validation is not None
         self._predicting.look_at(self.model, validation, train)
-        self._check_schedule()
+        check_it_lasts(self)
         backend = backend_of(next(iter(self.model.parameters())).data)
         if self._ranks is not None:
             self._ranks.begin(self, train, validation)
@@ -309,22 +309,6 @@ class Trainer:
     def _writes(self) -> Checkpointer | None:
         """What writes this rank's checkpoints."""
         return self.checkpoint if self._ranks is None or self._ranks.is_first else None
-
-    def _check_schedule(self) -> None:
-        """Raise ConfigError before the first step where the schedule ends before the last."""
-        most = getattr(self.schedule, "total_steps", None)
-        if self.schedule is None or most is None:
-            return
-        steps = self.epochs - self.epoch
-        if self.schedule_every == "batch":
-            if self.batches_per_epoch is None:
-                return
-            per_epoch, left = self.batches_per_epoch, self.batches_per_epoch - self.batch
-            steps = (steps - 1) * -(-per_epoch // self.accumulate) + -(-left // self.accumulate)
-        if self.schedule.last_step + steps > most:
-            plural = "batches" if self.schedule_every == "batch" else "epochs"
-            needed = self.schedule.last_step + steps
-            raise ConfigError(f"total_steps: expected {needed} or more {plural} for this training, got {most}")
 
     def stop(self, reason: str = "") -> None:
         """End the training after the step, or the epoch, that is under way; `fit` then returns its history.
