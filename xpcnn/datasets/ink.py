@@ -186,9 +186,9 @@ def _chosen(found: Components, mass: np.ndarray, shape: tuple[int, int], speck: 
     inside = large & ~touching
     if touching[main] and inside.any():
         best = int(np.where(inside, mass, 0).argmax())
-        if heights[best] >= _NEAR * heights[main] or _is_cut(found, main, shape):
+        if heights[best] >= _NEAR * heights[main] or _is_cut(found, main):
             main = best
-    if touching[main] and _is_cut(found, main, shape):
+    if touching[main] and _is_cut(found, main):
         raise NoDigit("what stands out runs into the border; leave some paper on all sides of the digit")
     candidates = large if touching[main] else inside
     chosen = _with_near_ones(boxes, main, candidates)
@@ -220,7 +220,7 @@ def _touches(found: Components, shape: tuple[int, int]) -> np.ndarray:
     return np.asarray((top == 0) | (left == 0) | (bottom == shape[0]) | (right == shape[1]))
 
 
-def _is_cut(found: Components, number: int, shape: tuple[int, int]) -> bool:
+def _is_cut(found: Components, number: int) -> bool:
     """Say whether a component lies along the border, rather than meet it here and there as a digit cut out does."""
     top, left, bottom, right = found.boxes[number]
     labels = found.labels

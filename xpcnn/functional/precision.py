@@ -47,11 +47,6 @@ def wide(dtype: Any) -> Any:
     return "float32" if is_narrow(dtype) else dtype
 
 
-def goes_through_float32(backend: Backend, x: Array) -> bool:
-    """Say whether a product of `x` is to be computed on copies in float32."""
-    return not backend.multiplies(x.dtype)
-
-
 def cast(backend: Backend, a: Array, dtype: Any) -> Array:
     """Return `a` in another dtype as a new C-contiguous array; beyond float16's 65504 comes infinity, unannounced."""
     out = backend.empty(a.shape, dtype)

@@ -87,7 +87,7 @@ def _plain(values: list[int]) -> Any:
     return values[0] if len(set(values)) == 1 else tuple(values)
 
 
-def _padding(node: Node, extra: Any = None) -> Any:
+def _padding(node: Node) -> Any:
     """Return the padding of windows as `nn` takes it; None where it depends on the image in a way of ONNX's own."""
     mode = auto_pad(node.call)
     strides = node.get("strides") or [1, 1]

@@ -47,7 +47,7 @@ def write(graph: Graph, layer: Operation, moving: Sequence[Value]) -> list[Value
         if i in layer.moving:
             inputs.append(next(rest))
         elif i in values and isinstance(values[i], np.ndarray) and i in layer.hosts:
-            inputs.append(graph.constant(_target(layer, i, values[i]), values[i].dtype))
+            inputs.append(graph.constant(_target(layer, values[i]), values[i].dtype))
         else:
             inputs.append(graph.parameter(values.get(i)))
     attributes = {name: value for name, value in layer.attributes.items() if (op, name) != ("Reshape", "allowzero")}
@@ -65,7 +65,7 @@ def write(graph: Graph, layer: Operation, moving: Sequence[Value]) -> list[Value
     return graph.several(op, inputs, layer.outputs, attributes)
 
 
-def _target(layer: Operation, place: int, array: Any) -> Any:
+def _target(layer: Operation, array: Any) -> Any:
     """Return an array of the host, with a free batch in the place of a file's fixed one."""
     if layer.operator == "Reshape" and layer.batch is not None and array.size and array.reshape(-1)[0] == layer.batch:
         array = array.copy()

@@ -178,9 +178,6 @@ class TracedArray:
             return _outside(function, args, options)
         return trace.numpy_function(function, args, options)
 
-    def _method(self, name: str, *args: Any, **options: Any) -> Any:
-        return getattr(np, name)(self, *args, **options)
-
     def astype(
         self, dtype: Any, order: Any = "K", casting: Any = "unsafe", subok: bool = True, copy: bool = True
     ) -> Any:

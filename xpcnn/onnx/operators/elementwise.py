@@ -13,8 +13,6 @@ from xpcnn.backend import Array
 from xpcnn.functional.special import erf as error_function
 from xpcnn.onnx.operators.registry import Call, Results, is_float, operator, unbroadcast, wrong
 
-Derivative = Callable[[Any, Array, Array], Array]
-
 
 def _unary(name: str, apply: Callable[[Call, Array], Array], slope: Callable[[Call, Array, Array], Any] | None) -> None:
     """Add y = apply(x) with dx = dy slope(x, y); None is a slope of 0."""
