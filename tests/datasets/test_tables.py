@@ -49,7 +49,7 @@ def test_npz_names_order_and_text(tmp_path, rng):
     assert (found.classes, found.labels.tolist()) == (["cat", "dog"], [1, 0] * 3)
     with pytest.raises(DataError, match=r"expected arrays named images and labels, .*got animals, pictures; name"):
         load_npz(tmp_path / "a.npz")
-    with pytest.raises(DataError, match="no array 'rest', got animals, pictures"):
+    with pytest.raises(DataError, match="no array 'rest', got animals, pictures; images= and labels= name the two"):
         load_npz(tmp_path / "a.npz", images="rest", labels="animals")
 
 

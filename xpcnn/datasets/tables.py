@@ -93,7 +93,10 @@ class _Archive:
 
     def _array(self, name: str) -> np.ndarray:
         if name not in self.names:
-            raise DataError(f"{shown(self.path)}: no array {name!r}, got {', '.join(sorted(self.names)) or 'none'}")
+            raise DataError(
+                f"{shown(self.path)}: no array {name!r}, got {', '.join(sorted(self.names)) or 'none'}; "
+                "images= and labels= name the two"
+            )
         try:
             with self._zip.open(f"{name}.npy") as file:
                 head = io.BytesIO(file.read(_HEADER_BYTES))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import subprocess
 import sys
@@ -108,8 +109,6 @@ def _timeout() -> float:
 
 
 def _first_of(communicator: Communicator, value: Any) -> Any:
-    import json
-
     return json.loads(communicator.broadcast_bytes(json.dumps(value).encode()))
 
 
