@@ -113,7 +113,7 @@ def install_for(session: nox.Session, backends: str) -> None:
             session.skip(message)
         cupy = extra(name)
     groups = group("test", "parallel", "onnx", "notebook")
-    session.install(*BASE, *extra("cli", "onnx", "sklearn", "tensorboard"), *groups, *cupy)
+    session.install(*BASE, *extra("cli", "onnx", "sklearn", "tensorboard", "web"), *groups, *cupy)
 
 
 def pytest(session: nox.Session, *arguments: str, **environment: str) -> None:
