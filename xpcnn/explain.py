@@ -42,6 +42,14 @@ def saliency(model: Module, x: Array, target: Any = None) -> Array:
     References
     ----------
     Simonyan, Vedaldi and Zisserman 2013, Deep inside convolutional networks, arXiv:1312.6034, section 3.
+
+    Examples
+    --------
+    >>> from xpcnn import explain
+    >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 3))
+    >>> images = np.random.default_rng(0).random((2, 1, 8, 8), "float32")
+    >>> explain.saliency(model, images).shape
+    (2, 8, 8)
     """
     backend, twin, x = _prepared(model, x)
     with backend.errstate():
@@ -80,6 +88,14 @@ def grad_cam(model: Module, x: Array, target: Any = None, *, layer: Module | str
     References
     ----------
     Selvaraju et al. 2017, Grad-CAM, arXiv:1610.02391, equations 1 and 2.
+
+    Examples
+    --------
+    >>> from xpcnn import explain
+    >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 3))
+    >>> images = np.random.default_rng(0).random((2, 1, 8, 8), "float32")
+    >>> explain.grad_cam(model, images).shape
+    (2, 6, 6)
     """
     path = _path_of(model, layer)
     backend, twin, x = _prepared(model, x)

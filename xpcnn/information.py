@@ -18,6 +18,11 @@ def info() -> dict[str, Any]:
     dict
         `xpcnn`, `python`, `platform`, `available` (backends), the active backend's own entries (`backend`,
         `device`, `threads`, `blas` with the kernel it chose, ...) and `hints`, one line each.
+
+    Examples
+    --------
+    >>> sorted(xpcnn.info())[:2]
+    ['available', 'backend']
     """
     backend = get_backend()
     return {

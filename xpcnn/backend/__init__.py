@@ -47,7 +47,14 @@ _override: ContextVar[Backend | None] = ContextVar("xpcnn_backend", default=None
 
 
 def get_backend() -> Backend:
-    """Return the active backend: `use_backend`'s, else `set_backend`'s, else XPCNN_BACKEND's, else NumPy's."""
+    """Return the active backend: `use_backend`'s, else `set_backend`'s, else XPCNN_BACKEND's, else NumPy's.
+
+    Examples
+    --------
+    >>> backend = xpcnn.get_backend()
+    >>> backend.xp.zeros(3)
+    array([0., 0., 0.])
+    """
     backend = _override.get()
     if backend is None:
         if _default is None:
@@ -77,6 +84,12 @@ def set_backend(name: str) -> None:
     ------
     BackendError
         The name is unknown, or the backend is not there; the message says what to install or check.
+
+    Examples
+    --------
+    >>> xpcnn.set_backend("numpy")  # "auto" takes a GPU where one answers
+    >>> xpcnn.get_backend().name
+    'numpy'
     """
     global _default
     backend = resolve(name)
@@ -87,7 +100,16 @@ def set_backend(name: str) -> None:
 
 @contextlib.contextmanager
 def use_backend(name: str) -> Iterator[Backend]:
-    """Make a backend the active one in this thread or async task, for the length of a `with` block; nests."""
+    """Make a backend the active one in this thread or async task, for the length of a `with` block; nests.
+
+    Examples
+    --------
+    >>> with xpcnn.use_backend("numpy") as backend:
+    ...     x = backend.asarray([1.0, 2.0])
+    ...
+    >>> x
+    array([1., 2.])
+    """
     backend = resolve(name)
     token = _override.set(backend)
     _activate(backend)
@@ -106,6 +128,15 @@ def register_backend(backend: Backend) -> None:
     ------
     BackendError
         It is no `Backend`, has no name, or would replace NumPy or CuPy.
+
+    Examples
+    --------
+    >>> from xpcnn.examples.backend import CountingBackend
+    >>> if "counting" not in xpcnn.available_backends():
+    ...     xpcnn.register_backend(CountingBackend())
+    ...
+    >>> "counting" in xpcnn.available_backends()
+    True
     """
     if not isinstance(backend, Backend):
         raise BackendError(f"backend: expected an instance of a subclass of xpcnn.Backend, got {backend!r}")
@@ -120,14 +151,26 @@ def register_backend(backend: Backend) -> None:
 
 
 def available_backends() -> list[str]:
-    """Return the names that answer on this machine, such as `["numpy"]` or `["numpy", "cupy", "cupy:1"]`."""
+    """Return the names that answer on this machine, such as `["numpy"]` or `["numpy", "cupy", "cupy:1"]`.
+
+    Examples
+    --------
+    >>> "numpy" in xpcnn.available_backends()
+    True
+    """
     from xpcnn.backend import cupy
 
     return list(dict.fromkeys([*_backends, *cupy.device_names()]))
 
 
 def get_num_threads() -> int:
-    """Return how many host threads share the work of the NumPy backend."""
+    """Return how many host threads share the work of the NumPy backend.
+
+    Examples
+    --------
+    >>> xpcnn.get_num_threads() >= 1
+    True
+    """
     return _backends["numpy"].get_num_threads()
 
 
@@ -138,6 +181,14 @@ def set_num_threads(n: int) -> None:
     ------
     ConfigError
         `n` is not an integer of 1 or more.
+
+    Examples
+    --------
+    >>> before = xpcnn.get_num_threads()
+    >>> xpcnn.set_num_threads(1)
+    >>> xpcnn.get_num_threads()
+    1
+    >>> xpcnn.set_num_threads(before)
     """
     _backends["numpy"].set_num_threads(n)
     changed()
@@ -157,7 +208,13 @@ def share_cores(mine: Sequence[int], masks: Sequence[Sequence[int]]) -> int:
 
 
 def get_winograd() -> bool:
-    """Return whether large 3x3 convolutions on NumPy may go through Winograd's transforms."""
+    """Return whether large 3x3 convolutions on NumPy may go through Winograd's transforms.
+
+    Examples
+    --------
+    >>> xpcnn.get_winograd()
+    True
+    """
     return bool(getattr(_backends["numpy"], "winograd", False))
 
 
@@ -171,6 +228,13 @@ def set_winograd(enabled: bool) -> None:
     ------
     ConfigError
         `enabled` is no bool.
+
+    Examples
+    --------
+    >>> xpcnn.set_winograd(False)
+    >>> xpcnn.get_winograd()
+    False
+    >>> xpcnn.set_winograd(True)
     """
     if not isinstance(enabled, bool):
         raise ConfigError(f"enabled: expected True or False, got {enabled!r}")

@@ -29,6 +29,12 @@ class Backend:
         The array module.
     fused : mapping of str to callable
         Faster versions of the primitives of `functional/` under their names, with the primitive's own signature.
+
+    Examples
+    --------
+    >>> backend = xpcnn.get_backend()
+    >>> isinstance(backend, xpcnn.Backend), backend.owns(np.zeros(3))
+    (True, True)
     """
 
     name: str

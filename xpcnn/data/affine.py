@@ -35,6 +35,14 @@ class RandomAffine(Stage):
     -----
     A pixel at offset d from the centre of the result is the image at R(-angle) (d - t) / s from its own, interpolated
     between the four pixels around it; beyond the border, pixels have the value `fill`.
+
+    Examples
+    --------
+    >>> from xpcnn import data
+    >>> images = np.random.default_rng(0).integers(0, 256, (4, 3, 32, 32), "uint8")
+    >>> y = data.RandomAffine(10, translate=(0.1, 0.1))(images)
+    >>> y.shape, str(y.dtype)
+    ((4, 3, 32, 32), 'float32')
     """
 
     degrees: Any

@@ -33,6 +33,14 @@ class ColorJitter(Stage):
     In this order: x b; then c x + (1 - c) m, where m is the image's mean grey; then s x + (1 - s) grey(x); then a turn
     about the grey axis. All four are one matrix for each image, whose result is cut to [0, 1] once. Comes before
     `Normalize`. Grey images have no saturation and no hue.
+
+    Examples
+    --------
+    >>> from xpcnn import data
+    >>> images = np.random.default_rng(0).integers(0, 256, (4, 3, 32, 32), "uint8")
+    >>> y = data.ColorJitter(brightness=0.2, hue=0.1)(images)
+    >>> y.shape, str(y.dtype)
+    ((4, 3, 32, 32), 'float32')
     """
 
     brightness: Any = 0.0

@@ -28,6 +28,14 @@ class Compose(Transform):
     -----
     A `DataLoader` gives random transforms a generator that follows from its seed, the epoch and the number of the
     batch alone. Called directly, they draw from `xpcnn.random`.
+
+    Examples
+    --------
+    >>> from xpcnn import data
+    >>> images = np.random.default_rng(0).integers(0, 256, (4, 3, 32, 32), "uint8")
+    >>> augment = data.Compose(data.RandomCrop(32, padding=4), data.RandomHorizontalFlip(), data.Normalize(0.5, 0.25))
+    >>> augment(images).shape
+    (4, 3, 32, 32)
     """
 
     transforms: tuple[Callable[..., Any], ...]
@@ -97,7 +105,14 @@ def _has_plan(transform: Any) -> bool:
 
 
 def describe(transform: Callable[..., Any]) -> dict[str, Any]:
-    """Return a transform's name and arguments as plain values; of a function of one's own, its name."""
+    """Return a transform's name and arguments as plain values; of a function of one's own, its name.
+
+    Examples
+    --------
+    >>> from xpcnn import data
+    >>> data.describe(data.Normalize(0.5, 0.25))
+    {'name': 'Normalize', 'mean': [0.5], 'std': [0.25]}
+    """
     if isinstance(transform, Transform):
         return transform.settings()
     return {"name": getattr(transform, "__qualname__", type(transform).__qualname__)}

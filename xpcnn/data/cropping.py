@@ -34,6 +34,14 @@ class RandomCrop(Stage):
     References
     ----------
     K. He et al., "Deep residual learning for image recognition", arXiv:1512.03385, section 4.2: padding 4 at 32x32.
+
+    Examples
+    --------
+    >>> from xpcnn import data
+    >>> images = np.random.default_rng(0).integers(0, 256, (4, 3, 32, 32), "uint8")
+    >>> y = data.RandomCrop(32, padding=4)(images)
+    >>> y.shape, str(y.dtype)
+    ((4, 3, 32, 32), 'float32')
     """
 
     size: Any
@@ -85,6 +93,14 @@ class CenterCrop(Stage):
         Of the window; a number is a square.
     fill : float
         What the border holds, on the scale that the images have at that point ([0, 1] for stored bytes).
+
+    Examples
+    --------
+    >>> from xpcnn import data
+    >>> images = np.random.default_rng(0).integers(0, 256, (4, 3, 32, 32), "uint8")
+    >>> y = data.CenterCrop(24)(images)
+    >>> y.shape, str(y.dtype)
+    ((4, 3, 24, 24), 'float32')
     """
 
     size: Any
@@ -128,6 +144,14 @@ class RandomHorizontalFlip(Stage):
     Parameters
     ----------
     p : float
+
+    Examples
+    --------
+    >>> from xpcnn import data
+    >>> images = np.random.default_rng(0).integers(0, 256, (4, 3, 32, 32), "uint8")
+    >>> y = data.RandomHorizontalFlip()(images)
+    >>> y.shape, str(y.dtype)
+    ((4, 3, 32, 32), 'float32')
     """
 
     p: float = 0.5
@@ -165,6 +189,14 @@ class RandomErasing(Stage):
     References
     ----------
     Z. Zhong et al., "Random erasing data augmentation", arXiv:1708.04896.
+
+    Examples
+    --------
+    >>> from xpcnn import data
+    >>> images = np.random.default_rng(0).integers(0, 256, (4, 3, 32, 32), "uint8")
+    >>> y = data.RandomErasing(p=1.0)(images)
+    >>> y.shape, str(y.dtype)
+    ((4, 3, 32, 32), 'float32')
     """
 
     p: float = 0.5

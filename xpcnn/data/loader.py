@@ -77,6 +77,14 @@ class DataLoader:
 
     On NumPy, an epoch of the 60,000 digits in batches of 128 took 37 ms by the default transform and 50 ms padded and
     normalised as the LeNet notebook has them (one core of an Intel Xeon, November 2026, `pytest bench/test_loader.py`).
+
+    Examples
+    --------
+    >>> from xpcnn import data
+    >>> images = np.random.default_rng(0).integers(0, 256, (4, 3, 32, 32), "uint8")
+    >>> loader = data.DataLoader(images, np.arange(4), 2, seed=0)
+    >>> [(x.shape, str(x.dtype), y.shape) for x, y in loader]
+    [((2, 3, 32, 32), 'float32', (2,)), ((2, 3, 32, 32), 'float32', (2,))]
     """
 
     def __init__(

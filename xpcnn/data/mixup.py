@@ -29,6 +29,15 @@ class MixUp(Stage):
     References
     ----------
     H. Zhang et al., "mixup: beyond empirical risk minimization", arXiv:1710.09412.
+
+    Examples
+    --------
+    >>> from xpcnn import data
+    >>> images = np.random.default_rng(0).integers(0, 256, (4, 3, 32, 32), "uint8")
+    >>> loader = data.DataLoader(images, np.arange(4), 2, transform=data.MixUp(0.2, num_classes=4))
+    >>> x, y = next(iter(loader))
+    >>> x.shape, y.shape, y.sum(axis=1).round(3)
+    ((2, 3, 32, 32), (2, 4), array([1., 1.], dtype=float32))
     """
 
     alpha: float = 1.0

@@ -27,6 +27,14 @@ class Resize(Stage):
     Output pixel i is the mean of input pixels j, weighted by max(0, 1 - |(j + 1/2) / s - (i + 1/2)| / w), where
     s = input / output and w = max(1, s) / s: bilinear interpolation, and where images become smaller the antialiased
     one of Pillow and of torchvision's `antialias=True`.
+
+    Examples
+    --------
+    >>> from xpcnn import data
+    >>> images = np.random.default_rng(0).integers(0, 256, (4, 3, 32, 32), "uint8")
+    >>> y = data.Resize(16)(images)
+    >>> y.shape, str(y.dtype)
+    ((4, 3, 16, 16), 'float32')
     """
 
     size: Any

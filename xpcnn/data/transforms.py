@@ -98,7 +98,16 @@ class Transform:
 
 @dataclass(frozen=True)
 class ToFloat(Transform):
-    """Divide integer pixels by 255 and add the channel axis where there is none: the loader's default."""
+    """Divide integer pixels by 255 and add the channel axis where there is none: the loader's default.
+
+    Examples
+    --------
+    >>> from xpcnn import data
+    >>> images = np.random.default_rng(0).integers(0, 256, (4, 3, 32, 32), "uint8")
+    >>> y = data.ToFloat()(images)
+    >>> y.shape, str(y.dtype)
+    ((4, 3, 32, 32), 'float32')
+    """
 
     def _extend(self, plan: Plan, image: tuple[int, ...]) -> Plan:
         return plan
@@ -112,6 +121,14 @@ class Normalize(Transform):
     ----------
     mean, std : float or sequence of float
         One value for all channels, or one for each; `std` above 0.
+
+    Examples
+    --------
+    >>> from xpcnn import data
+    >>> images = np.random.default_rng(0).integers(0, 256, (4, 3, 32, 32), "uint8")
+    >>> y = data.Normalize(0.5, 0.25)(images)
+    >>> y.shape, str(y.dtype)
+    ((4, 3, 32, 32), 'float32')
     """
 
     mean: Values
@@ -149,6 +166,14 @@ class Pad(Transform):
         Pixels on each side.
     value : float
         What the border holds, on the scale that the images have at that point ([0, 1] before any other transform).
+
+    Examples
+    --------
+    >>> from xpcnn import data
+    >>> images = np.random.default_rng(0).integers(0, 256, (4, 3, 32, 32), "uint8")
+    >>> y = data.Pad(2)(images)
+    >>> y.shape, str(y.dtype)
+    ((4, 3, 36, 36), 'float32')
     """
 
     padding: Any
@@ -164,7 +189,14 @@ class Pad(Transform):
 
 @dataclass(frozen=True)
 class ChannelsFirst(Transform):
-    """Take the stored images as (N, H, W, C), whatever their shape suggests; stands first in a `Compose`."""
+    """Take the stored images as (N, H, W, C), whatever their shape suggests; stands first in a `Compose`.
+
+    Examples
+    --------
+    >>> from xpcnn import data
+    >>> data.ChannelsFirst()(np.zeros((4, 32, 32, 3), "float32")).shape
+    (4, 3, 32, 32)
+    """
 
     def _extend(self, plan: Plan, image: tuple[int, ...]) -> Plan:
         if len(image) != 3 or plan.offset != (0.0,) or plan.rings or plan.channels != plan.stored:
@@ -182,6 +214,12 @@ class Repeat(Transform):
     ----------
     channels : int
         How many.
+
+    Examples
+    --------
+    >>> from xpcnn import data
+    >>> data.Repeat(3)(np.zeros((4, 1, 8, 8), "float32")).shape
+    (4, 3, 8, 8)
     """
 
     channels: int

@@ -34,6 +34,15 @@ class Dataset:
     ------
     ShapeError, DTypeError, DataError
         The arrays are not of these forms, are empty, or differ in length.
+
+    Examples
+    --------
+    >>> from xpcnn import datasets
+    >>> pictures = datasets.Dataset(np.zeros((6, 28, 28), "uint8"), np.arange(6) % 2, classes=["cat", "dog"])
+    >>> pictures
+    Dataset(6 images uint8 [28, 28], labels int64, 2 classes)
+    >>> len(pictures.subset([0, 2]))
+    2
     """
 
     images: Any  # numpy.ndarray or LazyImages
@@ -91,6 +100,13 @@ def split(dataset: Dataset, *sizes: int) -> tuple[Dataset, ...]:
     ------
     DataError
         The sizes do not add up, or one is below 1.
+
+    Examples
+    --------
+    >>> from xpcnn import datasets
+    >>> pictures = datasets.Dataset(np.zeros((6, 28, 28), "uint8"), np.arange(6))
+    >>> [len(part) for part in datasets.split(pictures, 4, 2)]
+    [4, 2]
     """
     if min(sizes, default=0) < 1 or sum(sizes) != len(dataset):
         raise DataError(f"sizes: expected sizes of 1 or more that add up to {len(dataset)}, got {sizes}")
@@ -105,6 +121,13 @@ def concatenate(datasets: Sequence[Dataset]) -> Dataset:
     ------
     ShapeError
         There is no set, or the shapes of images or labels differ.
+
+    Examples
+    --------
+    >>> from xpcnn import datasets
+    >>> pictures = datasets.Dataset(np.zeros((6, 28, 28), "uint8"), np.arange(6))
+    >>> len(datasets.concatenate([pictures, pictures]))
+    12
     """
     kinds = {(each.images.shape[1:], each.labels.shape[1:]) for each in datasets}
     if len(kinds) != 1:
@@ -152,6 +175,13 @@ def to_categorical(labels: Any, num_classes: int) -> np.ndarray:
     ------
     ShapeError, DTypeError, DataError
         `labels` is not one axis of integers in that range.
+
+    Examples
+    --------
+    >>> from xpcnn import datasets
+    >>> datasets.to_categorical([0, 2], 3)
+    array([[1., 0., 0.],
+           [0., 0., 1.]], dtype=float32)
     """
     indices = np.asarray(labels)
     if isinstance(num_classes, bool) or not isinstance(num_classes, int | np.integer) or num_classes < 1:

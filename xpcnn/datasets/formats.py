@@ -48,10 +48,10 @@ def describe(start: bytes) -> str | None:
         return "a tar archive"
     if len(start) > 3 and start[:2] == b"\0\0" and start[2] in b"\x08\x09\x0b\x0c\x0d\x0e" and 1 <= start[3] <= 8:
         return "an IDX file"
-    if start[0] == 0x80 and len(start) > 1 and start[1] <= 5:
-        return "a PyTorch file (.pt, .pth)" if b"torch" in start or _TORCH_MAGIC in start else "a pickle"
     if start[8:9] == b"{" and 2 <= int.from_bytes(start[:8], "little") < 1 << 32:
         return "a safetensors file"
+    if start[0] == 0x80 and len(start) > 1 and start[1] <= 5:
+        return "a PyTorch file (.pt, .pth)" if b"torch" in start or _TORCH_MAGIC in start else "a pickle"
     return _text(start)
 
 

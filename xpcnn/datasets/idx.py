@@ -35,6 +35,18 @@ def load_idx(path: PathLike) -> np.ndarray:
     References
     ----------
     Y. LeCun, C. Cortes, C. J. C. Burges, "The MNIST database of handwritten digits", section "File formats".
+
+    Examples
+    --------
+    >>> from xpcnn import datasets
+    >>> from pathlib import Path
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     _ = Path(folder, "labels-idx1-ubyte").write_bytes(bytes([0, 0, 8, 1, 0, 0, 0, 3, 7, 2, 1]))
+    ...     labels = datasets.load_idx(f"{folder}/labels-idx1-ubyte")
+    ...
+    >>> labels
+    array([7, 2, 1], dtype=uint8)
     """
     return read_idx(Source(path, read_file(path))).copy()
 

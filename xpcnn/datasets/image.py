@@ -41,6 +41,19 @@ def load_image(path: PathLike) -> np.ndarray:
     References
     ----------
     Y. LeCun, C. Cortes, C. J. C. Burges, "The MNIST database of handwritten digits": the 20x20 box and the centring.
+
+    Examples
+    --------
+    >>> from xpcnn import datasets
+    >>> from tempfile import TemporaryDirectory
+    >>> from PIL import Image
+    >>> _, test = datasets.load_mnist()
+    >>> with TemporaryDirectory() as folder:
+    ...     Image.fromarray(255 - test.images[0]).save(f"{folder}/seven.png")  # ink on paper
+    ...     image = datasets.load_image(f"{folder}/seven.png")
+    ...
+    >>> image.shape, str(image.dtype)
+    ((28, 28), 'uint8')
     """
     content = read_file(path)
     return _digit(str(path), _decode(path, content), _JPEG_NOISE if content.startswith(JPEG_MAGIC) else 0.0)

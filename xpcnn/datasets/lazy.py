@@ -38,6 +38,13 @@ class LazyImages(Sequence[Any]):
     -----
     `images[i]` is one image, `images[indices]` and `images[a:b]` are arrays of several; `numpy.asarray(images)` reads
     all. Nothing is kept.
+
+    Examples
+    --------
+    >>> from xpcnn import datasets
+    >>> images = datasets.LazyImages(lambda k: np.full((2, 2), k, "uint8"), range(1000), (2, 2))
+    >>> images.shape, images[[3, 5]][:, 0, 0]  # only these two are read
+    ((1000, 2, 2), array([3, 5], dtype=uint8))
     """
 
     def __init__(

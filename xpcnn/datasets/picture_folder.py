@@ -85,6 +85,21 @@ def load_folder(
     -----
     Pictures are turned as their EXIF data says, and decoded by Pillow in as many threads as there are cores. A JPEG
     much larger than `size` is decoded at a fraction of its sides, which saves half of the time and more.
+
+    Examples
+    --------
+    >>> from xpcnn import datasets
+    >>> from pathlib import Path
+    >>> from tempfile import TemporaryDirectory
+    >>> from PIL import Image
+    >>> with TemporaryDirectory() as folder:
+    ...     for name in ("cat", "dog"):
+    ...         Path(folder, name).mkdir()
+    ...         Image.new("RGB", (48, 40)).save(f"{folder}/{name}/1.png")
+    ...     pictures = datasets.load_folder(folder, size=(32, 32))
+    ...
+    >>> pictures.classes, pictures.images.shape
+    (['cat', 'dog'], (2, 3, 32, 32))
     """
     options = Options(path, size, mode, tuple(extensions), lazy, fit, broken, progress)
     if look_at(path) != "folder":

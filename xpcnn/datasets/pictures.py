@@ -53,6 +53,18 @@ def load_picture(path: PathLike, *, size: Any = None, mode: str = "RGB", fit: st
     ------
     ConfigError, DataError
         An option is wrong; the file is missing or no picture; Pillow is not installed.
+
+    Examples
+    --------
+    >>> from xpcnn import datasets
+    >>> from tempfile import TemporaryDirectory
+    >>> from PIL import Image
+    >>> with TemporaryDirectory() as folder:
+    ...     Image.new("RGB", (48, 40), "red").save(f"{folder}/a.png")
+    ...     image = datasets.load_picture(f"{folder}/a.png", size=(32, 32))
+    ...
+    >>> image.shape, image[:, 0, 0]
+    ((3, 32, 32), array([255,   0,   0], dtype=uint8))
     """
     options = check_options(size, mode, fit)
     try:

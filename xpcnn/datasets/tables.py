@@ -49,6 +49,17 @@ def load_npz(path: PathLike, *, images: str | None = None, labels: str | None = 
     DataError
         The file is missing or damaged, or has no arrays of these names, or they are not of the form of images and
         labels. Arrays of Python objects are refused: to read them would run code.
+
+    Examples
+    --------
+    >>> from xpcnn import datasets
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     np.savez(f"{folder}/a.npz", images=np.zeros((6, 28, 28), "uint8"), labels=np.arange(6))
+    ...     pictures = datasets.load_npz(f"{folder}/a.npz")
+    ...
+    >>> pictures.images.shape
+    (6, 28, 28)
     """
     archive = _Archive(path)
     if images is not None or labels is not None:
@@ -147,6 +158,18 @@ def load_csv(path: PathLike, image_shape: Sequence[int], *, label: str | int | N
     DataError
         The file is missing, is not such a table, or a row has more or fewer columns than pixels and label; the message
         says which.
+
+    Examples
+    --------
+    >>> from xpcnn import datasets
+    >>> from pathlib import Path
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     _ = Path(folder, "a.csv").write_text("7,0,1,2,3")
+    ...     pictures = datasets.load_csv(f"{folder}/a.csv", (2, 2), label=0)
+    ...
+    >>> pictures.images.shape, pictures.labels
+    ((1, 2, 2), array([7]))
     """
     try:
         shape = tuple(int(n) for n in image_shape)

@@ -217,47 +217,152 @@ class ELUOp(ChannelOp):
 
 
 def relu(x: Array) -> tuple[Array, ChainCache]:
-    """Return max(x, 0) of an array of any shape, and the cache."""
+    """Return max(x, 0) of an array of any shape, and the cache.
+
+    Examples
+    --------
+    >>> y, cache = F.relu(np.array([-2.0, 0.0, 2.0]))
+    >>> y.round(3)
+    array([0., 0., 2.])
+    """
     return run((RELU,), x)
 
 
 def leaky_relu(x: Array, negative_slope: float = 0.01) -> tuple[Array, ChainCache]:
-    """Return x where it is positive and `negative_slope` * x elsewhere, for any shape, and the cache."""
+    """Return x where it is positive and `negative_slope` * x elsewhere, for any shape, and the cache.
+
+    Examples
+    --------
+    >>> y, cache = F.leaky_relu(np.array([-2.0, 0.0, 2.0]))
+    >>> y.round(3)
+    array([-0.02,  0.  ,  2.  ])
+    """
     return run((LeakyReLUOp(negative_slope),), x)
 
 
 def sigmoid(x: Array) -> tuple[Array, ChainCache]:
-    """Return 1 / (1 + exp(-x)) of an array of any shape, and the cache."""
+    """Return 1 / (1 + exp(-x)) of an array of any shape, and the cache.
+
+    Examples
+    --------
+    >>> y, cache = F.sigmoid(np.array([-2.0, 0.0, 2.0]))
+    >>> y.round(3)
+    array([0.119, 0.5  , 0.881])
+    """
     return run((SigmoidOp(),), x)
 
 
 def tanh(x: Array) -> tuple[Array, ChainCache]:
-    """Return the hyperbolic tangent of an array of any shape, and the cache."""
+    """Return the hyperbolic tangent of an array of any shape, and the cache.
+
+    Examples
+    --------
+    >>> y, cache = F.tanh(np.array([-2.0, 0.0, 2.0]))
+    >>> y.round(3)
+    array([-0.964,  0.   ,  0.964])
+    """
     return run((TanhOp(),), x)
 
 
 def gelu(x: Array) -> tuple[Array, ChainCache]:
-    """Return x times the normal distribution function of x (exact), for any shape, and the cache."""
+    """Return x times the normal distribution function of x (exact), for any shape, and the cache.
+
+    Examples
+    --------
+    >>> y, cache = F.gelu(np.array([-2.0, 0.0, 2.0]))
+    >>> y.round(3)
+    array([-0.046,  0.   ,  1.954])
+    """
     return run((GELUOp(),), x)
 
 
 def silu(x: Array) -> tuple[Array, ChainCache]:
-    """Return x times its sigmoid, of an array of any shape, and the cache."""
+    """Return x times its sigmoid, of an array of any shape, and the cache.
+
+    Examples
+    --------
+    >>> y, cache = F.silu(np.array([-2.0, 0.0, 2.0]))
+    >>> y.round(3)
+    array([-0.238,  0.   ,  1.762])
+    """
     return run((SiLUOp(),), x)
 
 
 def hardswish(x: Array) -> tuple[Array, ChainCache]:
-    """Return x min(max(x + 3, 0), 6) / 6 of an array of any shape, and the cache."""
+    """Return x min(max(x + 3, 0), 6) / 6 of an array of any shape, and the cache.
+
+    Examples
+    --------
+    >>> y, cache = F.hardswish(np.array([-2.0, 0.0, 2.0]))
+    >>> y.round(3)
+    array([-0.333,  0.   ,  1.667])
+    """
     return run((HardswishOp(),), x)
 
 
 def elu(x: Array, alpha: float = 1.0) -> tuple[Array, ChainCache]:
-    """Return x where it is positive and `alpha` * (exp(x) - 1) elsewhere, for any shape, and the cache."""
+    """Return x where it is positive and `alpha` * (exp(x) - 1) elsewhere, for any shape, and the cache.
+
+    Examples
+    --------
+    >>> y, cache = F.elu(np.array([-2.0, 0.0, 2.0]))
+    >>> y.round(3)
+    array([-0.865,  0.   ,  2.   ])
+    """
     return run((ELUOp(alpha),), x)
 
 
 def relu_backward(dy: Array, cache: ChainCache) -> Array:
-    """Return dx of `relu`, shaped like `dy`."""
+    """Return dx of `relu`, shaped like `dy`.
+
+    Examples
+    --------
+    >>> y, cache = F.relu(np.array([-2.0, 1.0, 2.0]))
+    >>> F.relu_backward(np.ones(3), cache).round(3)  # dx
+    array([0., 1., 1.])
+
+    Examples
+    --------
+    >>> y, cache = F.sigmoid(np.array([-2.0, 1.0, 2.0]))
+    >>> F.sigmoid_backward(np.ones(3), cache).round(3)  # dx
+    array([0.105, 0.197, 0.105])
+
+    Examples
+    --------
+    >>> y, cache = F.tanh(np.array([-2.0, 1.0, 2.0]))
+    >>> F.tanh_backward(np.ones(3), cache).round(3)  # dx
+    array([0.071, 0.42 , 0.071])
+
+    Examples
+    --------
+    >>> y, cache = F.gelu(np.array([-2.0, 1.0, 2.0]))
+    >>> F.gelu_backward(np.ones(3), cache).round(3)  # dx
+    array([-0.085,  1.083,  1.085])
+
+    Examples
+    --------
+    >>> y, cache = F.silu(np.array([-2.0, 1.0, 2.0]))
+    >>> F.silu_backward(np.ones(3), cache).round(3)  # dx
+    array([-0.091,  0.928,  1.091])
+
+    Examples
+    --------
+    >>> y, cache = F.hardswish(np.array([-2.0, 1.0, 2.0]))
+    >>> F.hardswish_backward(np.ones(3), cache).round(3)  # dx
+    array([-0.167,  0.833,  1.167])
+
+    Examples
+    --------
+    >>> y, cache = F.elu(np.array([-2.0, 1.0, 2.0]))
+    >>> F.elu_backward(np.ones(3), cache).round(3)  # dx
+    array([0.135, 1.   , 1.   ])
+
+    Examples
+    --------
+    >>> y, cache = F.leaky_relu(np.array([-2.0, 1.0, 2.0]))
+    >>> F.leaky_relu_backward(np.ones(3), cache).round(3)  # dx
+    array([0.01, 1.  , 1.  ])
+    """
     return run_backward(dy, cache)
 
 

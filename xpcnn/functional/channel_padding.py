@@ -40,6 +40,12 @@ def pad_channels(x: Array, before: int = 0, after: int = 0) -> tuple[Array, Chan
     References
     ----------
     He et al. 2015, arXiv:1512.03385, section 3.3, option A.
+
+    Examples
+    --------
+    >>> y, cache = F.pad_channels(np.ones((1, 2, 1, 1)), 1, 1)
+    >>> y.ravel()
+    array([0., 1., 1., 0.])
     """
     backend, x = take("x", x)
     check_floating("x", x)
@@ -56,7 +62,14 @@ def pad_channels(x: Array, before: int = 0, after: int = 0) -> tuple[Array, Chan
 
 
 def pad_channels_backward(dy: Array, cache: ChannelPadCache) -> Array:
-    """Return the gradient of `pad_channels`, the part of dy that belongs to x."""
+    """Return the gradient of `pad_channels`, the part of dy that belongs to x.
+
+    Examples
+    --------
+    >>> y, cache = F.pad_channels(np.ones((1, 2, 1, 1)), 1, 1)
+    >>> F.pad_channels_backward(np.arange(4.0).reshape(1, 4, 1, 1), cache).ravel()
+    array([1., 2.])
+    """
     dy = take_gradient(dy, cache.backend)
     check_like("dy", dy, *cache.y)
     return copy_batch_last(cache.backend, dy[:, cache.own])

@@ -28,6 +28,15 @@ def im2col(x: Array, kernel_size: Size, *, stride: Size = 1, padding: Padding = 
     ------
     ShapeError, DTypeError
         `x` is not (N, C, H, W), not floating, or smaller than the window.
+
+    Examples
+    --------
+    >>> x = np.arange(16.0).reshape(1, 1, 4, 4)
+    >>> cols = F.im2col(x, 3)
+    >>> cols.shape  # 9 entries of each of 4 windows
+    (9, 4)
+    >>> cols.reshape(9, 4)[:, 0]  # the first window
+    array([ 0.,  1.,  2.,  4.,  5.,  6.,  8.,  9., 10.])
     """
     backend, x = take("x", x)
     check_images("x", tuple(x.shape))
@@ -68,6 +77,16 @@ def col2im(
     ------
     ShapeError, DTypeError
         `cols` does not fit `x_shape`, or is not floating.
+
+    Examples
+    --------
+    >>> x = np.arange(16.0).reshape(1, 1, 4, 4)
+    >>> cols = F.im2col(np.ones_like(x), 3)
+    >>> F.col2im(cols, x.shape, 3)[0, 0]  # in how many windows each pixel lies
+    array([[1., 2., 2., 1.],
+           [2., 4., 4., 2.],
+           [2., 4., 4., 2.],
+           [1., 2., 2., 1.]])
     """
     backend, cols = take("cols", cols)
     if len(x_shape) != 4:

@@ -15,7 +15,14 @@ Cache = tuple[ConvCache, ChainCache]
 
 
 def conv_relu(x: Array, weight: Array, bias: Array | None = None, **options: Any) -> tuple[Array, Cache]:
-    """Return relu(conv2d(x, weight, bias, **options)) and the cache."""
+    """Return relu(conv2d(x, weight, bias, **options)) and the cache.
+
+    Examples
+    --------
+    >>> y, cache = F.conv_relu(np.ones((2, 3, 8, 8)), -np.ones((4, 3, 3, 3)))
+    >>> y.shape, float(y.max())
+    ((2, 4, 6, 6), 0.0)
+    """
     y, kept = conv2d(x, weight, bias, **options)
     y, chain = run((RELU,), y)
     return y, (kept, chain)
@@ -34,6 +41,12 @@ def conv_relu_pool(
 
     ReLU runs after the pooling, on fewer numbers: the maximum of clipped values is the clipped maximum, and the
     gradient meets the same winners.
+
+    Examples
+    --------
+    >>> y, cache = F.conv_relu_pool(np.ones((2, 3, 8, 8)), np.ones((4, 3, 3, 3)), padding=1)
+    >>> y.shape
+    (2, 4, 4, 4)
     """
     y, kept = conv2d(x, weight, bias, **options)
     ops: tuple[ChannelOp, ...] = (max_pool_op(kernel_size, pool_stride), RELU)
@@ -42,7 +55,22 @@ def conv_relu_pool(
 
 
 def conv_relu_backward(dy: Array, cache: Cache) -> tuple[Array | None, Array, Array | None]:
-    """Return dx, dweight and dbias of `conv_relu` or `conv_relu_pool`."""
+    """Return dx, dweight and dbias of `conv_relu` or `conv_relu_pool`.
+
+    Examples
+    --------
+    >>> y, cache = F.conv_relu(np.ones((2, 3, 8, 8)), np.ones((4, 3, 3, 3)), np.zeros(4))
+    >>> dx, dw, db = F.conv_relu_backward(np.ones_like(y), cache)
+    >>> dx.shape, dw.shape, db
+    ((2, 3, 8, 8), (4, 3, 3, 3), array([72., 72., 72., 72.]))
+
+    Examples
+    --------
+    >>> y, cache = F.conv_relu_pool(np.ones((2, 3, 8, 8)), np.ones((4, 3, 3, 3)), np.zeros(4), padding=1)
+    >>> dx, dw, db = F.conv_relu_pool_backward(np.ones_like(y), cache)
+    >>> dx.shape, dw.shape, db.shape
+    ((2, 3, 8, 8), (4, 3, 3, 3), (4,))
+    """
     kept, chain = cache
     return conv2d_backward(run_backward(dy, chain), kept)
 

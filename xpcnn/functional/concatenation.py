@@ -45,6 +45,12 @@ def concat(arrays: Sequence[Array], axis: int = 1) -> tuple[Array, ConcatCache]:
     References
     ----------
     Szegedy et al. 2014, arXiv:1409.4842 (filter concatenation); Huang et al. 2016, arXiv:1608.06993 (DenseNet).
+
+    Examples
+    --------
+    >>> y, cache = F.concat([np.ones((1, 2, 4, 4)), np.zeros((1, 3, 4, 4))])
+    >>> y.shape
+    (1, 5, 4, 4)
     """
     if not isinstance(arrays, (list, tuple)):
         raise DTypeError(f"arrays: expected a list or tuple of arrays, got {type(arrays).__name__}")
@@ -73,7 +79,14 @@ def concat(arrays: Sequence[Array], axis: int = 1) -> tuple[Array, ConcatCache]:
 
 
 def concat_backward(dy: Array, cache: ConcatCache) -> list[Array]:
-    """Return the gradient of each array of `concat`, its part of `dy`."""
+    """Return the gradient of each array of `concat`, its part of `dy`.
+
+    Examples
+    --------
+    >>> y, cache = F.concat([np.ones((1, 2, 4, 4)), np.zeros((1, 3, 4, 4))])
+    >>> [dx.shape for dx in F.concat_backward(np.ones_like(y), cache)]
+    [(1, 2, 4, 4), (1, 3, 4, 4)]
+    """
     dy = take_concatenated(dy, cache)
     return [copy_batch_last(cache.backend, part) for part in split(dy, cache)]
 

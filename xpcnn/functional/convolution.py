@@ -285,6 +285,14 @@ def conv2d(
     References
     ----------
     LeCun et al. 1998, Gradient-based learning applied to document recognition, section II.
+
+    Examples
+    --------
+    >>> y, cache = F.conv2d(np.ones((2, 3, 8, 8)), np.ones((4, 3, 3, 3)), padding=1)
+    >>> y.shape
+    (2, 4, 8, 8)
+    >>> float(y[0, 0, 4, 4]), float(y[0, 0, 0, 0])  # 27 products inside, 12 in a corner
+    (27.0, 12.0)
     """
     backend, x, weight, bias = take("x weight bias", x, weight, bias)
     windows = _check(x, weight, bias, stride, padding, dilation, groups)
@@ -358,6 +366,13 @@ def conv2d_backward(
     ------
     ShapeError, DTypeError, MixedBackendsError
         `dy` does not fit what the forward returned.
+
+    Examples
+    --------
+    >>> y, cache = F.conv2d(np.ones((2, 3, 8, 8)), np.ones((4, 3, 3, 3)), np.zeros(4))
+    >>> dx, dw, db = F.conv2d_backward(np.ones_like(y), cache)
+    >>> dx.shape, dw.shape, db.shape
+    ((2, 3, 8, 8), (4, 3, 3, 3), (4,))
     """
     x, weight, has_bias, windows, groups, columns = cache
     backend = backend_of(x)

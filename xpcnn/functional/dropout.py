@@ -188,6 +188,13 @@ def dropout(x: Array, p: float = 0.5, *, training: bool) -> tuple[Array, ChainCa
     ------
     ConfigError, ShapeError, DTypeError
         `p` or `x` is not as above.
+
+    Examples
+    --------
+    >>> xpcnn.manual_seed(0)
+    >>> y, cache = F.dropout(np.ones(1000), 0.25, training=True)
+    >>> sorted({round(float(value), 3) for value in y})  # a quarter is 0, the rest grows
+    [0.0, 1.333]
     """
     _, x = take("x", x)
     p, training = check_probability(p), flag("training", training)
@@ -198,13 +205,33 @@ def dropout2d(x: Array, p: float = 0.5, *, training: bool) -> tuple[Array, Chain
     """Drop a share of the channels of each image whole and scale up the rest; in evaluation, change nothing.
 
     As `dropout`, for x (N, C, H, W): channel c of image n takes the place of element c * N + n there.
+
+    Examples
+    --------
+    >>> xpcnn.manual_seed(0)
+    >>> y, cache = F.dropout2d(np.ones((2, 3, 4, 4)), 0.5, training=True)
+    >>> bool(((y == 0) | (y == 2)).all()), bool((y[:, :, :1, :1] == y).all())  # whole channels
+    (True, True)
     """
     p, training = check_probability(p), flag("training", training)
     return run((Dropout2dOp(p if training else 0.0),), x)
 
 
 def dropout_backward(dy: Array, cache: ChainCache) -> Array:
-    """Return dx of `dropout`, shaped like `dy`."""
+    """Return dx of `dropout`, shaped like `dy`.
+
+    Examples
+    --------
+    >>> y, cache = F.dropout(np.ones(100), 0.5, training=True)
+    >>> bool((F.dropout_backward(np.ones(100), cache) == y).all())  # the same entries are 0
+    True
+
+    Examples
+    --------
+    >>> y, cache = F.dropout2d(np.ones((2, 3, 4, 4)), 0.5, training=True)
+    >>> bool((F.dropout2d_backward(np.ones(y.shape), cache) == y).all())
+    True
+    """
     return run_backward(dy, cache)
 
 

@@ -56,6 +56,12 @@ def mse_loss(x: Array, target: Array, *, reduction: str = "mean") -> tuple[Array
     ------
     ShapeError, DTypeError, ConfigError, MixedBackendsError
         The two do not fit each other, or the reduction is unknown.
+
+    Examples
+    --------
+    >>> loss, dx = F.mse_loss(np.array([1.0, 2.0]), np.array([1.0, 4.0]))
+    >>> float(loss), dx
+    (2.0, array([ 0., -2.]))
     """
     return _reduce(x, target, reduction, _squares)
 
@@ -72,6 +78,12 @@ def l1_loss(x: Array, target: Array, *, reduction: str = "mean") -> tuple[Array,
     """Return the mean (or sum) over all elements of |x - target|, and its gradient, sign(x - target).
 
     Arguments, results and errors as for `mse_loss`. Where both are equal the gradient is 0.
+
+    Examples
+    --------
+    >>> loss, dx = F.l1_loss(np.array([1.0, 2.0]), np.array([1.0, 4.0]))
+    >>> float(loss), dx
+    (1.0, array([ 0. , -0.5]))
     """
     return _reduce(x, target, reduction, _distances)
 
@@ -111,6 +123,12 @@ def binary_cross_entropy_with_logits(
     ------
     ShapeError, DTypeError, ConfigError, MixedBackendsError
         Arrays do not fit each other, or the reduction is unknown.
+
+    Examples
+    --------
+    >>> loss, dx = F.binary_cross_entropy_with_logits(np.array([0.0, 0.0]), np.array([0.0, 1.0]))
+    >>> round(float(loss), 4), dx
+    (0.6931, array([ 0.25, -0.25]))
     """
     _, x, target, pos_weight = take("x target pos_weight", x, target, pos_weight)
     if pos_weight is not None:

@@ -41,6 +41,12 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> tuple[Array, L
     ------
     ShapeError, DTypeError, MixedBackendsError
         Shapes or types do not fit, arrays lie on two backends.
+
+    Examples
+    --------
+    >>> y, cache = F.linear(np.array([[1.0, 2.0, 3.0]]), np.ones((2, 3)), np.array([0.0, 10.0]))
+    >>> y
+    array([[ 6., 16.]])
     """
     backend, x, weight, bias = take("x weight bias", x, weight, bias)
     check_ndim("x", x, "N, in_features")
@@ -102,6 +108,13 @@ def linear_backward(
     ------
     ShapeError, DTypeError, MixedBackendsError
         `dy` does not fit what the forward returned.
+
+    Examples
+    --------
+    >>> y, cache = F.linear(np.ones((5, 3)), np.ones((2, 3)), np.zeros(2))
+    >>> dx, dw, db = F.linear_backward(np.ones_like(y), cache)
+    >>> dx.shape, dw.shape, db
+    ((5, 3), (2, 3), array([5., 5.]))
     """
     x, weight, has_bias = cache
     backend, dy, x = take("dy x", dy, x)

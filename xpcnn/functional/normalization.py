@@ -326,6 +326,15 @@ def batch_norm(
         Shapes or types do not fit, or a channel has but one value in training.
     ConfigError
         An option is not allowed, or running statistics that training must write are read-only.
+
+    Examples
+    --------
+    >>> x = np.array([[1.0, 10.0], [3.0, 30.0]])  # (N, C)
+    >>> mean, var = np.zeros(2), np.ones(2)
+    >>> y, cache = F.batch_norm(x, np.ones(2), np.zeros(2), mean, var, training=True)
+    >>> y.round(3), mean  # the running mean has moved by a tenth
+    (array([[-1., -1.],
+           [ 1.,  1.]]), array([0.2, 2. ]))
     """
     names = "gamma", "beta", "running_mean", "running_var"
     backend, x, *arrays = take("x gamma beta running_mean running_var", x, gamma, beta, running_mean, running_var)
@@ -354,7 +363,16 @@ def check_eps(eps: float) -> float:
 
 
 def batch_norm_backward(dy: Array, cache: ChainCache) -> tuple[Array, Array, Array]:
-    """Return the gradients of `batch_norm`: dx like `dy`, dgamma (C,) and dbeta (C,)."""
+    """Return the gradients of `batch_norm`: dx like `dy`, dgamma (C,) and dbeta (C,).
+
+    Examples
+    --------
+    >>> x = np.array([[1.0, 10.0], [3.0, 30.0]])
+    >>> y, cache = F.batch_norm(x, np.ones(2), np.zeros(2), np.zeros(2), np.ones(2), training=True)
+    >>> dx, dgamma, dbeta = F.batch_norm_backward(np.ones_like(y), cache)
+    >>> dx.shape, dbeta  # all entries alike: the mean takes it away, and dx is 0
+    ((2, 2), array([2., 2.]))
+    """
     _, dy = take("dy", dy)
     op = cache.ops[0]
     dgamma, dbeta = op.make_gradients(backend_of(dy))  # type: ignore[attr-defined]

@@ -265,6 +265,14 @@ def max_pool2d(
     ------
     ShapeError, DTypeError
         Sizes do not fit, or `x` is not floating.
+
+    Examples
+    --------
+    >>> x = np.arange(16.0).reshape(1, 1, 4, 4)
+    >>> y, cache = F.max_pool2d(x, 2)
+    >>> y[0, 0]
+    array([[ 5.,  7.],
+           [13., 15.]])
     """
     return run((max_pool_op(kernel_size, stride, padding, dilation, ceil_mode),), x)
 
@@ -281,17 +289,58 @@ def avg_pool2d(
 
     `count_include_pad` says whether padding counts as zeros in the mean; pixels beyond the padding, which a window
     meets in `ceil_mode`, never count.
+
+    Examples
+    --------
+    >>> x = np.arange(16.0).reshape(1, 1, 4, 4)
+    >>> y, cache = F.avg_pool2d(x, 2)
+    >>> y[0, 0]
+    array([[ 2.5,  4.5],
+           [10.5, 12.5]])
     """
     return run((avg_pool_op(kernel_size, stride, padding, ceil_mode, count_include_pad),), x)
 
 
 def global_avg_pool2d(x: Array) -> tuple[Array, ChainCache]:
-    """Take the mean of every channel: (N, C, H, W) to (N, C, 1, 1), and the cache."""
+    """Take the mean of every channel: (N, C, H, W) to (N, C, 1, 1), and the cache.
+
+    Examples
+    --------
+    >>> x = np.arange(16.0).reshape(1, 1, 4, 4)
+    >>> y, cache = F.global_avg_pool2d(x)
+    >>> y.shape, float(y.ravel()[0])
+    ((1, 1, 1, 1), 7.5)
+    """
     return run((GLOBAL_AVG_POOL,), x)
 
 
 def max_pool2d_backward(dy: Array, cache: ChainCache) -> Array:
-    """Return dx (N, C, H, W) of a pooling."""
+    """Return dx (N, C, H, W) of a pooling.
+
+    Examples
+    --------
+    >>> x = np.arange(16.0).reshape(1, 1, 4, 4)
+    >>> y, cache = F.max_pool2d(x, 2)
+    >>> F.max_pool2d_backward(np.ones_like(y), cache)[0, 0]  # to where the maxima were
+    array([[0., 0., 0., 0.],
+           [0., 1., 0., 1.],
+           [0., 0., 0., 0.],
+           [0., 1., 0., 1.]])
+
+    Examples
+    --------
+    >>> x = np.arange(16.0).reshape(1, 1, 4, 4)
+    >>> y, cache = F.avg_pool2d(x, 2)
+    >>> F.avg_pool2d_backward(np.ones_like(y), cache)[0, 0, 0]
+    array([0.25, 0.25, 0.25, 0.25])
+
+    Examples
+    --------
+    >>> x = np.arange(16.0).reshape(1, 1, 4, 4)
+    >>> y, cache = F.global_avg_pool2d(x)
+    >>> F.global_avg_pool2d_backward(np.ones_like(y), cache)[0, 0, 0]
+    array([0.0625, 0.0625, 0.0625, 0.0625])
+    """
     return run_backward(dy, cache)
 
 

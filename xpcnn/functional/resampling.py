@@ -209,6 +209,13 @@ def adaptive_avg_pool2d(x: Array, output_size: OutputSize) -> tuple[Array, Chain
     References
     ----------
     He et al. 2014, Spatial pyramid pooling, arXiv:1406.4729, section 2.3.
+
+    Examples
+    --------
+    >>> x = np.arange(16.0).reshape(1, 1, 4, 4)
+    >>> y, cache = F.adaptive_avg_pool2d(x, (1, 2))
+    >>> y[0, 0]
+    array([[6.5, 8.5]])
     """
     return run((adaptive_avg_pool_op(check_output_size(output_size)),), x)
 
@@ -290,6 +297,13 @@ def upsample(
     References
     ----------
     Odena et al. 2016, Deconvolution and checkerboard artifacts, https://distill.pub/2016/deconv-checkerboard.
+
+    Examples
+    --------
+    >>> y, cache = F.upsample(np.array([[[[1.0, 2.0]]]]), scale_factor=2)
+    >>> y[0, 0]
+    array([[1., 1., 2., 2.],
+           [1., 1., 2., 2.]])
     """
     return run((upsample_op(size, scale_factor, mode, align_corners),), x)
 
@@ -313,7 +327,21 @@ def upsample_op(size: Any, scale_factor: Any, mode: Any, align_corners: Any) -> 
 
 
 def adaptive_avg_pool2d_backward(dy: Array, cache: ChainCache) -> Array:
-    """Return dx (N, C, H, W) of `adaptive_avg_pool2d` or `upsample`."""
+    """Return dx (N, C, H, W) of `adaptive_avg_pool2d` or `upsample`.
+
+    Examples
+    --------
+    >>> x = np.arange(16.0).reshape(1, 1, 4, 4)
+    >>> y, cache = F.adaptive_avg_pool2d(x, (1, 2))
+    >>> F.adaptive_avg_pool2d_backward(np.ones_like(y), cache)[0, 0, 0]
+    array([0.125, 0.125, 0.125, 0.125])
+
+    Examples
+    --------
+    >>> y, cache = F.upsample(np.array([[[[1.0, 2.0]]]]), scale_factor=2)
+    >>> F.upsample_backward(np.ones_like(y), cache)[0, 0]
+    array([[4., 4.]])
+    """
     return run_backward(dy, cache)
 
 

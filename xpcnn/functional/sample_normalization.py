@@ -67,6 +67,13 @@ def layer_norm(
     References
     ----------
     Ba et al. 2016, Layer normalization, arXiv:1607.06450.
+
+    Examples
+    --------
+    >>> y, cache = F.layer_norm(np.array([[1.0, 3.0], [10.0, 30.0]]), 2)
+    >>> y.round(3)
+    array([[-1.,  1.],
+           [-1.,  1.]])
     """
     backend, x, weight, bias = take("x weight bias", x, weight, bias)
     check_floating("x", x)
@@ -108,6 +115,13 @@ def group_norm(
     References
     ----------
     Wu and He 2018, Group normalization, arXiv:1803.08494.
+
+    Examples
+    --------
+    >>> y, cache = F.group_norm(np.arange(8.0).reshape(1, 4, 1, 2), 2)
+    >>> y.shape, y[0, :2, 0].round(2)
+    ((1, 4, 1, 2), array([[-1.34, -0.45],
+           [ 0.45,  1.34]]))
     """
     backend, x, weight, bias = take("x weight bias", x, weight, bias)
     check_floating("x", x)
@@ -189,6 +203,20 @@ def layer_norm_backward(dy: Array, cache: SampleNormCache) -> tuple[Array, Array
     ------
     ShapeError, DTypeError, MixedBackendsError
         `dy` does not fit what the forward returned.
+
+    Examples
+    --------
+    >>> y, cache = F.layer_norm(np.array([[1.0, 3.0]]), 2, np.ones(2), np.zeros(2))
+    >>> dx, dweight, dbias = F.layer_norm_backward(np.ones_like(y), cache)
+    >>> dx.shape, dweight.round(3), dbias
+    ((1, 2), array([-1.,  1.]), array([1., 1.]))
+
+    Examples
+    --------
+    >>> y, cache = F.group_norm(np.arange(8.0).reshape(1, 4, 1, 2), 2, np.ones(4), np.zeros(4))
+    >>> dx, dweight, dbias = F.group_norm_backward(np.ones_like(y), cache)
+    >>> dx.shape, dweight.shape, dbias
+    ((1, 4, 1, 2), (4,), array([2., 2., 2., 2.]))
     """
     backend, shape, dtype, rows, (centre, offset, scale), weight, bias, view = cache
     dy = take_gradient(dy, backend)

@@ -27,6 +27,12 @@ def softmax(x: Array, axis: int = -1) -> Array:
     ------
     DTypeError, ShapeError
         `x` is not floating, or has no such axis.
+
+    Examples
+    --------
+    >>> F.softmax(np.array([[0.0, 0.0], [0.0, np.log(3.0)]])).round(3)
+    array([[0.5 , 0.5 ],
+           [0.25, 0.75]])
     """
     backend, x = take("x", x)
     check_floating("x", x)
@@ -40,7 +46,14 @@ def softmax(x: Array, axis: int = -1) -> Array:
 
 
 def softmax_backward(dy: Array, y: Array, axis: int = -1) -> Array:
-    """Return dx = y (dy - sum of dy y) of `softmax`, from its result `y`."""
+    """Return dx = y (dy - sum of dy y) of `softmax`, from its result `y`.
+
+    Examples
+    --------
+    >>> y = F.softmax(np.array([[0.0, 0.0]]))
+    >>> F.softmax_backward(np.array([[1.0, 0.0]]), y)
+    array([[ 0.25, -0.25]])
+    """
     backend, dy, y = take("dy y", dy, y)
     check_like("dy", dy, tuple(y.shape), y.dtype)
     axis = axis_of(y, axis)
@@ -53,7 +66,13 @@ def softmax_backward(dy: Array, y: Array, axis: int = -1) -> Array:
 
 
 def log_softmax(x: Array, axis: int = -1) -> Array:
-    """Return x - log(sum of exp(x)) along `axis`; arguments and result as for `softmax`."""
+    """Return x - log(sum of exp(x)) along `axis`; arguments and result as for `softmax`.
+
+    Examples
+    --------
+    >>> F.log_softmax(np.array([[0.0, 1000.0]]))  # exp(1000) would overflow
+    array([[-1000.,     0.]])
+    """
     backend, x = take("x", x)
     check_floating("x", x)
     axis = axis_of(x, axis)
@@ -66,7 +85,14 @@ def log_softmax(x: Array, axis: int = -1) -> Array:
 
 
 def log_softmax_backward(dy: Array, y: Array, axis: int = -1) -> Array:
-    """Return dx = dy - exp(y) * sum of dy of `log_softmax`, from its result `y`."""
+    """Return dx = dy - exp(y) * sum of dy of `log_softmax`, from its result `y`.
+
+    Examples
+    --------
+    >>> y = F.log_softmax(np.array([[0.0, 0.0]]))
+    >>> F.log_softmax_backward(np.array([[1.0, 0.0]]), y)
+    array([[ 0.5, -0.5]])
+    """
     backend, dy, y = take("dy y", dy, y)
     check_like("dy", dy, tuple(y.shape), y.dtype)
     axis = axis_of(y, axis)

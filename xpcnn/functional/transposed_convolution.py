@@ -78,6 +78,12 @@ def conv_transpose2d(
     References
     ----------
     Zeiler et al. 2010, Deconvolutional networks; Dumoulin and Visin 2016, arXiv:1603.07285, chapter 4.
+
+    Examples
+    --------
+    >>> y, cache = F.conv_transpose2d(np.ones((2, 4, 5, 5)), np.ones((4, 3, 2, 2)), stride=2)
+    >>> y.shape
+    (2, 3, 10, 10)
     """
     backend, x, weight, bias = take("x weight bias", x, weight, bias)
     _check(x, weight, bias, groups)
@@ -127,6 +133,13 @@ def conv_transpose2d_backward(
     ------
     ShapeError, DTypeError, MixedBackendsError
         `dy` does not fit what the forward returned.
+
+    Examples
+    --------
+    >>> y, cache = F.conv_transpose2d(np.ones((2, 4, 5, 5)), np.ones((4, 3, 2, 2)), np.zeros(3), stride=2)
+    >>> dx, dw, db = F.conv_transpose2d_backward(np.ones_like(y), cache)
+    >>> dx.shape, dw.shape, db.shape
+    ((2, 4, 5, 5), (4, 3, 2, 2), (3,))
     """
     x, weight, has_bias, windows, groups = cache
     backend = backend_of(x)

@@ -59,7 +59,14 @@ _MODELS: dict[str, Callable[..., Sequential]] = {
 
 
 def names() -> list[str]:
-    """Return the names that `create` takes."""
+    """Return the names that `create` takes.
+
+    Examples
+    --------
+    >>> from xpcnn import models
+    >>> "lenet5" in models.names()
+    True
+    """
     return list(_MODELS)
 
 
@@ -80,6 +87,13 @@ def create(name: str, **options: Any) -> Sequential:
         The name or an option is unknown.
     ShapeError
         The network cannot be built to images of that size.
+
+    Examples
+    --------
+    >>> from xpcnn import models
+    >>> model = models.create("resnet20", num_classes=5)
+    >>> model(np.zeros((1, 3, 32, 32), "float32")).shape
+    (1, 5)
     """
     if name not in _MODELS:
         raise ConfigError(f"name: expected one of {', '.join(_MODELS)}, got {name!r}")

@@ -14,6 +14,15 @@ def conv8(*, num_classes: int = 10, in_channels: int = 1, image_size: Size = 28)
 
     conv 8@3x3 with weights N(0, 1) / 9 and no ReLU, pool 2: 8x13x13; classes, with weights N(0, 1) / 1352, the number
     of features.
+
+    Examples
+    --------
+    >>> from xpcnn import models
+    >>> model = models.conv8()
+    >>> sum(parameter.size for parameter in model.parameters())
+    13610
+    >>> model.eval()(np.zeros((1, 1, 28, 28), "float32")).shape
+    (1, 10)
     """
     height, width = check_sizes("conv8", num_classes, in_channels, image_size, least=4)
     height, width = halved((height - 2, width - 2))

@@ -19,6 +19,15 @@ def deep3(*, num_classes: int = 10, in_channels: int = 1, image_size: Size = 28,
     | classes | classes |
 
     Padding 1; the pooling ("max" or "average") pads odd sizes at the far edge.
+
+    Examples
+    --------
+    >>> from xpcnn import models
+    >>> model = models.deep3()
+    >>> sum(parameter.size for parameter in model.parameters())
+    113162
+    >>> model.eval()(np.zeros((1, 1, 28, 28), "float32")).shape
+    (1, 10)
     """
     height, width = halved(check_sizes("deep3", num_classes, in_channels, image_size, least=5), 3, ceil_mode=True)
     if pooling not in ("max", "average"):

@@ -56,6 +56,15 @@ def densenet40(
         Layers with weights, 3k + 4: k dense layers a block.
     dropout : float
         The share dropped after each convolution of a dense layer (the paper: 0.2 where images are not augmented).
+
+    Examples
+    --------
+    >>> from xpcnn import models
+    >>> model = models.densenet40()
+    >>> sum(parameter.size for parameter in model.parameters())
+    1019722
+    >>> model.eval()(np.zeros((1, 3, 32, 32), "float32")).shape
+    (1, 10)
     """
     check_sizes("densenet40", num_classes, in_channels, image_size, least=4)
     per_block, rest = divmod(integer("depth", depth, 7) - 4, BLOCKS)

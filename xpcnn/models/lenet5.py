@@ -17,6 +17,15 @@ def lenet5(*, num_classes: int = 10, in_channels: int = 1, image_size: Size = 32
     | conv 120 of all that is left, 5x5, BN, ReLU | 120 |
     | dense, ReLU, dropout | 84 |
     | classes | classes |
+
+    Examples
+    --------
+    >>> from xpcnn import models
+    >>> model = models.lenet5()
+    >>> sum(parameter.size for parameter in model.parameters())
+    61990
+    >>> model.eval()(np.zeros((1, 1, 32, 32), "float32")).shape
+    (1, 10)
     """
     height, width = check_sizes("lenet5", num_classes, in_channels, image_size, least=16)
     height, width = halved((height - 4, width - 4))

@@ -41,6 +41,15 @@ def mobilenet(
         The paper's alpha: all numbers of channels inside are multiplied by it.
     stem_stride : int
         Stride of the first convolution.
+
+    Examples
+    --------
+    >>> from xpcnn import models
+    >>> model = models.mobilenet()
+    >>> sum(parameter.size for parameter in model.parameters())
+    3217226
+    >>> model.eval()(np.zeros((1, 3, 32, 32), "float32")).shape
+    (1, 10)
     """
     check_sizes("mobilenet", num_classes, in_channels, image_size)
     if not (isinstance(width, (int, float)) and 1 / 32 <= width <= 8) or isinstance(width, bool):

@@ -46,6 +46,15 @@ def resnet20(
     shortcut : str
         Where a stage changes the size: "padding", every second pixel and channels of zeros (the paper's option A), or
         "projection", a 1x1 convolution with batch norm (option B).
+
+    Examples
+    --------
+    >>> from xpcnn import models
+    >>> model = models.resnet20()
+    >>> sum(parameter.size for parameter in model.parameters())
+    272474
+    >>> model.eval()(np.zeros((1, 3, 32, 32), "float32")).shape
+    (1, 10)
     """
     check_sizes("resnet20", num_classes, in_channels, image_size)
     return _resnet(3, num_classes, in_channels, shortcut)
@@ -57,6 +66,15 @@ def resnet32(
     """Return ResNet-32: `resnet20` with five blocks a stage.
 
     464,154 parameters for 10 classes (the paper's table 6: 0.46 million), 466,906 with projections.
+
+    Examples
+    --------
+    >>> from xpcnn import models
+    >>> model = models.resnet32()
+    >>> sum(parameter.size for parameter in model.parameters())
+    464154
+    >>> model.eval()(np.zeros((1, 3, 32, 32), "float32")).shape
+    (1, 10)
     """
     check_sizes("resnet32", num_classes, in_channels, image_size)
     return _resnet(5, num_classes, in_channels, shortcut)
@@ -68,6 +86,15 @@ def resnet56(
     """Return ResNet-56: `resnet20` with nine blocks a stage.
 
     853,018 parameters for 10 classes (the paper's table 6: 0.85 million), 855,770 with projections.
+
+    Examples
+    --------
+    >>> from xpcnn import models
+    >>> model = models.resnet56()
+    >>> sum(parameter.size for parameter in model.parameters())
+    853018
+    >>> model.eval()(np.zeros((1, 3, 32, 32), "float32")).shape
+    (1, 10)
     """
     check_sizes("resnet56", num_classes, in_channels, image_size)
     return _resnet(9, num_classes, in_channels, shortcut)

@@ -25,6 +25,15 @@ def three_layer(
 
     Weights are drawn from N(0, weight_scale^2). `in_channels` and `image_size` say what `input_shape` does, and replace
     it. 1,645,346 parameters by default.
+
+    Examples
+    --------
+    >>> from xpcnn import models
+    >>> model = models.three_layer()
+    >>> sum(parameter.size for parameter in model.parameters())
+    1645346
+    >>> model.eval()(np.zeros((1, 3, 32, 32), "float32")).shape
+    (1, 10)
     """
     if len(input_shape) != 3:
         raise ShapeError(f"input_shape: expected (channels, height, width), got {tuple(input_shape)}")

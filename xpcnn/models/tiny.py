@@ -32,6 +32,15 @@ def tiny(
 
     conv 1@3x3, ReLU, pool 2: 1x13x13; 64, ReLU; classes. Weights are He uniform, the filter with a sum of 0 or more; or
     N(0, weight_scale^2) where that is given.
+
+    Examples
+    --------
+    >>> from xpcnn import models
+    >>> model = models.tiny()
+    >>> sum(parameter.size for parameter in model.parameters())
+    11540
+    >>> model.eval()(np.zeros((1, 1, 28, 28), "float32")).shape
+    (1, 10)
     """
     height, width = check_sizes("tiny", num_classes, in_channels, image_size, least=4)
     height, width = halved((height - 2, width - 2))

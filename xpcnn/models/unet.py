@@ -41,6 +41,13 @@ def unet(
         Poolings.
     batch_norm : bool
         Whether batch norm follows each 3x3 convolution, which then has no bias.
+
+    Examples
+    --------
+    >>> from xpcnn import models
+    >>> model = models.unet(image_size=32, width=8, depth=2)
+    >>> model(np.zeros((1, 1, 32, 32), "float32")).shape
+    (1, 2, 32, 32)
     """
     height, wide = check_sizes("unet", num_classes, in_channels, image_size)
     integer("width", width, 1)

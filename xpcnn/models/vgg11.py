@@ -43,6 +43,15 @@ def vgg11(
         The share that these drop.
     batch_norm : bool
         Whether batch norm follows each convolution.
+
+    Examples
+    --------
+    >>> from xpcnn import models
+    >>> model = models.vgg11()
+    >>> sum(parameter.size for parameter in model.parameters())
+    9225610
+    >>> model.eval()(np.zeros((1, 3, 32, 32), "float32")).shape
+    (1, 10)
     """
     height, width = halved(check_sizes("vgg11", num_classes, in_channels, image_size, least=32), 5)
     layers: list[Module] = []

@@ -23,6 +23,15 @@ def vgg4(*, num_classes: int = 10, in_channels: int = 1, image_size: Size = 28, 
         5 pixels or more a side.
     dropout : float
         The share dropped before the classes.
+
+    Examples
+    --------
+    >>> from xpcnn import models
+    >>> model = models.vgg4()
+    >>> sum(parameter.size for parameter in model.parameters())
+    42938
+    >>> model.eval()(np.zeros((1, 1, 28, 28), "float32")).shape
+    (1, 10)
     """
     size = check_sizes("vgg4", num_classes, in_channels, image_size, least=5)
     layers: list[Module] = []

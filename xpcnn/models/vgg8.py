@@ -18,6 +18,15 @@ def vgg8(*, num_classes: int = 10, in_channels: int = 3, image_size: Size = 32) 
     | classes | classes |
 
     Each convolution has padding 1 and no bias, and is followed by batch norm and ReLU. 1,187,274 parameters by default.
+
+    Examples
+    --------
+    >>> from xpcnn import models
+    >>> model = models.vgg8()
+    >>> sum(parameter.size for parameter in model.parameters())
+    1187274
+    >>> model.eval()(np.zeros((1, 3, 32, 32), "float32")).shape
+    (1, 10)
     """
     height, width = halved(check_sizes("vgg8", num_classes, in_channels, image_size, least=8), 3)
     layers: list[Module] = []

@@ -19,6 +19,14 @@ class ReLU(ChannelLayer):
     inplace : bool
         Means nothing, here as in the other layers that take it for PyTorch's sake: x is never written to, and memory
         between layers is used again without being asked.
+
+    Examples
+    --------
+    >>> layer = nn.ReLU()
+    >>> layer(np.array([-2.0, 1.0, 2.0])).round(3)
+    array([0., 1., 2.])
+    >>> layer.backward(np.ones(3)).round(3)
+    array([0., 1., 1.])
     """
 
     def __init__(self, inplace: bool = False) -> None:
@@ -31,7 +39,16 @@ class ReLU(ChannelLayer):
 
 
 class LeakyReLU(ChannelLayer):
-    """y = x where x > 0, else negative_slope * x; `inplace` as in `ReLU`."""
+    """y = x where x > 0, else negative_slope * x; `inplace` as in `ReLU`.
+
+    Examples
+    --------
+    >>> layer = nn.LeakyReLU()
+    >>> layer(np.array([-2.0, 1.0, 2.0])).round(3)
+    array([-0.02,  1.  ,  2.  ])
+    >>> layer.backward(np.ones(3)).round(3)
+    array([0.01, 1.  , 1.  ])
+    """
 
     def __init__(self, negative_slope: float = 0.01, inplace: bool = False) -> None:
         super().__init__()
@@ -47,7 +64,16 @@ class LeakyReLU(ChannelLayer):
 
 
 class Sigmoid(ChannelLayer):
-    """y = 1 / (1 + exp(-x))."""
+    """y = 1 / (1 + exp(-x)).
+
+    Examples
+    --------
+    >>> layer = nn.Sigmoid()
+    >>> layer(np.array([-2.0, 1.0, 2.0])).round(3)
+    array([0.119, 0.731, 0.881])
+    >>> layer.backward(np.ones(3)).round(3)
+    array([0.105, 0.197, 0.105])
+    """
 
     def channel_op(self) -> ChannelOp:
         """Return the operation of one call."""
@@ -55,7 +81,16 @@ class Sigmoid(ChannelLayer):
 
 
 class Tanh(ChannelLayer):
-    """y = tanh(x)."""
+    """y = tanh(x).
+
+    Examples
+    --------
+    >>> layer = nn.Tanh()
+    >>> layer(np.array([-2.0, 1.0, 2.0])).round(3)
+    array([-0.964,  0.762,  0.964])
+    >>> layer.backward(np.ones(3)).round(3)
+    array([0.071, 0.42 , 0.071])
+    """
 
     def channel_op(self) -> ChannelOp:
         """Return the operation of one call."""
@@ -63,7 +98,16 @@ class Tanh(ChannelLayer):
 
 
 class GELU(ChannelLayer):
-    """y = x times the normal distribution function of x; `approximate`, as in PyTorch, can only be "none"."""
+    """y = x times the normal distribution function of x; `approximate`, as in PyTorch, can only be "none".
+
+    Examples
+    --------
+    >>> layer = nn.GELU()
+    >>> layer(np.array([-2.0, 1.0, 2.0])).round(3)
+    array([-0.046,  0.841,  1.954])
+    >>> layer.backward(np.ones(3)).round(3)
+    array([-0.085,  1.083,  1.085])
+    """
 
     def __init__(self, approximate: str = "none") -> None:
         super().__init__()
@@ -77,7 +121,16 @@ class GELU(ChannelLayer):
 
 
 class SiLU(ChannelLayer):
-    """y = x / (1 + exp(-x)), also called swish; `inplace` as in `ReLU`."""
+    """y = x / (1 + exp(-x)), also called swish; `inplace` as in `ReLU`.
+
+    Examples
+    --------
+    >>> layer = nn.SiLU()
+    >>> layer(np.array([-2.0, 1.0, 2.0])).round(3)
+    array([-0.238,  0.731,  1.762])
+    >>> layer.backward(np.ones(3)).round(3)
+    array([-0.091,  0.928,  1.091])
+    """
 
     def __init__(self, inplace: bool = False) -> None:
         super().__init__()
@@ -89,7 +142,16 @@ class SiLU(ChannelLayer):
 
 
 class Hardswish(ChannelLayer):
-    """y = x min(max(x + 3, 0), 6) / 6; `inplace` as in `ReLU`."""
+    """y = x min(max(x + 3, 0), 6) / 6; `inplace` as in `ReLU`.
+
+    Examples
+    --------
+    >>> layer = nn.Hardswish()
+    >>> layer(np.array([-2.0, 1.0, 2.0])).round(3)
+    array([-0.333,  0.667,  1.667])
+    >>> layer.backward(np.ones(3)).round(3)
+    array([-0.167,  0.833,  1.167])
+    """
 
     def __init__(self, inplace: bool = False) -> None:
         super().__init__()
@@ -101,7 +163,16 @@ class Hardswish(ChannelLayer):
 
 
 class ELU(ChannelLayer):
-    """y = x where x > 0, else alpha (exp(x) - 1); `inplace` as in `ReLU`."""
+    """y = x where x > 0, else alpha (exp(x) - 1); `inplace` as in `ReLU`.
+
+    Examples
+    --------
+    >>> layer = nn.ELU()
+    >>> layer(np.array([-2.0, 1.0, 2.0])).round(3)
+    array([-0.865,  1.   ,  2.   ])
+    >>> layer.backward(np.ones(3)).round(3)
+    array([0.135, 1.   , 1.   ])
+    """
 
     def __init__(self, alpha: float = 1.0, inplace: bool = False) -> None:
         super().__init__()
@@ -121,6 +192,11 @@ class Softmax(Module):
     """y = exp(x) / sum of exp(x) along `dim`.
 
     For training, leave it out: `CrossEntropyLoss` takes logits.
+
+    Examples
+    --------
+    >>> nn.Softmax()(np.zeros((1, 4), "float32"))
+    array([[0.25, 0.25, 0.25, 0.25]], dtype=float32)
     """
 
     def __init__(self, dim: int = -1) -> None:

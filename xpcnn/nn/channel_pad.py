@@ -19,6 +19,12 @@ class ChannelPad(Module):
     References
     ----------
     He et al. 2015, arXiv:1512.03385, section 3.3, option A.
+
+    Examples
+    --------
+    >>> x = np.ones((2, 3, 8, 8), "float32")
+    >>> nn.ChannelPad(1, 2)(x).shape
+    (2, 6, 8, 8)
     """
 
     def __init__(self, before: int = 0, after: int = 0) -> None:

@@ -29,6 +29,13 @@ class Concat(Module):
     ----------
     Szegedy et al. 2014, arXiv:1409.4842 (filter concatenation); Ronneberger et al. 2015, arXiv:1505.04597 (U-Net);
     Huang et al. 2016, arXiv:1608.06993 (DenseNet).
+
+    Examples
+    --------
+    >>> x = np.ones((2, 3, 8, 8), "float32")
+    >>> block = nn.Concat(nn.Conv2d(3, 8, 1), nn.Conv2d(3, 4, 3, padding=1))
+    >>> block(x).shape
+    (2, 12, 8, 8)
     """
 
     def __init__(self, *branches: Module, dim: int = 1) -> None:

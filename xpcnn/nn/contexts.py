@@ -22,6 +22,16 @@ def no_grad() -> Iterator[None]:
     """Let forward keep nothing for backward, in this thread or task, for the length of a `with` block.
 
     Threads that a free-threaded Python starts inside of it begin with it, as with every context variable.
+
+    Examples
+    --------
+    >>> x = np.ones((2, 3, 8, 8), "float32")
+    >>> layer = nn.Conv2d(3, 8, 3)
+    >>> with xpcnn.no_grad():
+    ...     y = layer(x)  # keeps nothing for a backward
+    ...
+    >>> y.shape
+    (2, 8, 6, 6)
     """
     token = gradients.set(False)
     try:

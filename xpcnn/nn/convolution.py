@@ -35,6 +35,16 @@ class Conv2d(Module):
     References
     ----------
     LeCun et al. 1998, Gradient-based learning applied to document recognition.
+
+    Examples
+    --------
+    >>> x = np.ones((2, 3, 8, 8), "float32")
+    >>> layer = nn.Conv2d(3, 16, 3, padding=1)
+    >>> y = layer(x)
+    >>> y.shape
+    (2, 16, 8, 8)
+    >>> layer.backward(np.ones_like(y)).shape, layer.weight.grad.shape
+    ((2, 3, 8, 8), (16, 3, 3, 3))
     """
 
     def __init__(

@@ -20,6 +20,12 @@ class Dropout(ChannelLayer):
     Notes
     -----
     Each call draws the key of its mask from the library's generator (`xpcnn.manual_seed`).
+
+    Examples
+    --------
+    >>> layer = nn.Dropout(0.5)
+    >>> layer.eval()(np.ones(3, "float32"))  # what it draws, it draws in training alone
+    array([1., 1., 1.], dtype=float32)
     """
 
     def __init__(self, p: float = 0.5, inplace: bool = False) -> None:
@@ -36,7 +42,14 @@ class Dropout(ChannelLayer):
 
 
 class Dropout2d(Dropout):
-    """In training, drop a share p of the channels of each image whole; x is (N, C, H, W), else as `Dropout`."""
+    """In training, drop a share p of the channels of each image whole; x is (N, C, H, W), else as `Dropout`.
+
+    Examples
+    --------
+    >>> x = np.ones((2, 3, 8, 8), "float32")
+    >>> nn.Dropout2d(0.2)(x).shape
+    (2, 3, 8, 8)
+    """
 
     def channel_op(self) -> ChannelOp:
         """Return the operation of one call."""

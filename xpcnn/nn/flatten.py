@@ -17,6 +17,12 @@ class Flatten(Module):
     ----------
     start_dim, end_dim : int
         1 and -1, as PyTorch has them; others are a ConfigError.
+
+    Examples
+    --------
+    >>> x = np.ones((2, 3, 8, 8), "float32")
+    >>> nn.Flatten()(x).shape
+    (2, 192)
     """
 
     def __init__(self, start_dim: int = 1, end_dim: int = -1) -> None:

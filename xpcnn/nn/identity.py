@@ -8,7 +8,14 @@ from xpcnn.nn.module import Module
 
 
 class Identity(Module):
-    """y = x, of any shape and dtype, for where a network needs a layer that does nothing."""
+    """y = x, of any shape and dtype, for where a network needs a layer that does nothing.
+
+    Examples
+    --------
+    >>> x = np.ones((2, 3, 8, 8), "float32")
+    >>> nn.Identity()(x).shape
+    (2, 3, 8, 8)
+    """
 
     def forward(self, x: Array) -> Array:
         """Return x itself."""

@@ -46,6 +46,14 @@ class Inference:
     References
     ----------
     Jacob et al. 2018, Quantization and training of neural networks, arXiv:1712.05877, section 3.2 (folding).
+
+    Examples
+    --------
+    >>> x = np.ones((2, 3, 8, 8), "float32")
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
+    >>> predict = nn.Inference(model)  # in evaluation mode, batch norm folded
+    >>> predict(x).shape
+    (2, 8, 6, 6)
     """
 
     def __init__(self, model: Module, records: int = 8) -> None:

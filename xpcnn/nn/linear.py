@@ -27,6 +27,12 @@ class Linear(Module):
     ----------
     weight : Parameter (out_features, in_features)
     bias : Parameter (out_features,) or None
+
+    Examples
+    --------
+    >>> layer = nn.Linear(6, 4)
+    >>> layer(np.ones((2, 6), "float32")).shape, layer.weight.shape
+    ((2, 4), (4, 6))
     """
 
     def __init__(

@@ -40,6 +40,19 @@ class Module(Guarded):
     in the environment when the package is imported, which costs a checksum of all that is kept.
 
     Copies and pickles hold parameters and buffers, and neither hooks nor anything that forwards have kept.
+
+    Examples
+    --------
+    >>> class Double(nn.Module):
+    ...     def forward(self, x):
+    ...         return 2 * x
+    ...
+    ...     def backward(self, dy):
+    ...         return 2 * dy
+    ...
+    >>> layer = Double()
+    >>> layer(np.ones(2)), layer.backward(np.ones(2))
+    (array([2., 2.]), array([2., 2.]))
     """
 
     _forward_hooks: tuple[tuple[int, hooks.Hook], ...] = ()

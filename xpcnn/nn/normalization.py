@@ -91,14 +91,30 @@ class _BatchNorm(ChannelLayer):
 
 
 class BatchNorm1d(_BatchNorm):
-    """Batch norm of features (N, C)."""
+    """Batch norm of features (N, C).
+
+    Examples
+    --------
+    >>> nn.BatchNorm1d(6)(np.ones((4, 6), "float32")).shape
+    (4, 6)
+    """
 
     __doc__ = f"{__doc__}\n\n{_BatchNorm.__doc__}"
     ndim = 2
 
 
 class BatchNorm2d(_BatchNorm):
-    """Batch norm of images (N, C, H, W)."""
+    """Batch norm of images (N, C, H, W).
+
+    Examples
+    --------
+    >>> x = np.ones((2, 3, 8, 8), "float32")
+    >>> layer = nn.BatchNorm2d(3)
+    >>> layer(x).shape, layer.running_mean.round(3)
+    ((2, 3, 8, 8), array([0.1, 0.1, 0.1], dtype=float32))
+    >>> layer.eval()(x).shape  # by the running statistics now
+    (2, 3, 8, 8)
+    """
 
     __doc__ = f"{__doc__}\n\n{_BatchNorm.__doc__}"
     ndim = 4

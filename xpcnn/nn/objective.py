@@ -33,6 +33,13 @@ def loss_and_gradients(
     loss : 0-d array
     gradients : dict of str to array
         By the names of `model.named_parameters()`; the caller's own copies.
+
+    Examples
+    --------
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(192, 10))
+    >>> loss, gradients = nn.loss_and_gradients(model, np.ones((2, 3, 8, 8), "float32"), np.array([3, 7]))
+    >>> {name: gradient.shape for name, gradient in gradients.items()}
+    {'1.weight': (10, 192), '1.bias': (10,)}
     """
     criterion = CrossEntropyLoss() if criterion is None else criterion
     model.zero_grad()

@@ -46,6 +46,12 @@ class Parameter(Guarded):
     requires_grad : bool
         False freezes it: no gradient is added, optimisers leave it and their state of it as they are, and a layer
         whose parameters are all frozen computes no gradient for them. It may be set at any time.
+
+    Examples
+    --------
+    >>> weight = nn.Parameter(np.zeros((2, 3), "float32"), "weight")
+    >>> weight.shape, weight.grad is None, weight.requires_grad
+    ((2, 3), False, True)
     """
 
     __slots__ = ("_data", "_grad", "_requires_grad", "changed_at", "changed_by", "grad_is_zero", "name")

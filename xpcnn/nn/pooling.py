@@ -10,7 +10,14 @@ from xpcnn.windows import Padding, Size, check_windows
 
 
 class MaxPool2d(ChannelLayer):
-    """y = maximum of every window; arguments as for `functional.max_pool2d`."""
+    """y = maximum of every window; arguments as for `functional.max_pool2d`.
+
+    Examples
+    --------
+    >>> x = np.ones((2, 3, 8, 8), "float32")
+    >>> nn.MaxPool2d(2)(x).shape
+    (2, 3, 4, 4)
+    """
 
     def __init__(
         self,
@@ -39,7 +46,14 @@ class MaxPool2d(ChannelLayer):
 
 
 class AvgPool2d(ChannelLayer):
-    """y = mean of every window; arguments as for `functional.avg_pool2d`."""
+    """y = mean of every window; arguments as for `functional.avg_pool2d`.
+
+    Examples
+    --------
+    >>> x = np.ones((2, 3, 8, 8), "float32")
+    >>> nn.AvgPool2d(3, stride=2, padding=1)(x).shape
+    (2, 3, 4, 4)
+    """
 
     def __init__(
         self,
@@ -67,7 +81,14 @@ class AvgPool2d(ChannelLayer):
 
 
 class GlobalAvgPool2d(ChannelLayer):
-    """y = mean over height and width: (N, C, H, W) to (N, C, 1, 1)."""
+    """y = mean over height and width: (N, C, H, W) to (N, C, 1, 1).
+
+    Examples
+    --------
+    >>> x = np.ones((2, 3, 8, 8), "float32")
+    >>> nn.GlobalAvgPool2d()(x).shape
+    (2, 3, 1, 1)
+    """
 
     def channel_op(self) -> ChannelOp:
         """Return the operation of one call."""
@@ -80,6 +101,12 @@ class AdaptiveAvgPool2d(ChannelLayer):
     Parameters
     ----------
     output_size : int, or (height, width) of which None keeps the input's
+
+    Examples
+    --------
+    >>> x = np.ones((2, 3, 8, 8), "float32")
+    >>> nn.AdaptiveAvgPool2d(3)(x).shape
+    (2, 3, 3, 3)
     """
 
     def __init__(self, output_size: OutputSize) -> None:

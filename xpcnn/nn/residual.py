@@ -19,6 +19,13 @@ class Residual(Module):
     body : Module
     shortcut : Module, optional
         The identity by default; else what brings x to the body's shape, such as a 1x1 convolution.
+
+    Examples
+    --------
+    >>> x = np.ones((2, 3, 8, 8), "float32")
+    >>> block = nn.Residual(nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.ReLU()))
+    >>> block(x).shape
+    (2, 3, 8, 8)
     """
 
     def __init__(self, body: Module, shortcut: Module | None = None) -> None:

@@ -58,6 +58,12 @@ class LayerNorm(_SampleNorm):
     Attributes
     ----------
     weight, bias : Parameter of `normalized_shape`, or None
+
+    Examples
+    --------
+    >>> x = np.ones((2, 3, 8, 8), "float32")
+    >>> nn.LayerNorm((3, 8, 8))(x).shape
+    (2, 3, 8, 8)
     """
 
     def __init__(
@@ -102,6 +108,12 @@ class GroupNorm(_SampleNorm):
     Attributes
     ----------
     weight, bias : Parameter (num_channels,), or None
+
+    Examples
+    --------
+    >>> x = np.ones((2, 3, 8, 8), "float32")
+    >>> nn.GroupNorm(3, 3)(x).shape
+    (2, 3, 8, 8)
     """
 
     def __init__(

@@ -31,6 +31,15 @@ class Sequential(Module):
     Parameters
     ----------
     *layers : Module
+
+    Examples
+    --------
+    >>> x = np.ones((2, 3, 8, 8), "float32")
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 10))
+    >>> model(x).shape, len(model.parameters())
+    ((2, 10), 4)
+    >>> model.backward(np.ones((2, 10), "float32")).shape
+    (2, 3, 8, 8)
     """
 
     def __init__(self, *layers: Module) -> None:

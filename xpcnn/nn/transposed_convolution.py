@@ -38,6 +38,12 @@ class ConvTranspose2d(Module):
     References
     ----------
     Zeiler et al. 2010, Deconvolutional networks; Dumoulin and Visin 2016, arXiv:1603.07285, chapter 4.
+
+    Examples
+    --------
+    >>> x = np.ones((2, 3, 8, 8), "float32")
+    >>> nn.ConvTranspose2d(3, 5, 2, stride=2)(x).shape
+    (2, 5, 16, 16)
     """
 
     def __init__(

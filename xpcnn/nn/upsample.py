@@ -20,6 +20,12 @@ class Upsample(ChannelLayer):
         "nearest" or "bilinear".
     align_corners : bool, optional
         With "bilinear" alone.
+
+    Examples
+    --------
+    >>> x = np.ones((2, 3, 8, 8), "float32")
+    >>> nn.Upsample(scale_factor=2, mode="bilinear")(x).shape
+    (2, 3, 16, 16)
     """
 
     def __init__(

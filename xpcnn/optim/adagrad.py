@@ -33,6 +33,15 @@ class Adagrad(Optimizer):
     ------
     ConfigError
         A value is out of its range.
+
+    Examples
+    --------
+    >>> layer = nn.Linear(2, 1)
+    >>> optimizer = optim.Adagrad(layer.parameters(), lr=0.1)
+    >>> layer.weight.data[...], layer.weight.grad[...] = 1.0, 0.5
+    >>> optimizer.step()
+    >>> layer.weight.data.round(3)
+    array([[0.9, 0.9]], dtype=float32)
     """
 
     identity = (0.0, 1.0, 0.0)

@@ -45,6 +45,15 @@ class Adam(Optimizer):
     ------
     ConfigError
         A value is out of its range.
+
+    Examples
+    --------
+    >>> layer = nn.Linear(2, 1)
+    >>> optimizer = optim.Adam(layer.parameters(), lr=0.1)
+    >>> layer.weight.data[...], layer.weight.grad[...] = 1.0, 0.5
+    >>> optimizer.step()
+    >>> layer.weight.data.round(3)
+    array([[0.9, 0.9]], dtype=float32)
     """
 
     optional_state = ("largest_square_sum",)
@@ -111,6 +120,15 @@ class AdamW(Adam):
         As in `Adam`.
     weight_decay : float
         Share of the parameter, times lr, that goes in each step.
+
+    Examples
+    --------
+    >>> layer = nn.Linear(2, 1)
+    >>> optimizer = optim.AdamW(layer.parameters(), lr=0.1)
+    >>> layer.weight.data[...], layer.weight.grad[...] = 1.0, 0.5
+    >>> optimizer.step()
+    >>> layer.weight.data.round(3)
+    array([[0.899, 0.899]], dtype=float32)
     """
 
     decoupled = True

@@ -40,6 +40,16 @@ def clip_grad_norm(parameters: Iterable[Parameter], max_norm: float, *, scale: A
     References
     ----------
     Pascanu, Mikolov and Bengio, 2013, arXiv:1211.5063; the factor is torch's, max_norm / (norm + 1e-6).
+
+    Examples
+    --------
+    >>> layer = nn.Linear(4, 1, bias=False)
+    >>> optimizer = optim.SGD(layer.parameters(), lr=0.1)
+    >>> layer.weight.grad[...] = 1.0
+    >>> float(optim.clip_grad_norm(layer.parameters(), 1.0))  # the norm before
+    2.0
+    >>> layer.weight.grad.round(3)
+    array([[0.5, 0.5, 0.5, 0.5]], dtype=float32)
     """
     max_norm = number("max_norm", max_norm, "a number, 0 or more", 0.0)
     members = [parameters] if isinstance(parameters, Parameter) else list(parameters)

@@ -58,6 +58,16 @@ class Optimizer(Guarded):
     ------
     ConfigError
         No parameters, one that is given twice, an unknown option, or a value that is not allowed.
+
+    Examples
+    --------
+    >>> layer = nn.Linear(2, 1)
+    >>> optimizer = optim.SGD(layer.parameters(), lr=0.1)  # each optimiser is one
+    >>> isinstance(optimizer, optim.Optimizer), optimizer.param_groups[0]["lr"]
+    (True, 0.1)
+    >>> optimizer.zero_grad()
+    >>> float(layer.weight.grad.sum())
+    0.0
     """
 
     def __init__(self, parameters: Iterable[Parameter] | Iterable[Group], defaults: Group) -> None:

@@ -36,6 +36,15 @@ class RMSprop(Optimizer):
     ------
     ConfigError
         A value is out of its range.
+
+    Examples
+    --------
+    >>> layer = nn.Linear(2, 1)
+    >>> optimizer = optim.RMSprop(layer.parameters(), lr=0.1)
+    >>> layer.weight.data[...], layer.weight.grad[...] = 1.0, 0.5
+    >>> optimizer.step()
+    >>> layer.weight.data.round(3)
+    array([[0., 0.]], dtype=float32)
     """
 
     optional_state = ("gradient_average", "velocity")

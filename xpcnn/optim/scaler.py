@@ -41,6 +41,12 @@ class GradScaler:
     References
     ----------
     Micikevicius et al. 2018, arXiv:1710.03740, section 3.2; names and values are torch.amp.GradScaler's.
+
+    Examples
+    --------
+    >>> scaler = optim.GradScaler(init_scale=1024.0)
+    >>> scaler.state_dict()["scale"]
+    1024.0
     """
 
     def __init__(

@@ -35,6 +35,15 @@ class SGD(Optimizer):
     ------
     ConfigError
         A value is out of its range, or nesterov without momentum.
+
+    Examples
+    --------
+    >>> layer = nn.Linear(2, 1)
+    >>> optimizer = optim.SGD(layer.parameters(), lr=0.1, momentum=0.9)
+    >>> layer.weight.data[...], layer.weight.grad[...] = 1.0, 0.5
+    >>> optimizer.step()
+    >>> layer.weight.data.round(3)
+    array([[0.95, 0.95]], dtype=float32)
     """
 
     optional_state = ("velocity",)

@@ -40,6 +40,13 @@ def confusion_matrix(
         The arrays do not fit each other, are empty or hold negative numbers; the file cannot be written.
     ConfigError
         matplotlib is not installed.
+
+    Examples
+    --------
+    >>> from xpcnn import plot
+    >>> figure = plot.confusion_matrix([0, 0, 1], [0, 1, 1], classes=["cat", "dog"])
+    >>> type(figure).__name__
+    'Figure'
     """
     counts = _count(host("labels", labels), host("predicted", predicted))
     names = class_names(classes, len(counts))

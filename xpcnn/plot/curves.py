@@ -41,6 +41,18 @@ def history(history: History, path: PathLike | None = None, *, title: str = "", 
         The history is empty, or the file cannot be written.
     ConfigError
         `ax` is no axes, or matplotlib is not installed.
+
+    Examples
+    --------
+    >>> from xpcnn import plot
+    >>> from xpcnn.training import History
+    >>> history = History()
+    >>> for loss in (2.0, 1.0, 0.5):
+    ...     history.add_step(loss, 0.9, 0.1)
+    ...
+    >>> figure = plot.history(history)
+    >>> type(figure).__name__
+    'Figure'
     """
     loss = np.asarray(history.steps["loss"], float)
     if not len(loss):

@@ -61,6 +61,14 @@ def predictions(
         The arrays do not fit each other.
     DataError, ConfigError
         A row is none of probabilities; the file cannot be written; matplotlib is not installed.
+
+    Examples
+    --------
+    >>> from xpcnn import plot
+    >>> probabilities = np.full((4, 2), 0.5, "float32")
+    >>> figure = plot.predictions(np.zeros((4, 28, 28), "uint8"), [0, 1, 0, 1], probabilities)
+    >>> type(figure).__name__
+    'Figure'
     """
     shares = host("probabilities", probabilities)
     truth = host("labels", labels)

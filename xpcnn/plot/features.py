@@ -42,6 +42,13 @@ def filters(weight: Any, path: PathLike | None = None, *, ax: Any = None) -> Any
         The weights have another shape, or the file cannot be written.
     ConfigError
         The network has no convolution, or matplotlib is not installed.
+
+    Examples
+    --------
+    >>> from xpcnn import plot
+    >>> figure = plot.filters(nn.Conv2d(3, 8, 5))
+    >>> type(figure).__name__
+    'Figure'
     """
     if isinstance(weight, Module):
         layers = [layer for layer in weight.modules() if isinstance(layer, Conv2d)]
@@ -96,6 +103,14 @@ def feature_maps(model: Module, image: Any, path: PathLike | None = None, *, ax:
         The image does not fit the network, or the file cannot be written.
     ConfigError
         The network has neither pooling nor convolution, or matplotlib is not installed.
+
+    Examples
+    --------
+    >>> from xpcnn import plot
+    >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 3))
+    >>> figure = plot.feature_maps(model, np.zeros((1, 8, 8), "float32"))
+    >>> type(figure).__name__
+    'Figure'
     """
     if getattr(image, "ndim", 0) not in (3, 4) or (image.ndim == 4 and image.shape[0] != 1):
         raise ShapeError(f"image: expected (C, H, W) or (1, C, H, W), got {getattr(image, 'shape', type(image))}")

@@ -43,6 +43,15 @@ def saliency(model: Module, images: Any, path: PathLike | None = None, *, target
         As `explain.saliency`; the file cannot be written.
     ConfigError
         `ax` is no axes, or matplotlib is not installed.
+
+    Examples
+    --------
+    >>> from xpcnn import plot
+    >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 3))
+    >>> images = np.random.default_rng(0).random((2, 1, 8, 8), "float32")
+    >>> figure = plot.saliency(model, images)
+    >>> type(figure).__name__
+    'Figure'
     """
     images, target = _first(images, target)
     heat = explain.saliency(model, images, target)
@@ -85,6 +94,15 @@ def grad_cam(
         As `explain.grad_cam`; the file cannot be written.
     ConfigError
         There is no such layer, `ax` is no axes, or matplotlib is not installed.
+
+    Examples
+    --------
+    >>> from xpcnn import plot
+    >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 3))
+    >>> images = np.random.default_rng(0).random((2, 1, 8, 8), "float32")
+    >>> figure = plot.grad_cam(model, images)
+    >>> type(figure).__name__
+    'Figure'
     """
     images, target = _first(images, target)
     heat = explain.grad_cam(model, images, target, layer=layer)

@@ -33,6 +33,20 @@ def learning_rates(finder: LearningRateFinder, path: PathLike | None = None, *, 
         It has not run, or the file cannot be written.
     ConfigError
         `ax` is no axes, or matplotlib is not installed.
+
+    Examples
+    --------
+    >>> from xpcnn import plot
+    >>> from xpcnn import training
+    >>> model = nn.Sequential(nn.Linear(4, 3))
+    >>> optimizer = optim.SGD(model.parameters(), 0.1)
+    >>> trainer = training.Trainer(model, optimizer, nn.CrossEntropyLoss())
+    >>> batches = [(np.ones((8, 4), "float32"), np.arange(8) % 3)]
+    >>> finder = training.LearningRateFinder(1e-4, 10, steps=20)
+    >>> rate = finder.run(trainer, batches)
+    >>> figure = plot.learning_rates(finder)
+    >>> type(figure).__name__
+    'Figure'
     """
     if not finder.lrs:
         raise DataError("finder: expected one that has run, got no steps; call run(trainer, train) first")

@@ -45,6 +45,11 @@ def assert_close(
     ------
     AssertionError
         With the first thing that differs, and for values with the worst place.
+
+    Examples
+    --------
+    >>> from xpcnn import testing
+    >>> testing.assert_close(np.array([1.0, 2.0]), np.array([1.0, 2.0 + 1e-13]))
     """
     if same_backend:
         names = [backend_of(array).name for array in (actual, expected)]

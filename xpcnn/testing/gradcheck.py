@@ -39,7 +39,15 @@ class GradientRow:
 
 @dataclass
 class GradcheckReport:
-    """The verdict on every gradient; true where all are right, and a table where it is printed."""
+    """The verdict on every gradient; true where all are right, and a table where it is printed.
+
+    Examples
+    --------
+    >>> from xpcnn import testing
+    >>> report = testing.gradcheck(nn.ReLU(), np.random.default_rng(0).normal(size=(4, 3)))
+    >>> len(report.rows), bool(report)
+    (1, True)
+    """
 
     rows: list[GradientRow] = field(default_factory=list)
     tolerance: float = 0.0
@@ -109,6 +117,13 @@ def gradcheck(
     ------
     ConfigError
         There is nothing to check, or no backward was found.
+
+    Examples
+    --------
+    >>> from xpcnn import testing
+    >>> report = testing.gradcheck(nn.Linear(3, 2), np.random.default_rng(0).normal(size=(4, 3)))
+    >>> bool(report)
+    True
     """
     if not (eps > 0 and tolerance > 0):
         raise ConfigError(f"eps, tolerance: expected numbers above 0, got {eps!r} and {tolerance!r}")

@@ -48,6 +48,12 @@ def numerical_gradient(f: Callable[[Any], Any], array: Any, h: float = STEP) -> 
         `array` is not floating point.
     ShapeError
         `f` returned more than one number.
+
+    Examples
+    --------
+    >>> from xpcnn import testing
+    >>> testing.numerical_gradient(lambda x: float((x**2).sum()), np.array([1.0, 2.0])).round(6)
+    array([2., 4.])
     """
     original = to_host(array)
     if original.dtype.kind != "f":
@@ -76,6 +82,12 @@ def relative_error(a: Any, b: Any) -> float:
     ------
     ShapeError
         The shapes differ.
+
+    Examples
+    --------
+    >>> from xpcnn import testing
+    >>> testing.relative_error(np.array([1.0]), np.array([1.1])) < 0.1
+    True
     """
     left, right = to_host(a).astype(np.float64), to_host(b).astype(np.float64)
     if left.shape != right.shape:

@@ -82,6 +82,15 @@ def initial_loss_check(
     ------
     ShapeError
         The model does not return (batch_size, num_classes).
+
+    Examples
+    --------
+    >>> from xpcnn import testing
+    >>> xpcnn.manual_seed(0)
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    >>> model[1].weight.data[...] *= 0.01
+    >>> bool(testing.initial_loss_check(model, (1, 8, 8), 10))
+    True
     """
     rng = np.random.default_rng(seed)
     model.forget()
@@ -127,6 +136,15 @@ def overfit_check(
     ------
     ConfigError
         There are no samples or no epochs.
+
+    Examples
+    --------
+    >>> from xpcnn import testing
+    >>> xpcnn.manual_seed(0)
+    >>> model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 3))
+    >>> x = np.random.default_rng(0).normal(size=(30, 8)).astype("float32")
+    >>> bool(testing.overfit_check(model, x, np.arange(30) % 3, epochs=200))
+    False
     """
     images, targets = to_host(x), to_host(labels)
     if len(images) == 0 or epochs < 1 or batch_size < 1:

@@ -46,6 +46,18 @@ def save_parameters(model: Module, path: str | os.PathLike[str]) -> None:
     ------
     DataError
         The file cannot be written; what was there before is untouched.
+
+    Examples
+    --------
+    >>> from xpcnn import training
+    >>> from tempfile import TemporaryDirectory
+    >>> model, other = nn.Linear(4, 2), nn.Linear(4, 2)
+    >>> with TemporaryDirectory() as folder:
+    ...     training.save_parameters(model, f"{folder}/p.safetensors")
+    ...     training.load_parameters(other, f"{folder}/p.safetensors")
+    ...
+    >>> bool((model.weight.data == other.weight.data).all())
+    True
     """
     write_bytes(path, encode(host_state(model)))
 
@@ -68,6 +80,18 @@ def load_parameters(model: Module, path: str | os.PathLike[str]) -> None:
     DataError
         The file is not there, no regular file or damaged, a name, shape or dtype differs, or a value is nan, infinite
         or a negative variance; the model is unchanged then.
+
+    Examples
+    --------
+    >>> from xpcnn import training
+    >>> from tempfile import TemporaryDirectory
+    >>> model, other = nn.Linear(4, 2), nn.Linear(4, 2)
+    >>> with TemporaryDirectory() as folder:
+    ...     training.save_parameters(model, f"{folder}/p.safetensors")
+    ...     training.load_parameters(other, f"{folder}/p.safetensors")
+    ...
+    >>> bool((model.weight.data == other.weight.data).all())
+    True
     """
     source = os.fspath(path)
     arrays = _without_wrapper(model, read_arrays(read_file(path, "safetensors or PyTorch file"), source))

@@ -63,6 +63,18 @@ class ModelAverage(Callback):
     ----------
     Polyak and Juditsky 1992, "Acceleration of stochastic approximation by averaging"; Tarvainen and Valpola 2017,
     arXiv:1703.01780; `torch.optim.swa_utils.AveragedModel` with `get_ema_multi_avg_fn` computes the same numbers.
+
+    Examples
+    --------
+    >>> from xpcnn import training
+    >>> average = training.ModelAverage(0.9)
+    >>> model = nn.Sequential(nn.Linear(4, 3))
+    >>> optimizer = optim.SGD(model.parameters(), 0.1)
+    >>> trainer = training.Trainer(model, optimizer, nn.CrossEntropyLoss(), callbacks=[average])
+    >>> batches = [(np.ones((8, 4), "float32"), np.arange(8) % 3)]
+    >>> history = trainer.fit(batches, epochs=3)
+    >>> average.count, sorted(average.averages)
+    (3, ['0.bias', '0.weight'])
     """
 
     def __init__(

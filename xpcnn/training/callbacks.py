@@ -27,6 +27,24 @@ class Callback:
     once : bool
         Whether, of several ranks of a job (`Trainer(communicator=)`), rank 0 alone calls it: for what shows or writes.
         Others are called on each rank, with the same numbers.
+
+    Examples
+    --------
+    >>> from xpcnn import training
+    >>> class Count(training.Callback):
+    ...     epochs = 0
+    ...
+    ...     def on_epoch(self, trainer):
+    ...         self.epochs += 1
+    ...
+    >>> count = Count()
+    >>> model = nn.Sequential(nn.Linear(4, 3))
+    >>> optimizer = optim.SGD(model.parameters(), 0.1)
+    >>> trainer = training.Trainer(model, optimizer, nn.CrossEntropyLoss(), callbacks=[count])
+    >>> batches = [(np.ones((8, 4), "float32"), np.arange(8) % 3)]
+    >>> history = trainer.fit(batches, epochs=3)
+    >>> count.epochs
+    3
     """
 
     once = False

@@ -58,6 +58,22 @@ class Checkpointer:
     ------
     ConfigError
         A number is not above 0.
+
+    Examples
+    --------
+    >>> from xpcnn import training
+    >>> from tempfile import TemporaryDirectory
+    >>> folder = TemporaryDirectory()
+    >>> model = nn.Sequential(nn.Linear(4, 3))
+    >>> optimizer = optim.SGD(model.parameters(), 0.1)
+    >>> checkpoint = training.Checkpointer(folder.name)
+    >>> trainer = training.Trainer(model, optimizer, nn.CrossEntropyLoss(), checkpoint=checkpoint)
+    >>> batches = [(np.ones((8, 4), "float32"), np.arange(8) % 3)]
+    >>> history = trainer.fit(batches, epochs=1)
+    >>> history = trainer.fit(batches, epochs=3, resume=True)  # a new process would go on as well
+    >>> trainer.epoch
+    3
+    >>> folder.cleanup()
     """
 
     def __init__(

@@ -45,6 +45,18 @@ class EarlyStopping(Callback):
     ------
     ConfigError
         A value is not allowed.
+
+    Examples
+    --------
+    >>> from xpcnn import training
+    >>> stopping = training.EarlyStopping("loss", patience=1, min_delta=10.0)
+    >>> model = nn.Sequential(nn.Linear(4, 3))
+    >>> optimizer = optim.SGD(model.parameters(), 0.1)
+    >>> trainer = training.Trainer(model, optimizer, nn.CrossEntropyLoss(), callbacks=[stopping])
+    >>> batches = [(np.ones((8, 4), "float32"), np.arange(8) % 3)]
+    >>> history = trainer.fit(batches, epochs=9)
+    >>> trainer.stopped, stopping.best_epoch, trainer.epoch
+    (True, 1, 2)
     """
 
     def __init__(

@@ -33,6 +33,17 @@ class History:
     epochs : dict of str to list
         "step" (steps so far), "loss", "accuracy" (over the epoch's batches, as they were trained on),
         "validation_loss", "validation_accuracy" (nan without validation data), "seconds", "images_per_second".
+
+    Examples
+    --------
+    >>> from xpcnn import training
+    >>> model = nn.Sequential(nn.Linear(4, 3))
+    >>> optimizer = optim.SGD(model.parameters(), 0.1)
+    >>> trainer = training.Trainer(model, optimizer, nn.CrossEntropyLoss())
+    >>> batches = [(np.ones((8, 4), "float32"), np.arange(8) % 3)]
+    >>> history = trainer.fit(batches, epochs=2)
+    >>> len(history.steps["loss"]), len(history.epochs["loss"]), history.epochs["loss"][1] < history.epochs["loss"][0]
+    (2, 2, True)
     """
 
     def __init__(self) -> None:

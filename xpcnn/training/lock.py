@@ -30,6 +30,16 @@ class FolderLock:
         Another process, or another trainer of this one, holds it.
     DataError
         The folder cannot be written or locked.
+
+    Examples
+    --------
+    >>> from xpcnn import training
+    >>> from tempfile import TemporaryDirectory
+    >>> folder = TemporaryDirectory()
+    >>> lock = training.FolderLock(folder.name)
+    >>> lock.acquire()
+    >>> lock.release()
+    >>> folder.cleanup()
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:

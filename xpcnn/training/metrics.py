@@ -18,6 +18,17 @@ class Metrics:
     """Mean loss, and the share of samples whose highest logit is the label's, over `count` samples.
 
     The share is nan where the targets are no classes. `per_class` is there where it was asked for.
+
+    Examples
+    --------
+    >>> from xpcnn import training
+    >>> model = nn.Sequential(nn.Linear(4, 3))
+    >>> optimizer = optim.SGD(model.parameters(), 0.1)
+    >>> trainer = training.Trainer(model, optimizer, nn.CrossEntropyLoss())
+    >>> batches = [(np.ones((8, 4), "float32"), np.arange(8) % 3)]
+    >>> metrics = trainer.evaluate(batches)
+    >>> metrics.count, 0 <= metrics.accuracy <= 1
+    (8, True)
     """
 
     loss: float
@@ -27,7 +38,17 @@ class Metrics:
 
 
 class RunningAverage:
-    """A mean over values of different weight, such as batch losses over batches of different size."""
+    """A mean over values of different weight, such as batch losses over batches of different size.
+
+    Examples
+    --------
+    >>> from xpcnn import training
+    >>> average = training.RunningAverage()
+    >>> average.add(3.0, 1)
+    >>> average.add(6.0, 3)
+    >>> average.value
+    2.25
+    """
 
     def __init__(self) -> None:
         self.total = 0.0

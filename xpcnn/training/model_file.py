@@ -64,6 +64,18 @@ def save_model(
     The file is a safetensors file with the arrays of `state_dict`. Its metadata holds, under "xpcnn", a json object:
     `format`, `version` of the library, `model` (`nn.description`), `classes`, `transform`, `image_shape`, `fit`,
     `digits`, `input_shape`, and a SHA-256 of all of it and the arrays.
+
+    Examples
+    --------
+    >>> from xpcnn import training
+    >>> from tempfile import TemporaryDirectory
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    >>> with TemporaryDirectory() as folder:
+    ...     training.save_model(model, f"{folder}/m.safetensors", classes=["cat", "dog"], image_shape=(2, 2))
+    ...     predict = training.load_model(f"{folder}/m.safetensors")
+    ...
+    >>> predict.classes
+    ['cat', 'dog']
     """
     used = Predictor(
         model, classes=classes, transform=transform, image_shape=image_shape, fit=fit, digits=digits
@@ -109,6 +121,18 @@ def load_model(path: str | os.PathLike[str], *, layers: Iterable[Any] = ()) -> P
     DataError
         The file is not there, is damaged, is of a newer xpcnn, holds parameters alone, or names a layer or transform
         that is neither the library's nor in `layers`.
+
+    Examples
+    --------
+    >>> from xpcnn import training
+    >>> from tempfile import TemporaryDirectory
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    >>> with TemporaryDirectory() as folder:
+    ...     training.save_model(model, f"{folder}/m.safetensors", classes=["cat", "dog"], image_shape=(2, 2))
+    ...     predict = training.load_model(f"{folder}/m.safetensors")
+    ...
+    >>> predict(np.zeros((1, 2, 2), "uint8"))[0].label
+    'cat'
     """
     source = shown(path)
     content = read_file(path, "model file")

@@ -28,6 +28,13 @@ class ClassMetrics:
         Row label, column prediction.
     classes : tuple of str
         What they are called; their numbers by default.
+
+    Examples
+    --------
+    >>> from xpcnn import training
+    >>> found = training.class_metrics([0, 0, 1], [0, 1, 1], classes=["cat", "dog"])
+    >>> found.precision, found.recall, found.confusion
+    ((1.0, 0.5), (0.5, 1.0), ((1, 1), (0, 1)))
     """
 
     precision: tuple[float, ...]
@@ -102,6 +109,17 @@ def class_metrics(
     With TP of a class the samples that are of it and taken for it: precision = TP / taken for it, recall = TP / of it,
     F1 = 2 TP / (of it + taken for it); `sklearn.metrics.precision_recall_fscore_support` with zero_division=0 gives
     the same numbers. Classes are those up to the highest that occurs, or the K of scores.
+
+    Examples
+    --------
+    >>> from xpcnn import training
+    >>> found = training.class_metrics([0, 0, 1], [0, 1, 1], classes=["cat", "dog"])
+    >>> print(found)
+    class          precision  recall      f1  support
+    cat               1.0000  0.5000  0.6667        2
+    dog               0.5000  1.0000  0.6667        1
+    macro mean        0.7500  0.7500  0.6667        3
+    weighted mean     0.8333  0.6667  0.6667        3
     """
     with use_backend("numpy") as host:
         xp = host.xp

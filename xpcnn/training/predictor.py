@@ -38,6 +38,15 @@ class Prediction(_Fields):
         Of that class.
     probabilities : numpy.ndarray
         (K,), of all classes in their order.
+
+    Examples
+    --------
+    >>> from xpcnn import training
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    >>> predict = training.Predictor(model, classes=["cat", "dog"], image_shape=(2, 2))
+    >>> (found,) = predict(np.zeros((1, 2, 2), "uint8"))
+    >>> found.label, found.probability, found.top(1)
+    ('cat', 0.5, [('cat', 0.5)])
     """
 
     classes: Sequence[Any] | None = None
@@ -88,6 +97,15 @@ class Predictor:
     -----
     It holds the model as it is used (`nn.Inference`), made anew where the library has changed the model since. What the
     user writes into its arrays himself is seen by a new `Predictor`. Threads may share it.
+
+    Examples
+    --------
+    >>> from xpcnn import training
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    >>> predict = training.Predictor(model, classes=["cat", "dog"], image_shape=(2, 2))
+    >>> found = predict(np.zeros((3, 2, 2), "uint8"))
+    >>> [each.label for each in found]
+    ['cat', 'cat', 'cat']
     """
 
     def __init__(

@@ -35,6 +35,20 @@ class Progress(Callback):
     ------
     ConfigError
         A bar is asked for and tqdm is not installed.
+
+    Examples
+    --------
+    >>> from xpcnn import training
+    >>> import io
+    >>> screen = io.StringIO()
+    >>> model = nn.Sequential(nn.Linear(4, 3))
+    >>> optimizer = optim.SGD(model.parameters(), 0.1)
+    >>> progress = training.Progress(file=screen, bar=False)
+    >>> trainer = training.Trainer(model, optimizer, nn.CrossEntropyLoss(), callbacks=[progress])
+    >>> batches = [(np.ones((8, 4), "float32"), np.arange(8) % 3)]
+    >>> history = trainer.fit(batches, epochs=1)
+    >>> "epoch 1/1" in screen.getvalue()
+    True
     """
 
     once = True

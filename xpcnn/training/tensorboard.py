@@ -42,6 +42,13 @@ class TensorBoard(Callback):
     ------
     ConfigError
         tensorboardX is not installed, or `every` is no integer of 1 or more.
+
+    Examples
+    --------
+    >>> from xpcnn import training
+    >>> board = training.TensorBoard("runs/board", every=10)  # in `callbacks`; then tensorboard --logdir runs
+    >>> board.every
+    10
     """
 
     once = True

@@ -109,6 +109,17 @@ class Trainer:
     ------
     ConfigError
         An argument has a value that is not allowed.
+
+    Examples
+    --------
+    >>> from xpcnn import training
+    >>> model = nn.Sequential(nn.Linear(4, 3))
+    >>> optimizer = optim.SGD(model.parameters(), 0.1)
+    >>> trainer = training.Trainer(model, optimizer, nn.CrossEntropyLoss())
+    >>> batches = [(np.ones((8, 4), "float32"), np.arange(8) % 3)]
+    >>> history = trainer.fit(batches, epochs=2)
+    >>> len(history), trainer.step, trainer.evaluate(batches).count
+    (2, 2, 8)
     """
 
     def __init__(

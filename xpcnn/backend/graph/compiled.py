@@ -85,6 +85,13 @@ def compile(function: Callable[P, R]) -> Compiled[P, R]:
     function with their backward. Calls with arguments that share memory with each other, or with what the function
     writes by another way, such as a parameter's array, run as written. Numbers that NumPy would return as scalars are
     arrays of shape ().
+
+    Examples
+    --------
+    >>> layer = nn.Linear(3, 2)
+    >>> predict = xpcnn.compile(lambda x: layer(x))
+    >>> predict(np.ones((4, 3), "float32")).shape
+    (4, 2)
     """
     return Compiled(function)
 

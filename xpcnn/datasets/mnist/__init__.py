@@ -42,6 +42,13 @@ def load_mnist() -> tuple[Dataset, Dataset]:
     ------
     DataError
         A file is not the one that was packed (SHA-256).
+
+    Examples
+    --------
+    >>> from xpcnn import datasets
+    >>> train, test = datasets.load_mnist()
+    >>> train.images.shape, str(train.images.dtype), test.labels[:5]
+    ((60000, 28, 28), 'uint8', array([7, 2, 1, 0, 4], dtype=uint8))
     """
     train, test = (
         Dataset(_carried(f"{part}-images-idx3-ubyte.gz"), _carried(f"{part}-labels-idx1-ubyte.gz"))

@@ -34,6 +34,18 @@ class Schedule:
         Whether `step` wants to know how the training goes; a `Trainer` then calls it after each epoch.
     total_steps : int or None
         After how many steps it ends; one more is an error.
+
+    Examples
+    --------
+    >>> class Halving(optim.Schedule):
+    ...     def factor(self, step):
+    ...         return 0.5**step
+    ...
+    >>> optimizer = optim.SGD(nn.Linear(2, 1).parameters(), lr=1.0)
+    >>> schedule = Halving(optimizer)
+    >>> schedule.step()
+    >>> optimizer.param_groups[0]["lr"]
+    0.5
     """
 
     asks_unit: ClassVar[bool] = False

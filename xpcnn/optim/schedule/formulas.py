@@ -14,7 +14,20 @@ from xpcnn.optim.schedule.base import Schedule
 
 
 class StepLR(Schedule):
-    """lr = initial * gamma ** (step // step_size); a `Trainer` wants to know whether it counts batches or epochs."""
+    """lr = initial * gamma ** (step // step_size); a `Trainer` wants to know whether it counts batches or epochs.
+
+    Examples
+    --------
+    >>> optimizer = optim.SGD(nn.Linear(2, 1).parameters(), lr=1.0)
+    >>> schedule = optim.StepLR(optimizer, 2)
+    >>> rates = []
+    >>> for _ in range(4):
+    ...     rates.append(round(optimizer.param_groups[0]["lr"], 4))
+    ...     schedule.step()
+    ...
+    >>> rates
+    [1.0, 1.0, 0.1, 0.1]
+    """
 
     asks_unit = True
 
@@ -30,7 +43,20 @@ class StepLR(Schedule):
 
 
 class ExponentialLR(Schedule):
-    """lr = initial * gamma ** step; a `Trainer` wants to know whether it counts batches or epochs."""
+    """lr = initial * gamma ** step; a `Trainer` wants to know whether it counts batches or epochs.
+
+    Examples
+    --------
+    >>> optimizer = optim.SGD(nn.Linear(2, 1).parameters(), lr=1.0)
+    >>> schedule = optim.ExponentialLR(optimizer, 0.5)
+    >>> rates = []
+    >>> for _ in range(4):
+    ...     rates.append(round(optimizer.param_groups[0]["lr"], 4))
+    ...     schedule.step()
+    ...
+    >>> rates
+    [1.0, 0.5, 0.25, 0.125]
+    """
 
     asks_unit = True
 
@@ -45,7 +71,20 @@ class ExponentialLR(Schedule):
 
 
 class InverseTimeLR(Schedule):
-    """lr = initial / (1 + decay * step)."""
+    """lr = initial / (1 + decay * step).
+
+    Examples
+    --------
+    >>> optimizer = optim.SGD(nn.Linear(2, 1).parameters(), lr=1.0)
+    >>> schedule = optim.InverseTimeLR(optimizer, 1.0)
+    >>> rates = []
+    >>> for _ in range(4):
+    ...     rates.append(round(optimizer.param_groups[0]["lr"], 4))
+    ...     schedule.step()
+    ...
+    >>> rates
+    [1.0, 0.5, 0.3333, 0.25]
+    """
 
     def __init__(self, optimizer: Optimizer, decay: float) -> None:
         check_range("decay", decay, 0.0)
@@ -58,7 +97,20 @@ class InverseTimeLR(Schedule):
 
 
 class CosineAnnealingLR(Schedule):
-    """lr = eta_min + (initial - eta_min) * (1 + cos(pi * step / T_max)) / 2 (Loshchilov, Hutter, arXiv:1608.03983)."""
+    """lr = eta_min + (initial - eta_min) * (1 + cos(pi * step / T_max)) / 2 (Loshchilov, Hutter, arXiv:1608.03983).
+
+    Examples
+    --------
+    >>> optimizer = optim.SGD(nn.Linear(2, 1).parameters(), lr=1.0)
+    >>> schedule = optim.CosineAnnealingLR(optimizer, 4)
+    >>> rates = []
+    >>> for _ in range(5):
+    ...     rates.append(round(optimizer.param_groups[0]["lr"], 4))
+    ...     schedule.step()
+    ...
+    >>> rates
+    [1.0, 0.8536, 0.5, 0.1464, 0.0]
+    """
 
     def __init__(self, optimizer: Optimizer, T_max: int, eta_min: float = 0.0) -> None:
         self.T_max = check_count("T_max", T_max)
@@ -85,6 +137,18 @@ class MultiStepLR(Schedule):
     milestones : iterable of int
         Steps after which the rate falls; one that stands there twice counts twice.
     gamma : float
+
+    Examples
+    --------
+    >>> optimizer = optim.SGD(nn.Linear(2, 1).parameters(), lr=1.0)
+    >>> schedule = optim.MultiStepLR(optimizer, [1, 3])
+    >>> rates = []
+    >>> for _ in range(4):
+    ...     rates.append(round(optimizer.param_groups[0]["lr"], 4))
+    ...     schedule.step()
+    ...
+    >>> rates
+    [1.0, 0.1, 0.1, 0.01]
     """
 
     asks_unit = True
@@ -115,6 +179,18 @@ class LinearLR(Schedule):
         to 1).
     total_iters : int
         Steps of the line.
+
+    Examples
+    --------
+    >>> optimizer = optim.SGD(nn.Linear(2, 1).parameters(), lr=1.0)
+    >>> schedule = optim.LinearLR(optimizer, 0.25, total_iters=3)
+    >>> rates = []
+    >>> for _ in range(4):
+    ...     rates.append(round(optimizer.param_groups[0]["lr"], 4))
+    ...     schedule.step()
+    ...
+    >>> rates
+    [0.25, 0.5, 0.75, 1.0]
     """
 
     def __init__(
@@ -148,6 +224,18 @@ class LambdaLR(Schedule):
     Notes
     -----
     The state that is saved is the number of steps and the initial rates. The functions are the program's own business.
+
+    Examples
+    --------
+    >>> optimizer = optim.SGD(nn.Linear(2, 1).parameters(), lr=1.0)
+    >>> schedule = optim.LambdaLR(optimizer, lambda step: 1 / (1 + step))
+    >>> rates = []
+    >>> for _ in range(4):
+    ...     rates.append(round(optimizer.param_groups[0]["lr"], 4))
+    ...     schedule.step()
+    ...
+    >>> rates
+    [1.0, 0.5, 0.3333, 0.25]
     """
 
     def __init__(

@@ -39,6 +39,18 @@ class OneCycleLR(Schedule):
     ------
     ConfigError
         A value is out of its range, or a step beyond the last.
+
+    Examples
+    --------
+    >>> optimizer = optim.SGD(nn.Linear(2, 1).parameters(), lr=1.0)
+    >>> schedule = optim.OneCycleLR(optimizer, max_lr=1.0, total_steps=4)
+    >>> rates = []
+    >>> for _ in range(4):
+    ...     rates.append(round(optimizer.param_groups[0]["lr"], 4))
+    ...     schedule.step()
+    ...
+    >>> rates
+    [0.04, 0.8117, 0.2831, 0.0]
     """
 
     total_steps: int

@@ -47,6 +47,18 @@ class ReduceLROnPlateau(Schedule):
     ------
     ConfigError
         A value is out of its range.
+
+    Examples
+    --------
+    >>> optimizer = optim.SGD(nn.Linear(2, 1).parameters(), lr=1.0)
+    >>> schedule = optim.ReduceLROnPlateau(optimizer, patience=1)
+    >>> rates = []
+    >>> for _ in range(4):
+    ...     rates.append(round(optimizer.param_groups[0]["lr"], 4))
+    ...     schedule.step(2.0)
+    ...
+    >>> rates
+    [1.0, 1.0, 1.0, 0.1]
     """
 
     monitors = True
