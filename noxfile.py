@@ -112,7 +112,7 @@ def install_for(session: nox.Session, backends: str) -> None:
                 session.error(f"{message}, and XPCNN_REQUIRE_GPU=1 asks for it")
             session.skip(message)
         cupy = extra(name)
-    groups = group("test", "parallel", "onnx", "notebook")
+    groups = group("test", "parallel", "onnx", "notebook", "docs")
     session.install(*BASE, *extra("cli", "onnx", "sklearn", "tensorboard", "web"), *groups, *cupy)
 
 

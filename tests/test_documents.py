@@ -14,6 +14,7 @@ from xpcnn.recipes import table
 
 ROOT = Path(__file__).parents[1]
 GUIDES = Path(str(resources.files("xpcnn") / "guides"))
+PACKAGES = sorted(GUIDES.parent.glob("*/README.md"))
 DOCUMENTS = [*ROOT.glob("*.md"), *sorted(GUIDES.glob("*.md"))]
 WORDS = 1000  # of README: two screens
 
@@ -54,6 +55,24 @@ def test_examples_run(path, tmp_path, monkeypatch, capsys):
 def test_links_lead_somewhere(path):
     for target in re.findall(r"\]\(([^)#]+)\)", text(path)):
         assert (path.parent / target).exists(), f"{path.name}: {target}"
+
+
+@pytest.mark.skipif(not (ROOT / "CONTRIBUTING.md").exists(), reason="the wheel is tested without it")
+def test_contributing_names_each_package_readme_and_session():
+    contributing = text(ROOT / "CONTRIBUTING.md")
+    assert {path.parent.name for path in PACKAGES} >= {"backend", "functional", "training"}
+    for path in PACKAGES:
+        assert f"xpcnn/{path.parent.name}/README.md" in contributing
+    sessions = re.findall(r"^@nox\.session.*?^def (\w+)\(", text(ROOT / "noxfile.py"), re.MULTILINE | re.DOTALL)
+    assert len(sessions) > 10
+    assert [name for name in sessions if f"`{name}`" not in contributing] == ["lint", "types", "wheel"]
+
+
+@pytest.mark.parametrize("path", PACKAGES, ids=lambda path: path.parent.name)
+def test_a_package_readme_names_files_that_are_there(path):
+    for name in re.findall(r"`([a-z_/]+\.py|[a-z]+/)`", text(path)):
+        assert list(path.parent.rglob(name.rstrip("/"))) or (path.parents[1] / name).exists(), name
+    assert len(text(path).splitlines()) <= 20
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=named)
