@@ -43,7 +43,7 @@ def scores(model, x):
     return y
 
 
-@pytest.mark.parametrize("target", [None, 2, [4, 1]])
+@pytest.mark.parametrize("target", [None, 2, [4, 1], np.int64(2), np.array(3), np.array([4, 1]), range(2)])
 def test_saliency_against_moved_pixels(target):
     model, x = net(), images()
     classes = scores(model, x).argmax(axis=1) if target is None else np.broadcast_to(target, 2)
@@ -147,6 +147,8 @@ SHARED = nn.ReLU()
         (lambda m, x: explain.saliency(m, x, 5), DataError, "target: expected a class from 0 to 4, got 5"),
         (lambda m, x: explain.saliency(m, x, [1]), ShapeError, "target: expected a class, or one for each of 2 images"),
         (lambda m, x: explain.saliency(m, x, [1, 0.5]), DTypeError, "target: expected integers, got 0.5"),
+        (lambda m, x: explain.saliency(m, x, 1.0), DTypeError, "target: expected integers, got 1.0"),
+        (lambda m, x: explain.saliency(m, x, "a"), DTypeError, "target: expected integers, got 'a'"),
         (lambda m, x: explain.saliency(m[:3], x), ShapeError, r"model: expected scores \(N, K\) from it"),
         (lambda m, x: explain.grad_cam(m, x, layer="9"), ConfigError, r"layer: expected one of 0, 1, .*, got '9'"),
         (lambda m, x: explain.grad_cam(m, x, layer=nn.ReLU()), ConfigError, "layer: expected a layer of the model"),

@@ -174,8 +174,7 @@ def _slope(backend: Backend, scores: Array, target: Any) -> Array:
     if target is None:
         index = xp.argmax(scores, axis=1)
     else:
-        given = backend_of(target).to_numpy(target) if hasattr(target, "dtype") else target
-        numbers = [given] * count if isinstance(given, int) else list(given)
+        numbers = _numbers(target, count)
         if len(numbers) != count:
             raise ShapeError(f"target: expected a class, or one for each of {count} images, got {len(numbers)}")
         for each in numbers:
@@ -186,3 +185,12 @@ def _slope(backend: Backend, scores: Array, target: Any) -> Array:
         index = backend.asarray([int(each) for each in numbers], "int64")
     one = xp.equal(index[:, None], xp.arange(classes)[None])  # (N, K)
     return one.astype(scores.dtype)
+
+
+def _numbers(target: Any, count: int) -> list[Any]:
+    """Return what was given for each of `count` images, or the one thing that was given for all of them."""
+    if getattr(target, "ndim", 0):
+        return list(backend_of(target).to_numpy(target))
+    if not hasattr(target, "ndim") and hasattr(target, "__iter__") and not isinstance(target, str):
+        return list(target)
+    return [target.item() if hasattr(target, "item") else target] * count

@@ -367,7 +367,11 @@ def test_heat_lies_where_the_network_looks(tmp_path):
 def test_heat_of_any_images(rng, count, channels):
     net = nn.Sequential(nn.Conv2d(channels, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 14 * 10, 3))
     images = rng.random((count, channels, 16, 12)).astype("float32")
-    for picture in (plot.saliency(net, images), plot.grad_cam(net, images, target=[1] * count, layer="1")):
+    one, each = (
+        plot.saliency(net, images, target=np.int64(2)),
+        plot.grad_cam(net, images, target=[1] * count, layer="1"),
+    )
+    for picture in (plot.saliency(net, images), one, each):
         assert pixels(picture).shape[1] == round(min(count, 8) * 130 + 30)
 
 

@@ -116,7 +116,7 @@ def _first(images: Any, target: Any) -> tuple[Any, Any]:
         raise ShapeError(f"images: expected (N, C, H, W) or (C, H, W) with C of 1 or 3, got {shape}")
     if len(shape) == 3:
         images = images[None]  # (1, C, H, W)
-    if target is not None and not isinstance(target, int):
+    if hasattr(target, "__getitem__") and getattr(target, "ndim", None) != 0:
         target = target[:_MOST]
     return images[:_MOST], target
 
