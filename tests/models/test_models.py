@@ -228,6 +228,12 @@ def test_what_does_not_fit(name, options, message):
         models.create(name, **options)
 
 
+@pytest.mark.parametrize("name", [None, ["tiny"], np.zeros(3)])
+def test_what_is_no_name(name):
+    with pytest.raises(ConfigError, match=r"name: expected one of .*lenet5"):
+        models.create(name)
+
+
 @pytest.mark.parametrize(("name", "shape"), [("lenet5", (1, 28, 28)), ("deep3", (3, 28, 28)), ("tiny", (1, 32, 32))])
 def test_images_that_do_not_fit(backend, name, shape):
     with pytest.raises(ShapeError, match=r"expected .*, got"):

@@ -38,6 +38,9 @@ def test_the_shape_is_that_of_the_last_call(backend):
     model = models.create("lenet5")
     with pytest.raises(ConfigError, match="input_shape: expected the shape of one sample"):
         model.summary()
+    for wrong in (784, "1x28x28"):
+        with pytest.raises(ConfigError, match=r"input_shape: expected the shape of one sample, .* got"):
+            model.summary(wrong)
     model(backend.asarray(np.zeros((2, 1, 32, 32), "float32")))
     model.forget()
     assert model.summary() == model.summary((1, 32, 32))

@@ -254,6 +254,8 @@ def test_a_model_can_be_checked_in_the_middle_of_training(backend, rng):
 def test_it_refuses_what_it_cannot_check():
     with pytest.raises(ConfigError, match=r"target: found no <lambda>_backward in .*; pass backward="):
         gradcheck(lambda x: x, np.ones(3))
+    with pytest.raises(ConfigError, match="target: expected a module, a loss object or a function, got int"):
+        gradcheck(3, np.ones(3))
     with pytest.raises(ConfigError, match="inputs: expected at least one floating array or parameter"):
         gradcheck(F.relu, np.ones(3, int))
     with pytest.raises(ConfigError, match="eps, tolerance: expected numbers above 0"):

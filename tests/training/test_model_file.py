@@ -13,6 +13,7 @@ from tests.mutations import check_reader, no_hang
 from xpcnn import models, nn, random
 from xpcnn.backend import use_backend
 from xpcnn.data import Compose, Normalize, Pad, ToFloat
+from xpcnn.datasets import load_folder, load_npz
 from xpcnn.errors import ConfigError, DataError
 from xpcnn.training import load_model, load_parameters, save_model, save_parameters
 from xpcnn.training.arrays import encode, host_state
@@ -317,3 +318,12 @@ def test_devices_and_pipes_are_refused(tmp_path):
     for path in ("/dev/zero", tmp_path / "pipe", tmp_path, tmp_path / "none"):
         with no_hang(), pytest.raises(DataError, match="expected a model file"):
             load_model(path)
+
+
+@pytest.mark.parametrize("path", [None, 1, True, ["a"], b"a"])
+def test_what_is_no_path(path):
+    """A number least of all: it would be the process's own open file."""
+    message = "path: expected a str or os.PathLike, got"
+    for call in (load_model, load_npz, load_folder, lambda path: save_model(models.create("tiny"), path)):
+        with pytest.raises(ConfigError, match=message):
+            call(path)

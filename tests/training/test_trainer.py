@@ -345,6 +345,12 @@ def test_a_schedule_of_another_optimiser_is_refused():
         Trainer(model, optim.SGD(model.parameters(), 0.1), nn.CrossEntropyLoss(), schedule=other)
 
 
+@pytest.mark.parametrize(("x", "labels", "name"), [([1.0], [0], "x"), (np.zeros((2, 36)), 1, "labels")])
+def test_a_batch_that_is_no_array(x, labels, name):
+    with pytest.raises(DataError, match=f"{name}: expected an array of a batch, got"):
+        trainer().train_batch(x, labels)
+
+
 def test_no_data():
     with pytest.raises(DataError, match="train: expected at least one batch"):
         trainer().fit([])

@@ -8,7 +8,7 @@ import zlib
 from pathlib import Path
 
 from xpcnn.datasets.formats import PEEK, describe
-from xpcnn.errors import DataError
+from xpcnn.errors import ConfigError, DataError
 
 PathLike = str | os.PathLike[str]
 
@@ -25,9 +25,12 @@ def look_at(path: PathLike) -> str:
 
     Raises
     ------
+    ConfigError
+        It is no path.
     DataError
         The system refuses to say.
     """
+    check_path(path)
     try:
         mode = os.stat(path).st_mode
     except (FileNotFoundError, NotADirectoryError):
@@ -37,8 +40,15 @@ def look_at(path: PathLike) -> str:
     return "file" if stat.S_ISREG(mode) else "folder" if stat.S_ISDIR(mode) else "other"
 
 
+def check_path(path: object) -> None:
+    """Raise ConfigError where a path is none; a number would be read as the process's own open file."""
+    if not isinstance(path, (str, os.PathLike)):
+        raise ConfigError(f"path: expected a str or os.PathLike, got {type(path).__name__}")
+
+
 def shown(path: PathLike) -> str:
     """Return a path as an error shows it: whole, or its two ends."""
+    check_path(path)
     text = os.fspath(path)
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN // 2]}...{text[-_SHOWN // 3 :]}"
 

@@ -95,8 +95,8 @@ def create(name: str, **options: Any) -> Sequential:
     >>> model(np.zeros((1, 3, 32, 32), "float32")).shape
     (1, 5)
     """
-    if name not in _MODELS:
-        raise ConfigError(f"name: expected one of {', '.join(_MODELS)}, got {name!r}")
+    if not isinstance(name, str) or name not in _MODELS:
+        raise ConfigError(f"name: expected one of {', '.join(_MODELS)}, got {name!r:.60}")
     known = inspect.signature(_MODELS[name]).parameters
     unknown = sorted(options.keys() - known.keys())
     if unknown:

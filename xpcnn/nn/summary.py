@@ -10,6 +10,7 @@ from xpcnn.errors import ConfigError
 from xpcnn.nn.contexts import no_grad, trace
 from xpcnn.nn.inquiries import is_ours
 from xpcnn.nn.module import Module
+from xpcnn.windows import integer
 
 _HEADING = ("layer", "", "output", "parameters", "multiply-adds")
 
@@ -71,13 +72,18 @@ def summary(model: Module, input_shape: tuple[int, ...] | None = None) -> Summar
     Raises
     ------
     ConfigError
-        No shape is given, and the model has not been called yet.
+        No shape is given, and the model has not been called yet; or what is given is none.
     """
     input_shape = model._sample_shape if input_shape is None else input_shape
     if input_shape is None:
         raise ConfigError(
             "input_shape: expected the shape of one sample, such as (1, 28, 28), for a model not called yet"
         )
+    if not isinstance(input_shape, (tuple, list)):
+        raise ConfigError(
+            f"input_shape: expected the shape of one sample, such as (1, 28, 28), got {input_shape!r:.60}"
+        )
+    input_shape = tuple(integer("input_shape", size, 1) for size in input_shape)
     rows: list[tuple[str, ...]] = [_HEADING]
     table = costs(model, input_shape)
     for cost in table:

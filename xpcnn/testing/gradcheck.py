@@ -129,6 +129,8 @@ def gradcheck(
         raise ConfigError(f"eps, tolerance: expected numbers above 0, got {eps!r} and {tolerance!r}")
     if max_entries is not None and max_entries < 1:
         raise ConfigError(f"max_entries: expected 1 or more, or None for all, got {max_entries!r}")
+    if not callable(target):
+        raise ConfigError(f"target: expected a module, a loss object or a function, got {type(target).__name__}")
     arrays = list(inputs) if isinstance(inputs, (list, tuple)) else [inputs]
     subject = _subject(target, arrays, backward)
     if not subject.values:

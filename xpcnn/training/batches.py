@@ -24,6 +24,13 @@ def check_batches(name: str, data: Any) -> None:
         raise ConfigError(f"{name}: {_WANTED}, got {type(data).__name__}; {_ADVICE}")
 
 
+def check_arrays(x: Any, labels: Any) -> None:
+    """Raise DataError where one of the two is no array, or a number alone."""
+    for name, value in (("x", x), ("labels", labels)):
+        if not getattr(value, "shape", ()):
+            raise DataError(f"{name}: expected an array of a batch, got {type(value).__name__}")
+
+
 def unpack(name: str, batch: Any) -> tuple[Array, Array]:
     """Return x and labels of a batch.
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from xpcnn.datasets.source import shown
+from xpcnn.datasets.source import check_path, shown
 from xpcnn.errors import DataError
 
 Path_ = str | os.PathLike[str]
@@ -23,6 +23,7 @@ def replacing(path: Path_) -> Iterator[Path]:
     DataError
         The folder is missing or read-only, or the disk is full; `path` is as it was.
     """
+    check_path(path)
     target = Path(path)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     with explained(target):

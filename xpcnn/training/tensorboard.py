@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from xpcnn.datasets.source import check_path
 from xpcnn.errors import ConfigError, DataError
 from xpcnn.optim.groups import check_count
 from xpcnn.training.callbacks import Callback
@@ -55,6 +56,7 @@ class TensorBoard(Callback):
 
     def __init__(self, folder: str | os.PathLike[str], every: int = 1) -> None:
         check_count("every", every)
+        check_path(folder)
         load_writer()
         self.folder, self.every = os.fspath(folder), every
         self._writer: Any = None

@@ -21,7 +21,7 @@ from xpcnn.nn import Module
 from xpcnn.optim import GradScaler, Optimizer, Schedule
 from xpcnn.optim.groups import check_count
 from xpcnn.training.arguments import check_it_lasts, check_options, check_parts, what_it_counts
-from xpcnn.training.batches import check_batches, unpack
+from xpcnn.training.batches import check_arrays, check_batches, unpack
 from xpcnn.training.callbacks import Callback, methods, validation_weights
 from xpcnn.training.checkpoint import Checkpointer, State
 from xpcnn.training.diagnosis import out_of_memory
@@ -426,7 +426,10 @@ class Trainer:
         ------
         NonFiniteError
             As for `fit`.
+        DataError
+            They are no arrays.
         """
+        check_arrays(x, labels)
         if self._step is None:
             if not self.model.training:
                 self.model.train()
