@@ -1,5 +1,6 @@
 """The examples run as they stand, on few images, and show what they promise."""
 
+import os
 import re
 import subprocess
 import sys
@@ -81,8 +82,8 @@ def test_sweep():
 
 
 def test_one_as_a_program(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-m", "xpcnn.examples.layer"], capture_output=True, text=True, cwd=tmp_path
-    )
+    command = [sys.executable, "-W", "error", "-m", "xpcnn.examples.layer"]
+    here = {**os.environ, "PYTHONPATH": str(Path(xpcnn.__file__).parents[1])}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=here)
     assert (done.returncode, done.stderr) == (0, "")
     assert re.search(r"test accuracy 0\.\d{4}$", done.stdout.strip())

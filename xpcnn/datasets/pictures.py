@@ -94,7 +94,8 @@ def pillow() -> ModuleType:
         from PIL import Image
     except ImportError:
         raise DataError('reading pictures needs Pillow, which is not installed: pip install ".[cli]"') from None
-    return Image
+    image: ModuleType = Image
+    return image
 
 
 def peek(path: PathLike) -> Header:
