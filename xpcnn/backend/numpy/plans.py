@@ -231,6 +231,7 @@ class _Slot:
         if number == len(self._parts):
             self._parts.append(part)
         self.gaps.append((arguments, key, number))
+        arguments[key] = None  # the memory that was recorded over is not kept
 
     def move(self, address: int) -> None:
         """Fill the gaps with the arrays that lie at this address."""
