@@ -110,10 +110,10 @@ def _restore(trainer: Trainer, state: State, train: Any) -> None:
     if not isinstance(numbers.get("optimizer"), Mapping) or parts["optimizer"].keys() & numbers["optimizer"].keys():
         raise DataError("optimizer: expected its arrays and its numbers by name")
     optimizer = {**parts["optimizer"], **numbers["optimizer"]}
-    for name, mine in trainer.model.state_dict().items():  # a model's own `load_state_dict` would widen them
-        saved = parts["model"].get(name, mine)
-        if saved.dtype != mine.dtype:
-            raise DataError(f"{name}: expected {mine.dtype} as the trainer has it, got {saved.dtype}")
+    own = trainer.model.state_dict()
+    for name, saved in parts["model"].items():  # a model's own `load_state_dict` would widen them
+        if name in own and saved.dtype != own[name].dtype:
+            raise DataError(f"{name}: expected {own[name].dtype} as the trainer has it, got {saved.dtype}")
     load_host_state(trainer.model, parts["model"], "model")
     _load_other_buffers(trainer, parts["buffer"])
     trainer.optimizer.load_state_dict(optimizer)
