@@ -115,7 +115,8 @@ def _why(error: BaseException | None) -> str:
     number = getattr(error, "errno", None)
     if isinstance(number, int) and number > 0:
         return os.strerror(number).lower()
-    return str(getattr(error, "strerror", None) or "it cannot be had").lower()
+    # From Python 3.13 on, an address that no interface has is an OSError without a number.
+    return str(getattr(error, "strerror", None) or error or "it cannot be had").lower()
 
 
 @contextlib.contextmanager
