@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.test_model_files import write_pictures
 from xpcnn.cli import main
 from xpcnn.training import Trainer
 
@@ -66,6 +67,19 @@ def test_the_default_recipe_is_lenet5(digits, tmp_path, monkeypatch):
     assert main(["train", "--data", digits]) == 0
     (folder,) = (tmp_path / "runs").iterdir()
     assert json.loads((folder / "run.json").read_text())["settings"]["recipe"] == "lenet5"
+
+
+def test_a_few_pictures_in_one_batch_are_told_of(digits, tmp_path, capsys):
+    folder = write_pictures(tmp_path / "photos", count=10)
+    command = ["train", "lenet5", "--data", str(folder), "--out"]
+    assert main([*command, str(tmp_path / "one")]) == 0
+    assert "only 1 training step: smaller batches and more epochs may give a better network, such as" in (
+        capsys.readouterr().err
+    )
+    assert main([*command, str(tmp_path / "many"), "--batch-size", "2", "--epochs", "10"]) == 0  # 24 pictures
+    assert "training step" not in capsys.readouterr().err
+    assert main(["train", "lenet5", "--data", digits, "--out", str(tmp_path / "digits")]) == 0  # as made for MNIST
+    assert "training step" not in capsys.readouterr().err
 
 
 def test_options_reach_the_run(digits, tmp_path):

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from xpcnn.distributed import Communicator
 
 SIGNALLED = 128
+_FEW_STEPS = 100
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -83,6 +84,13 @@ def _train(arguments: argparse.Namespace, communicator: Communicator | None) -> 
         print(f"no pictures: {' '.join(reason.split())}", file=sys.stderr)
     seconds = sum(each or 0.0 for each in done.history.to_dict()["epochs"]["seconds"])
     print(f"trained {seconds:.1f} s, imports and evaluation left out", file=sys.stderr)
+    steps = len(done.history.steps["loss"])
+    if done.kind == "pictures" and steps < _FEW_STEPS:
+        print(
+            f"only {steps:,} training step{'s' * (steps != 1)}: smaller batches and more epochs may give a better "
+            "network, such as --batch-size 8 --epochs 30",
+            file=sys.stderr,
+        )
     print(f"run folder: {done.folder}", file=sys.stderr)
     print(f"test accuracy: {done.metrics.accuracy:.4f}", flush=True)
     return 0
