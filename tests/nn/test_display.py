@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from xpcnn import models, nn
-from xpcnn.errors import ConfigError
+from xpcnn.errors import ConfigError, ShapeError
 
 
 class Own(nn.Module):
@@ -44,6 +44,10 @@ def test_the_shape_is_that_of_the_last_call(backend):
     model(backend.asarray(np.zeros((2, 1, 32, 32), "float32")))
     model.forget()
     assert model.summary() == model.summary((1, 32, 32))
+    with pytest.raises(
+        ShapeError, match=r"^input_shape: expected .* one sample, without the batch, .* got \(1, 1, 32, 32\): "
+    ):
+        model.summary((1, 1, 32, 32))
     assert model.training
 
 

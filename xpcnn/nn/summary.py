@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import NamedTuple
 
-from xpcnn.errors import ConfigError
+from xpcnn.errors import ConfigError, ShapeError
 from xpcnn.nn.contexts import no_grad, trace
 from xpcnn.nn.inquiries import is_ours
 from xpcnn.nn.module import Module
@@ -73,6 +73,8 @@ def summary(model: Module, input_shape: tuple[int, ...] | None = None) -> Summar
     ------
     ConfigError
         No shape is given, and the model has not been called yet; or what is given is none.
+    ShapeError
+        It does not fit the network.
     """
     input_shape = model._sample_shape if input_shape is None else input_shape
     if input_shape is None:
@@ -85,7 +87,13 @@ def summary(model: Module, input_shape: tuple[int, ...] | None = None) -> Summar
         )
     input_shape = tuple(integer("input_shape", size, 1) for size in input_shape)
     rows: list[tuple[str, ...]] = [_HEADING]
-    table = costs(model, input_shape)
+    try:
+        table = costs(model, input_shape)
+    except ShapeError as error:
+        raise ShapeError(
+            f"input_shape: expected the shape of one sample, without the batch, that fits the network, "
+            f"got {input_shape}: {error}"
+        ) from error
     for cost in table:
         shape = "x".join(map(str, cost.out_shape))
         rows.append((cost.path, cost.layer, shape, f"{cost.parameters:,}", f"{cost.multiply_adds:,}"))
