@@ -259,7 +259,7 @@ def test_broken_files_are_listed_in_one_error_or_left_out(folder, rng):
         assert "dog/page.jpg: no picture: a web page (HTML)" in text
         assert "dog/empty.gif: no picture: an empty file" in text
         assert "dog/dot.png: a picture of 1x1 pixel" in text
-        assert 'broken="skip"' in text
+        assert 'broken="skip" (--skip-broken)' in text
     assert load_folder(folder, broken="skip").labels.tolist() == [0, 0, 0, 1, 1]
     for name in ("page.jpg", "empty.gif", "dot.png"):
         (folder / "dog" / name).unlink()

@@ -264,7 +264,11 @@ class Options:
             return
         listed = "; ".join(f"{os.path.relpath(path, self.root)}: {why}" for path, why in list(wrong.items())[:_LISTED])
         more = f"; and {len(wrong) - _LISTED} more" if len(wrong) > _LISTED else ""
-        advice = "" if self.broken == "skip" else '; repair or remove them, or leave them out with broken="skip"'
+        advice = (
+            ""
+            if self.broken == "skip"
+            else '; repair or remove them, or leave them out with broken="skip" (--skip-broken)'
+        )
         raise DataError(
             f"{shown(self.root)}: {len(wrong):,} of {len(results):,} pictures cannot be read: {listed}{more}{advice}"
         )
