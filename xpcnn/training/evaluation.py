@@ -94,7 +94,7 @@ def evaluate(
         read()
     if communicator is not None and communicator.size > 1:
         with use_backend("numpy") as host:
-            loss, hits, total = communicator.allreduce(host.asarray([loss, hits, float(count)])).tolist()
+            loss, hits, total = communicator.allreduce(host.asarray([loss, hits, float(count)])).tolist()  # on the host
         count = int(total)
     if not count:
         raise DataError("data: expected at least one batch, got none")
