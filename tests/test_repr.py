@@ -48,8 +48,10 @@ def history(accuracy=0.875):
 
 def trainer():
     optimizer = sgd()
+    network = model()
+    optimizer.param_groups[0]["params"] = list(network.parameters())
     schedule = optim.StepLR(optimizer, 30, 0.9)
-    made = Trainer(model(), optimizer, nn.CrossEntropyLoss(), schedule=schedule, schedule_every="epoch")
+    made = Trainer(network, optimizer, nn.CrossEntropyLoss(), schedule=schedule, schedule_every="epoch")
     made.optimizer = "SGD"
     return made
 

@@ -141,7 +141,9 @@ def _path_of(model: Module, layer: Module | str | None) -> str:
     if isinstance(layer, str):
         if layer in modules:
             return layer
-        raise ConfigError(f"layer: expected one of {', '.join(filter(None, modules))[:120]}, got {layer!r:.60}")
+        names = [path for path in modules if path]
+        more = f" and {len(names) - 12} more of model.named_modules()" if len(names) > 12 else ""
+        raise ConfigError(f"layer: expected one of {', '.join(names[:12])}{more}, got {layer!r:.60}")
     for path, module in modules.items():
         if module is layer:
             return path

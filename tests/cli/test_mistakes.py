@@ -33,7 +33,7 @@ def mistake(capsys, *argv):
         (["train", "three-layer", "--data", "cifar10"], "fetch cifar-10-python.tar.gz"),
         (["train", "--backend", "tpu"], "expected one of numpy"),
         (["train", "--resume"], "--resume: expected the folder of the run with it, --out RUN_DIR"),
-        (["train", "--speed", "9"], "unrecognized arguments: --speed"),
+        (["train", "--speed", "9"], "xpcnn train: unrecognized arguments: --speed; see xpcnn train --help"),
         (["evaluate"], "required: RUN_DIR|MODEL_FILE"),
         (["evaluate", "nowhere"], "nowhere: no such run folder"),
         (["predict", "nowhere", "a.png"], "nowhere: no such run folder"),

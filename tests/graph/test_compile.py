@@ -340,8 +340,31 @@ def test_what_is_another_at_each_call_runs_as_written(captures):
             now += 1.0
             np.testing.assert_array_equal(run(x), x + now)
     (only,) = [str(each.message) for each in said]
-    assert only.endswith("is another at each call; pass it as an argument")
+    assert "something that it depends on (now) is another at each call; pass it as an argument" in only
     assert run.graphs == 0
+    run.forget()
+    for _ in range(3):
+        np.testing.assert_array_equal(run(x), x + now)
+    assert run.graphs == 1
+
+
+def test_gradients_that_are_added_up_outside_are_named(captures, batches):
+    model, criterion = nn.Sequential(nn.Flatten(), nn.Linear(144, 10)), nn.CrossEntropyLoss()
+
+    @xpcnn.compile
+    def gradients(x, y):
+        loss = criterion(model(x), y)
+        model.backward(criterion.backward(), input_gradient=False)
+        return loss
+
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for _ in range(8):
+            gradients(*batches[0])
+            gradients(*batches[1])
+            model.zero_grad()
+    (only,) = [str(each.message) for each in said]
+    assert "gradients are zero at one call and not at the next; let one function add them up and step" in only
 
 
 def test_modes_and_frozen_parameters(captures, batches):

@@ -200,6 +200,11 @@ class TestState:
             (lambda state: state.pop("0.weight"), StateError, r"missing \['0.weight'\], unknown none"),
             (lambda state: state.update(more=state["0.bias"]), StateError, r"missing none, unknown \['more'\]"),
             (
+                lambda state: state.update({f"a{i}": state["0.bias"] for i in range(20)}),
+                StateError,
+                r"'a14', 'a15' and 12 more\]; was .*guide exchange",
+            ),
+            (
                 lambda state: state.update({"6.bias": state["6.weight"]}),
                 ShapeError,
                 r"6.bias: expected shape \(4,\), got \(4, 48\)",

@@ -316,6 +316,15 @@ class TestProgress:
     [
         (lambda: Trainer("net", None, None), "model: expected an nn.Module, got str"),
         (lambda: Trainer(net(), "sgd", None), "optimizer: expected an optim.Optimizer"),
+        (
+            lambda: Trainer(net(), optim.SGD(net().parameters(), 0.1), None),
+            "optimizer: expected parameters of the model",
+        ),
+        (lambda: (lambda m: Trainer(m, optim.SGD(m.parameters(), 0.1), "ce"))(net()), "criterion: expected a loss"),
+        (
+            lambda: (lambda m: Trainer(m, optim.SGD(m.parameters(), 0.1), nn.CrossEntropyLoss))(net()),
+            r"criterion: expected a loss such as nn.CrossEntropyLoss\(\), got the class CrossEntropyLoss",
+        ),
         (lambda: trainer(compile="yes"), "compile: expected"),
         (lambda: trainer(nonfinite="ignore"), "nonfinite: expected"),
         (lambda: trainer(clip_norm=-1.0), "clip_norm: expected"),

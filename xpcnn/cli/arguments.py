@@ -33,9 +33,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace | None:
         They make no sense.
     """
     try:
-        return _parser().parse_args(argv)
+        arguments, unknown = _parser().parse_known_args(argv)
     except SystemExit:
         return None
+    if unknown:
+        name = f"xpcnn {arguments.command}"
+        raise Usage(f"{name}: unrecognized arguments: {' '.join(unknown)}; see {name} --help")
+    return arguments
 
 
 def _parser() -> argparse.ArgumentParser:

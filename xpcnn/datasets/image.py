@@ -102,7 +102,13 @@ def _decode(path: PathLike, content: bytes) -> np.ndarray:
         raise
     except Exception as error:  # Pillow's decoders raise whatever they stumble over: SyntaxError, struct.error, ...
         found = describe(content[:PEEK])
-        known = f"it is {found}" if found and found.split()[1] not in ("PNG", "JPEG") else f"{error!s:.90}"
+        known = (
+            f"it is {found}"
+            if found and found.split()[1] not in ("PNG", "JPEG")
+            else "damaged, or another kind of file"
+            if "<_io" in str(error)
+            else f"{error!s:.90}"
+        )
         raise DataError(f"{path}: not a PNG or JPEG that can be read: {known}") from error
 
 

@@ -53,6 +53,10 @@ def shown(path: PathLike) -> str:
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN // 2]}...{text[-_SHOWN // 3 :]}"
 
 
+def _a(what: str) -> str:
+    return f"{'an' if what[0] in 'aeioAEIO' else 'a'} {what}"
+
+
 def read_file(path: PathLike, what: str = "file", limit: int | None = None) -> bytes:
     """Return the content of a regular file.
 
@@ -72,15 +76,15 @@ def read_file(path: PathLike, what: str = "file", limit: int | None = None) -> b
     """
     found = look_at(path)
     if not found:
-        raise DataError(f"{shown(path)}: expected a {what} to read, got no such file; check the path")
+        raise DataError(f"{shown(path)}: expected {_a(what)} to read, got no such file; check the path")
     if found != "file":
         raise DataError(
-            f"{shown(path)}: expected a {what}, got a {'folder' if found == 'folder' else 'pipe or device'}"
+            f"{shown(path)}: expected {_a(what)}, got a {'folder' if found == 'folder' else 'pipe or device'}"
         )
     try:
         size = os.stat(path).st_size
         if limit is not None and size > limit:
-            raise DataError(f"{shown(path)}: expected a {what} of at most {limit} bytes, got {size}")
+            raise DataError(f"{shown(path)}: expected {_a(what)} of at most {limit} bytes, got {size}")
         return Path(path).read_bytes()
     except OSError as error:
         raise DataError(f"{shown(path)}: cannot be read: {error.strerror or error}") from error

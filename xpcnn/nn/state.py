@@ -73,6 +73,13 @@ def widens(found: Any, expected: Any) -> bool:
     return found == expected or str(expected) in _WIDER.get(str(found), ())
 
 
+def _some(names: list[str]) -> str:
+    """Return names as an error lists them, so many that it can be read."""
+    if len(names) > 8:
+        return f"{str(names[:8])[:-1]} and {len(names) - 8} more]"
+    return str(names or "none")
+
+
 def load(model: Module, state: Mapping[str, Any], strict: bool) -> IncompatibleKeys:
     """Do what `Module.load_state_dict` says."""
     if not isinstance(state, Mapping):
@@ -84,8 +91,9 @@ def load(model: Module, state: Mapping[str, Any], strict: bool) -> IncompatibleK
     missing, unknown = sorted(own.keys() - given.keys()), sorted(map(str, given.keys() - own.keys()))
     if strict and (missing or unknown):
         raise StateError(
-            f"state: expected the names of this model, missing {missing or 'none'}, unknown {unknown or 'none'}; "
-            "was it saved from another model? strict=False takes what fits"
+            f"state: expected the names of this model, missing {_some(missing)}, unknown {_some(unknown)}; "
+            "was it saved from another model? strict=False takes what fits, and `xpcnn guide exchange` shows how names "
+            "that differ are paired"
         )
     ready = {name: _fitting(name, array, given[name]) for name, array in own.items() if name in given}
     for name, value in ready.items():

@@ -137,7 +137,10 @@ def check_members(groups: Iterable[Group]) -> None:
             raise ConfigError(f"params: expected a list of nn.Parameter, got {type(group['params']).__name__}")
         for parameter in group["params"]:
             if not isinstance(parameter, Parameter):
-                raise ConfigError(f"parameters: expected instances of nn.Parameter, got {type(parameter).__name__}")
+                hint = "; give model.parameters()" if hasattr(parameter, "parameters") else ""
+                raise ConfigError(
+                    f"parameters: expected instances of nn.Parameter, got {type(parameter).__name__}{hint}"
+                )
             if id(parameter) in seen:
                 raise ConfigError(f"parameters: expected each parameter once, got {parameter.name!r} twice")
             seen.add(id(parameter))

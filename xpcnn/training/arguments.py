@@ -15,12 +15,21 @@ if TYPE_CHECKING:
     from xpcnn.training.trainer import Trainer
 
 
-def check_parts(model: Any, optimizer: Any, schedule: Any, checkpoint: Any, scaler: Any) -> None:
+def check_parts(model: Any, optimizer: Any, criterion: Any, schedule: Any, checkpoint: Any, scaler: Any) -> None:
     """Raise ConfigError unless all are what they must be and belong together."""
     if not isinstance(model, Module):
         raise ConfigError(f"model: expected an nn.Module, got {type(model).__name__}")
     if not isinstance(optimizer, Optimizer):
         raise ConfigError(f"optimizer: expected an optim.Optimizer, got {type(optimizer).__name__}")
+    own = {id(parameter) for parameter in model.parameters()}
+    theirs = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if own and theirs and not any(id(parameter) in own for parameter in theirs):
+        raise ConfigError(
+            "optimizer: expected parameters of the model, got those of another alone; make it with model.parameters()"
+        )
+    if isinstance(criterion, type) or not (callable(criterion) and hasattr(criterion, "backward")):
+        got = f"the class {criterion.__name__}" if isinstance(criterion, type) else type(criterion).__name__
+        raise ConfigError(f"criterion: expected a loss such as nn.CrossEntropyLoss(), got {got}")
     if schedule is not None and getattr(schedule, "optimizer", None) is not optimizer:
         raise ConfigError("schedule: expected one made with this trainer's optimizer")
     if checkpoint is not None and not isinstance(checkpoint, Checkpointer):

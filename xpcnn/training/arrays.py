@@ -16,6 +16,8 @@ from xpcnn.nn import Module
 from xpcnn.nn.state import known, widens
 from xpcnn.training.files import write_bytes
 
+_ANOTHER = "it belongs to another model (where only names differ, `xpcnn guide exchange` pairs them)"
+
 
 def encode(arrays: Mapping[str, Any], metadata: dict[str, str] | None = None) -> bytes:
     """Return host arrays by name as the bytes of a safetensors file."""
@@ -154,10 +156,10 @@ def load_host_state(model: Module, arrays: Mapping[str, Any], source: str) -> No
     arrays = known(model, mine, arrays)
     for name in mine:
         if name not in arrays:
-            raise DataError(f"{source}: expected an array named {name!r}, got none; it belongs to another model")
+            raise DataError(f"{source}: expected an array named {name!r}, got none; {_ANOTHER}")
     for name, array in arrays.items():
         if name not in mine:
-            raise DataError(f"{source}: expected no array named {name!r}; it belongs to another model")
+            raise DataError(f"{source}: expected no array named {name!r}; {_ANOTHER}")
         expected = tuple(mine[name].shape), str(mine[name].dtype)
         got = tuple(array.shape), str(array.dtype)
         if got[0] != expected[0] or not widens(array.dtype, mine[name].dtype):

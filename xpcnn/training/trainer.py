@@ -145,7 +145,7 @@ class Trainer:
         if capture is not None:
             warnings.warn("capture: goes with version 0.3; say compile= instead", DeprecationWarning, stacklevel=2)
             compile = capture
-        check_parts(model, optimizer, schedule, checkpoint, scaler)
+        check_parts(model, optimizer, criterion, schedule, checkpoint, scaler)
         check_options(compile, nonfinite, clip_norm, read_every, accumulate)
         self.schedule_every = what_it_counts(schedule, schedule_every)
         if communicator is not None and not isinstance(communicator, Communicator):

@@ -20,7 +20,7 @@ from xpcnn.backend import base
 from xpcnn.backend.graph import guards
 from xpcnn.backend.graph.code import levels_to_caller
 from xpcnn.backend.graph.guards import Tokens, TooMuch
-from xpcnn.backend.graph.record import Memory, NotReplayable, Record, overlap
+from xpcnn.backend.graph.record import GRADIENTS, Memory, NotReplayable, Record, overlap
 from xpcnn.backend.graph.tracing import Tracing, is_tracing
 from xpcnn.errors import BackendError, ConfigError
 
@@ -209,7 +209,7 @@ class Compiled(Generic[P, R]):
             case.calls += 1
             self._calls += 1
         if case.misses >= MISSES and case.reason is None:
-            case.reason = "something that it depends on is another at each call; pass it as an argument"
+            case.reason = case.said_of_misses()
             self._say(case.reason)
         if self._eager is None:
             ready = self._calls > EAGER_CALLS and not self._is_rest(case, arrays)
@@ -353,12 +353,25 @@ class _Case:
         self.calls = self.misses = self.used = 0
         self.second_chances = 2
         self.reason: str | None = None
+        self.changed: dict[str | None, None] = {}  # of the graphs that were never replayed, in order
         self.free: list[Record] = []
 
     def drop(self, record: Record) -> None:
         """Let go of a graph whose guards do not hold any more."""
         self.misses = 0 if record.replays else self.misses + 1
+        self.changed = {**self.changed, record.changed: None} if self.misses > 1 else {record.changed: None}
         record.settle()
+
+    def said_of_misses(self) -> str:
+        """Return why no more graphs are made, with the names of what was another each time."""
+        names = [name for name in self.changed if name]
+        if names == [GRADIENTS]:
+            return "gradients are zero at one call and not at the next; let one function add them up and step"
+        found = f" ({', '.join(names[:4])})" if names else ""
+        return (
+            f"something that it depends on{found} is another at each call; pass it as an argument (where the changes "
+            "are over, its forget() begins anew)"
+        )
 
 
 def _family(arrays: list[Any]) -> Any:

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from xpcnn.backend.base import Backend
 
 
+GRADIENTS = "whether gradients are zero"  # what `Record.changed` says of them
+
+
 class NotReplayable(Exception):
     """A function gives something back that no replay could make."""
 
@@ -122,7 +125,7 @@ class Record:
                     return False
         for part, before in self._expected:
             if part.grad_is_zero is not before:
-                self.changed = "whether gradients are zero"
+                self.changed = GRADIENTS
                 return False
         return True
 
