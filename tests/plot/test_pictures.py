@@ -422,3 +422,8 @@ def test_agg_draws_whatever_a_notebook_has_left_in_the_environment(tmp_path):
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.png")], env=environment, capture_output=True)
     assert done.returncode == 0, done.stderr.decode()
     assert (tmp_path / "a.png").stat().st_size
+
+
+def test_names_of_classes_in_a_confusion_matrix_are_one_clear_error():
+    with pytest.raises(DTypeError, match=r"^predicted: expected numbers, got <U3; names .* by classes\.index\(name\)$"):
+        plot.confusion_matrix([0, 1], ["cat", "dog"], classes=["cat", "dog"])

@@ -187,7 +187,8 @@ def host(name: str, array: Any) -> np.ndarray:
         array = backend_of(array).to_numpy(array)
     values = np.asarray(array)
     if values.dtype.kind not in "biuf":
-        raise DTypeError(f"{name}: expected numbers, got {values.dtype}")
+        advice = "; names of classes become numbers by classes.index(name)" if values.dtype.kind == "U" else ""
+        raise DTypeError(f"{name}: expected numbers, got {values.dtype}{advice}")
     return values
 
 
