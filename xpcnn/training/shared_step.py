@@ -170,9 +170,9 @@ class SharedStep(Step):
         for array in others:
             self.communicator.allreduce(array)
         row[...] = tail[0:2]
-        self.said = (
-            [value > 0 for value in tail[2 : 2 + len(self.flags)].tolist()] if self.immediate else None
-        )  # on the host
+        self.said = None
+        if self.immediate:
+            self.said = [value > 0 for value in tail[2 : 2 + len(self.flags)].tolist()]  # on the host
 
     def _average_statistics(self) -> None:
         """Give all ranks the mean of their running statistics, so that there is one model and not one a rank."""
