@@ -38,6 +38,8 @@ def test_examples_run(path, tmp_path, monkeypatch, capsys):
     from xpcnn import datasets
     from xpcnn.datasets import Dataset
 
+    if path.stem == "exchange":
+        pytest.importorskip("onnx")
     train, test = datasets.load_mnist()
     few = tuple(Dataset(part.images[:256], part.labels[:256]) for part in (train, test))
     monkeypatch.setattr(datasets, "load_mnist", lambda: few)

@@ -178,6 +178,12 @@ def test_a_real_process_interrupted_in_the_middle_goes_on(digits, tmp_path):
     assert (out / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
 
 
+def hears(pid, signum):
+    """Whether a process has said what a signal means to it: a Python that still starts would end."""
+    masks = re.findall(r"^Sig(?:Ign|Cgt):\s*(\w+)", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    return any(int(mask, 16) >> (signum - 1) & 1 for mask in masks)
+
+
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="children are looked up in /proc")
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_to_the_whole_group_leaves_a_checkpoint(digits, tmp_path, signum):
@@ -189,8 +195,12 @@ def test_a_signal_to_the_whole_group_leaves_a_checkpoint(digits, tmp_path, signu
     until = time.monotonic() + 30
     while process.poll() is None and not children.read_text() and time.monotonic() < until:
         time.sleep(0.02)
-    time.sleep(0.5)  # until they have begun to work
-    workers = children.read_text()
+    while process.poll() is None and time.monotonic() < until:  # until they have begun to work
+        workers = children.read_text()
+        if all(hears(worker, signum) for worker in workers.split()):
+            break
+        time.sleep(0.02)
+    time.sleep(0.5)
     for worker in workers.split():
         os.kill(int(worker), signum)
     time.sleep(0.2)

@@ -1,5 +1,6 @@
 """The exercise notebook's mistakes: Python 2, and layers that are left to the reader. Its golden arrays are ours."""
 
+import contextlib
 import importlib
 import pkgutil
 
@@ -8,6 +9,7 @@ import pytest
 
 import xpcnn
 from xpcnn import functional as F
+from xpcnn.errors import ConfigError
 from xpcnn.functional import reference
 from xpcnn.testing import relative_error
 
@@ -40,7 +42,8 @@ POOL = [
 def test_every_module_is_python_3():
     for module in pkgutil.walk_packages(xpcnn.__path__, "xpcnn."):
         if module.name != "xpcnn.__main__" and "cupy" not in module.name:
-            importlib.import_module(module.name)
+            with contextlib.suppress(ConfigError):  # where the library of an extra is not here, which it says
+                importlib.import_module(module.name)
 
 
 @pytest.mark.parametrize("functions", [reference, F], ids=["naive", "fast"])
