@@ -1,5 +1,6 @@
 """Published networks against twins written with PyTorch's layers: the same names of parameters, the same logits."""
 
+import copy
 import importlib
 
 import numpy as np
@@ -149,7 +150,9 @@ def test_logits_and_gradients(torch, twins, rng, name):
 
     x = values(rng, (8, 1 if name == "unet" else 3, 32, 32), "float32")
     with nn.no_grad(), torch.no_grad():
-        assert_near(net(x), twin(torch.from_numpy(x)).numpy(), 1e-5)
+        # By the statistics of eight images small roundings grow: the oracle has none of its own.
+        assert_near(net(x), copy.deepcopy(twin).double()(torch.from_numpy(x).double()).numpy(), 1e-5)
+        twin(torch.from_numpy(x))
         net.eval()
         twin.eval()
         assert_near(net(x), twin(torch.from_numpy(x)).numpy(), 1e-5)
