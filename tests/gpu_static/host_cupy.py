@@ -134,7 +134,7 @@ class HostCupyBackend(CupyBackend):
         self.compute_capability = (9, 0)
         self.multiprocessors = 3
         self.column_bytes = 1 << 20
-        self._tf32 = False
+        self._tf32 = self._implicit_gemm = False
         self.fused = FUSED
         self.merges = self.updates_where_ok = self.keeps_columns = True
         self.kernels = HostKernels()

@@ -52,15 +52,17 @@ def translation(text: str) -> str:
 
 
 @functools.cache
-def library(char: str, text: str | None = None) -> ctypes.CDLL:
-    """Compile the kernels for a dtype."""
+def library(char: str, text: str, defines: tuple[str, ...] = ()) -> ctypes.CDLL:
+    """Compile kernels for a dtype."""
     folder = Path(tempfile.mkdtemp(prefix="xpcnn-shim-"))
     code = folder / "kernels.cpp"
-    code.write_text(translation(source() if text is None else text), encoding="utf-8")
+    code.write_text(translation(text), encoding="utf-8")
     target = folder / "kernels.so"
-    # No contraction: a product and a sum are rounded apart, as in NumPy.
-    command = ["g++", "-O1", "-std=c++17", "-shared", "-fPIC", "-ffp-contract=off", "-fwrapv", f"-DREAL={TYPES[char]}"]
-    done = subprocess.run([*command, f"-I{HERE}", str(code), "-o", str(target)], capture_output=True, text=True)
+    # No contraction: a product and a sum are rounded apart, as in NumPy. No unique symbols: shared memory of a template
+    # would be that of the first library which has it.
+    command = ["g++", "-O1", "-std=c++17", "-shared", "-fPIC", "-ffp-contract=off", "-fwrapv", "-fno-gnu-unique"]
+    command += [f"-DREAL={TYPES[char]}", *defines, f"-I{HERE}", str(code), "-o", str(target)]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return ctypes.CDLL(str(target))
 
@@ -70,11 +72,20 @@ class CpuKernels:
 
     has_guards = True  # whether arrays are of `guarded`
 
-    def __init__(self, text: str | None = None) -> None:
-        self.text = text
-        self.signatures = signatures(source() if text is None else text)
+    def __init__(
+        self, text: str | None = None, file: str = "kernels.cu", defines: tuple[str, ...] = ()
+    ) -> None:
+        self.text, self.file, self.defines = text, file, defines
+        self.signatures = signatures(source(file) if text is None else text)
         self.launched: list[str] = []  # since it was last cleared
         self.ever: set[str] = set()
+        self.variants: dict[Any, CpuKernels] = {}
+
+    def variant(self, file: str, defines: tuple[str, ...]) -> CpuKernels:
+        if (file, defines) not in self.variants:
+            made = self.variants[file, defines] = type(self)(None, file, defines)
+            made.launched, made.ever = self.launched, self.ever
+        return self.variants[file, defines]
 
     def address(self, array: Any) -> int:
         return int(array._host.ctypes.data)
@@ -89,7 +100,8 @@ class CpuKernels:
             value = as_parameter(name, kind.replace("T", TYPES[dtype.char]), arg)
             keep.append(value)
             values.append(ctypes.cast(ctypes.byref(value), ctypes.c_void_p))
-        run = getattr(library(dtype.char, self.text), f"run_{name}")
+        text = source(self.file) if self.text is None else self.text
+        run = getattr(library(dtype.char, text, self.defines), f"run_{name}")
         run.restype = ctypes.c_bool
         extents = (ctypes.c_int * 2)(*grid, *(1,) * (2 - len(grid)))
         self.launched.append(name)
@@ -154,6 +166,7 @@ class ShimBackend(FakeBackend):
 
     fused = FUSED
     merges = updates_where_ok = keeps_columns = True
+    implicit_gemm = False
     multiprocessors = 3
 
     def __init__(self, text: str | None = None) -> None:

@@ -12,12 +12,12 @@ pytestmark = pytest.mark.gpu_static
 ARCHITECTURES = ["sm_75", "sm_80", "sm_90", "sm_120"]
 
 
-def compile_for(architecture, kind, text):
+def compile_for(architecture, kind, text, defines=()):
     from cupy.cuda import nvrtc
 
     program = nvrtc.createProgram(text, "kernels.cu", (), ())
     try:
-        nvrtc.compileProgram(program, (*OPTIONS, f"-DREAL={kind}", f"--gpu-architecture={architecture}"))
+        nvrtc.compileProgram(program, (*OPTIONS, f"-DREAL={kind}", *defines, f"--gpu-architecture={architecture}"))
         assert not nvrtc.getProgramLog(program).strip("\0 \n")
         return nvrtc.getCUBIN(program)
     finally:

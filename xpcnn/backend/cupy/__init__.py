@@ -13,6 +13,7 @@ from xpcnn.backend import exchange
 from xpcnn.backend.base import Array, Backend
 from xpcnn.backend.cupy import kernel_cache
 from xpcnn.backend.cupy.driver import driver_version, install_advice
+from xpcnn.backend.graph import changed
 from xpcnn.backend.portable import is_portable
 from xpcnn.errors import BackendError, DTypeError, OutOfMemoryError
 
@@ -126,6 +127,10 @@ class CupyBackend(Backend):
     allow_tf32 : bool
         Whether float32 products may round their operands to TF32 (10 bits of mantissa) on tensor cores; False unless
         the environment says XPCNN_TF32=1. Needs compute capability 8.0.
+    implicit_gemm : bool
+        Whether float32 convolutions go through kernels of our own that keep no columns in memory (`convolution.py`),
+        not through im2col and cuBLAS; False unless the environment says XPCNN_IMPLICIT_GEMM=1, for no GPU has shown
+        yet where they are faster.
     """
 
     multiplies_float16 = True  # cuBLAS, with sums in float32
@@ -152,7 +157,7 @@ class CupyBackend(Backend):
         # One piece for all but the largest images, and never a large part of the device.
         self.column_bytes = max(1 << 26, min(1 << 31, self.total_bytes // 16))
         self.captures = self.is_cuda and not is_portable()
-        self._tf32 = False
+        self._tf32 = self._implicit_gemm = False
         self.graphs = GraphMemory(cupy, self.device)
         self.lanes: list[Any] = []  # copy streams and pinned memory that `prefetch` does not use just now
         self.cublas: Cublas | None = None
@@ -163,6 +168,8 @@ class CupyBackend(Backend):
             self.cublas = Cublas(cupy, self.compute_capability)
         if os.environ.get("XPCNN_TF32") == "1":
             self.allow_tf32 = True
+        if os.environ.get("XPCNN_IMPLICIT_GEMM") == "1":
+            self.implicit_gemm = True
 
     @property
     def allow_tf32(self) -> bool:
@@ -178,6 +185,21 @@ class CupyBackend(Backend):
                 f"{major}.{minor}; leave it off (unset XPCNN_TF32)"
             )
         self._tf32 = bool(allow)
+        changed()
+
+    @property
+    def implicit_gemm(self) -> bool:
+        """Whether float32 convolutions keep no columns in memory."""
+        return self._implicit_gemm
+
+    @implicit_gemm.setter
+    def implicit_gemm(self, enabled: bool) -> None:
+        self._implicit_gemm = bool(enabled)
+        self.keeps_columns = bool(self.fused) and not enabled  # there are none to keep
+        changed()
+
+    def settings(self) -> Any:
+        return self._tf32, self._implicit_gemm
 
     def owns(self, array: Any) -> bool:
         return isinstance(array, self.xp.ndarray)

@@ -29,6 +29,7 @@ def info(backend: CupyBackend) -> dict[str, Any]:
         "compute_capability": f"{major}.{minor}",
         "cublas": "own handle" if backend.cublas is not None else "CuPy's",
         "tf32": backend.allow_tf32,
+        "implicit_gemm": backend.implicit_gemm,
         "captures": backend.captures,
         "fused": sorted(backend.fused),
         "memory_bytes": total,

@@ -1,4 +1,4 @@
-"""Compiling and launching the kernels of `kernels.cu`."""
+"""Compiling and launching the kernels of the `.cu` files."""
 
 from __future__ import annotations
 
@@ -38,18 +38,26 @@ GEOMETRY = np.dtype(
 
 
 @functools.cache
-def source() -> str:
-    """Return the text of `kernels.cu`."""
-    return importlib.resources.files(__package__).joinpath("kernels.cu").read_text(encoding="utf-8")
+def source(file: str = "kernels.cu") -> str:
+    """Return the text of a `.cu` file."""
+    return importlib.resources.files(__package__).joinpath(file).read_text(encoding="utf-8")
 
 
 class Kernels:
-    """The kernels on one device, compiled for a dtype when it is first met (and kept by CuPy on disk)."""
+    """The kernels of a file on one device, compiled for a dtype when it is first met (and kept by CuPy on disk)."""
 
-    def __init__(self, cupy: Any, device: int) -> None:
-        self._cupy, self._device = cupy, device
+    def __init__(self, cupy: Any, device: int, file: str = "kernels.cu", defines: tuple[str, ...] = ()) -> None:
+        self._cupy, self._device, self._file, self._defines = cupy, device, file, defines
         self._found: dict[tuple[str, str], Any] = {}
         self._modules: dict[str, Any] = {}
+        self._variants: dict[tuple[str, tuple[str, ...]], Kernels] = {}
+
+    def variant(self, file: str, defines: tuple[str, ...]) -> Kernels:
+        """Return the kernels of another file of this device, compiled with options `-DNAME=VALUE`."""
+        key = file, defines
+        if key not in self._variants:
+            self._variants[key] = Kernels(self._cupy, self._device, file, defines)
+        return self._variants[key]
 
     def launch(self, name: str, dtype: np.dtype[Any], grid: tuple[int, ...], *args: Any) -> None:
         """Queue a kernel on the device's current stream; integers go as int, floating numbers as the kernel's T."""
@@ -64,8 +72,8 @@ class Kernels:
 
     def _find(self, name: str, char: str) -> Any:
         if char not in self._modules:
-            options = (*OPTIONS, f"-DREAL={TYPES[char]}")
-            self._modules[char] = self._cupy.RawModule(code=source(), options=options)
+            options = (*OPTIONS, f"-DREAL={TYPES[char]}", *self._defines)
+            self._modules[char] = self._cupy.RawModule(code=source(self._file), options=options)
         self._found[name, char] = self._modules[char].get_function(name)
         return self._found[name, char]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from xpcnn.backend.base import Array
-from xpcnn.backend.cupy import steps  # noqa: F401 - enters its functions in the table
+from xpcnn.backend.cupy import convolution, steps  # noqa: F401 - enter their functions in the table
 from xpcnn.backend.cupy.fused import FUSED, blocks, fits, fused
 
 __all__ = ["FUSED"]  # the whole table, once this module is imported

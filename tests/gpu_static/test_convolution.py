@@ -1,0 +1,167 @@
+"""Convolution without columns, run on the CPU, against the portable body: small integers, whose sums have no rounding."""
+
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from xpcnn.backend.cupy import convolution
+from xpcnn.backend.cupy.convolution import DEPTH, FILE, SHARE_SLICES, TILES, Tile, choose, split
+from xpcnn.backend.cupy.kernels import source
+from xpcnn.functional.convolution import conv2d_forward, conv2d_gradients, conv2d_input_gradient
+from xpcnn.windows import windows
+
+from .shim import ShimBackend, signatures
+from .test_compile import ARCHITECTURES, compile_for
+from .test_kernels import SEEDS, device, portable, same
+
+pytestmark = pytest.mark.gpu_static
+implicit = ShimBackend()
+implicit.implicit_gemm = True
+
+
+@st.composite
+def convolutions(draw):
+    """Windows, a batch size and numbers of channels and filters, such that no product of matrices stands there bare."""
+    size = draw(st.tuples(st.integers(1, 9), st.integers(1, 9)))
+    dilation = draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
+    kernel = tuple(draw(st.integers(1, 4)) for _ in "hw")
+    extent = [(k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True)]
+    least = [max(0, e - s) for e, s in zip(extent, size, strict=True)]
+    pad = tuple(tuple(draw(st.integers(low, low + 2)) for _ in "ab") for low in least)
+    stride = draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
+    over = windows(size, kernel, stride=stride, padding=pad, dilation=dilation)
+    c, f = draw(st.integers(1, 5)), draw(st.sampled_from([1, 3, 6, 17, 33, 65]))
+    n = draw(st.sampled_from([1, 2, 3, 4, 8, 33]))
+    return over, c, f, n
+
+
+def integers(seed, *shape):
+    return np.random.default_rng(seed).integers(-3, 4, shape).astype(np.float32)
+
+
+def run(name, tile, *args):
+    """Run a primitive by its kernel with a tile of this shape."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(convolution, "choose", lambda *sizes: tile)
+        return implicit.fused[name](implicit, *args)
+
+
+@given(convolutions(), st.sampled_from(TILES), st.booleans(), SEEDS)
+def test_forward(case, tile, has_bias, seed):
+    over, c, f, n = case
+    x, weight = integers(seed, c, over.h.size, over.w.size, n), integers(seed + 1, f, c, *over.kernel)
+    bias = device(integers(seed + 2, f)) if has_bias else None
+    got = run("conv2d_forward", tile, device(x), device(weight), bias, over, 1)
+    if over.is_pointwise or over.is_whole:
+        assert got is NotImplemented
+        return
+    assert implicit.kernels.launched.pop() == "convolve"
+    same(got, conv2d_forward.portable(portable, device(x), device(weight), bias, over, 1))
+
+
+@given(convolutions(), st.sampled_from(TILES), SEEDS)
+def test_input_gradient(case, tile, seed):
+    over, c, f, n = case
+    dy, weight = integers(seed, f, *over.out, n), integers(seed + 1, f, c, *over.kernel)
+    got = run("conv2d_input_gradient", tile, device(dy), device(weight), over, 1)
+    if over.is_pointwise or over.is_whole:
+        assert got is NotImplemented
+        return
+    same(got, conv2d_input_gradient.portable(portable, device(dy), device(weight), over, 1))
+
+
+@given(convolutions(), st.sampled_from(TILES), st.integers(1, 4), st.booleans(), st.booleans(), SEEDS)
+def test_gradients(case, tile, shares, has_bias, in_place, seed):
+    over, c, f, n = case
+    x, dy = integers(seed, c, over.h.size, over.w.size, n), integers(seed + 1, f, *over.out, n)
+    weight = integers(seed + 2, f, c, *over.kernel)
+    slices = -(-dy[0].size // DEPTH)
+    length = -(-slices // shares)
+    given = shim_empty(weight.shape) if in_place else None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(convolution, "split", lambda *sizes: (tile, -(-slices // length), length * DEPTH))
+        arguments = device(dy), device(x), device(weight), over, 1, has_bias, True, given
+        got = run("conv2d_gradients", tile, *arguments)
+    if over.is_pointwise or over.is_whole:
+        assert got is NotImplemented
+        return
+    if in_place:
+        assert got[1] is given
+    for ours, theirs in zip(got, conv2d_gradients.portable(portable, *arguments[:-1]), strict=True):
+        assert (ours is None) == (theirs is None)
+        if theirs is not None:
+            same(ours, theirs)
+
+
+def shim_empty(shape):
+    return implicit.empty(shape, np.dtype("float32"))
+
+
+def test_shares_fill_the_device_and_cover_every_position():
+    for filters, taps, positions, devices in ((16, 144, 1 << 17, 132), (512, 4608, 2048, 132), (6, 25, 100, 3)):
+        tile, shares, share = split(filters, taps, positions, devices)
+        across, down = tile.grid(filters, taps)
+        assert (shares - 1) * share < positions <= shares * share
+        assert share % DEPTH == 0
+        assert shares == 1 or share >= DEPTH * SHARE_SLICES
+        assert across * down * shares >= devices or share < 2 * DEPTH * SHARE_SLICES
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float16"])
+def test_what_it_leaves_to_others(dtype):
+    over = windows((5, 5), 3)
+    x, weight = device(np.ones((2, 5, 5, 4), dtype)), device(np.ones((4, 2, 3, 3), dtype))
+    for name, args in (("conv2d_forward", (x, weight, None)), ("conv2d_input_gradient", (x, weight))):
+        assert implicit.fused[name](implicit, *args, over, 1) is NotImplemented
+    single = [device(np.ones(shape, np.float32)) for shape in ((2, 5, 5, 4), (4, 1, 3, 3))]
+    assert implicit.fused["conv2d_forward"](implicit, *single, None, over, 2) is NotImplemented  # groups
+    single[1] = device(np.ones((4, 2, 3, 3), np.float32))
+    assert implicit.fused["conv2d_forward"](implicit, *single, None, over, 1) is not NotImplemented
+    off = ShimBackend()
+    assert off.fused["conv2d_forward"](off, *single, None, over, 1) is NotImplemented
+
+
+def test_the_tile_follows_the_shape():
+    assert choose(16, 1 << 17, 132) == Tile(16, 256, 4, 4)
+    assert choose(32, 1 << 17, 132) == Tile(32, 128, 4, 4)
+    assert choose(64, 1 << 17, 132) == Tile(64, 128, 4, 8)
+    assert choose(256, 1 << 17, 132) == Tile(128, 128, 8, 8)
+    assert choose(256, 1 << 9, 132) != Tile(128, 128, 8, 8)  # eight blocks on 132 multiprocessors
+
+
+@pytest.mark.parametrize("tile", TILES)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_kernels_compile(architecture, tile):
+    binary = compile_for(architecture, "float", source(FILE), tile.defines)
+    for name in signatures(source(FILE)):
+        assert name.encode() in binary
+
+
+def test_every_kernel_is_launched_here():
+    assert implicit.kernels.ever == set(signatures(source(FILE))) | {"row_sums"}
+
+
+def test_every_kernel_has_a_signature_that_the_shim_reads():
+    assert len(signatures(source(FILE))) == len(re.findall("__global__", source(FILE)))
+    assert "atomic" not in re.sub(r"//.*", "", source(FILE))
+
+
+def test_a_missing_barrier_is_found():
+    """The shim can fail: without the barrier inside the loop a slice is read before it is there."""
+    over = windows((9, 9), 3)
+    x, weight = (device(integers(seed, *shape)) for seed, shape in ((0, (8, 9, 9, 4)), (1, (16, 8, 3, 3))))
+    text = source(FILE)
+    barrier = "columns.store(b[now]);\n            __syncthreads();"
+    assert barrier in text
+    broken = ShimBackend()
+    broken.implicit_gemm = True
+    tile = choose(16, 7 * 7 * 4, broken.multiprocessors)
+    variant = broken.kernels.variant(FILE, tile.defines)
+    variant.text = text.replace(barrier, "columns.store(b[now]);")
+    right = conv2d_forward.portable(portable, x, weight, None, over, 1)._host
+    assert (broken.fused["conv2d_forward"](broken, x, weight, None, over, 1)._host != right).any()
+    variant.text = None
+    np.testing.assert_array_equal(broken.fused["conv2d_forward"](broken, x, weight, None, over, 1)._host, right)

@@ -1,0 +1,299 @@
+// Convolution as a matrix product whose columns lie nowhere: each block gathers the pixels that its tile needs (implicit
+// GEMM; Chetlur et al. 2014, arXiv:1410.0759, section 3). Arrays are batch-last, float32 and C-contiguous.
+//
+//     forward   y (F, P)  = W (F, K)    X (K, P)      X = im2col(x), K = (c, kh, kw), P = (oh, ow, n)
+//     dx        dx (C, Q) = W' (C, L)   D (L, Q)      D = the pixels' outputs in dy, L = (f, kh, kw), Q = (h, w, n)
+//     dW        dW (F, K) = dy (F, P)   X^T (P, K)    in shares of P, which a second kernel adds up in their order
+//
+// A block of 256 threads makes a tile of ROWS x COLUMNS, a thread THREAD_ROWS x THREAD_COLUMNS of it; the four come from
+// tile to tile as -D options. The inner dimension passes by in slices of DEPTH: while one is multiplied in shared memory,
+// the next one is on its way to registers. No atomics: runs are bit-identical. Indices are 32-bit.
+
+#define BLOCK 256
+#define WARP 32
+#define DEPTH (BLOCK / WARP)  // a warp fetches one row of a slice, and reads its tap once
+
+#define FOURS_DOWN (ROWS / 4)
+#define FOURS_ACROSS (COLUMNS / 4)
+#define THREADS_ACROSS (COLUMNS / THREAD_COLUMNS)
+#define THREADS_DOWN (ROWS / THREAD_ROWS)
+static_assert(THREADS_ACROSS * THREADS_DOWN == BLOCK, "a thread for each part of a tile");
+
+// What a thread reads and writes at a time.
+struct alignas(16) Four {
+    float at[4];
+};
+
+// --- geometry --------------------------------------------------------------------------------------------------------
+
+// One direction of a gather: tap j of window i meets the pixel i * stride + j * step + start, where that is inside, and
+// the filter's tap filter_start + j * filter_step; its result belongs at out_start + i * out_stride.
+struct Axis {
+    int size, windows, stride, taps, step, start;
+    int filter_start, filter_step;
+    int out_size, out_start, out_stride;
+};
+
+// outputs = sum over inputs and taps. `output_step` and `input_step` lead through the filters.
+struct Convolution {
+    Axis h, w;
+    int inputs, outputs, batch, kernel_w, output_step, input_step;
+};
+
+// An index as three digits: k as (channel, row of taps, column of taps), p as (row of windows, column, image). Adding
+// with carries is much cheaper than two divisions.
+struct Digits {
+    int high, middle, low;
+};
+
+struct Radix {
+    int middle, low;
+    __device__ Digits digits(int i) const { return {i / low / middle, i / low % middle, i % low}; }
+    __device__ Digits sum(Digits a, Digits b) const {
+        Digits c = {a.high + b.high, a.middle + b.middle, a.low + b.low};
+        if (c.low >= low) c.low -= low, ++c.middle;
+        if (c.middle >= middle) c.middle -= middle, ++c.high;
+        return c;
+    }
+};
+
+// --- operands --------------------------------------------------------------------------------------------------------
+// An operand is a matrix of an outer dimension, that of the result, and the inner one, which is summed over. `outer` is
+// computed once for a thread, `begin` and `advance` walk along the inner dimension, and beyond either end there are
+// zeros. `is_inner_dense` says along which of the two neighbours in memory lie.
+
+#define BEYOND (-(1 << 30))  // so far outside that adding to it leads to no pixel
+
+struct Pixel {
+    int h, w, offset;
+};
+
+// im2col(x), never stored.
+struct Windows {
+    const float* x;
+    Convolution g;
+
+    __device__ Radix taps() const { return {g.h.taps, g.w.taps}; }
+    __device__ Radix places() const { return {g.w.windows, g.batch}; }
+
+    // Where the taps begin that a window reads in the first channel.
+    __device__ Pixel place(Digits p) const {
+        if (p.high >= g.h.windows) return {BEYOND, 0, 0};
+        int h = p.high * g.h.stride + g.h.start, w = p.middle * g.w.stride + g.w.start;
+        return {h, w, (h * g.w.size + w) * g.batch + p.low};
+    }
+
+    // How far a tap is from there.
+    __device__ Pixel tap(Digits k) const {
+        if (k.high >= g.inputs) return {BEYOND, 0, 0};
+        int h = k.middle * g.h.step, w = k.low * g.w.step;
+        return {h, w, ((k.high * g.h.size + h) * g.w.size + w) * g.batch};
+    }
+
+    __device__ float value(Pixel a, Pixel b) const {
+        bool inside = (unsigned)(a.h + b.h) < (unsigned)g.h.size && (unsigned)(a.w + b.w) < (unsigned)g.w.size;
+        return inside ? x[a.offset + b.offset] : 0.f;
+    }
+};
+
+// X (K, P): a thread keeps its windows and goes from tap to tap.
+struct WindowsByTap : Windows {
+    static const bool is_inner_dense = false;
+    typedef Pixel Outer;
+    typedef Digits Inner;
+    __device__ Outer outer(int p) const { return place(places().digits(p)); }
+    __device__ Inner begin(int k) const { return taps().digits(k); }
+    __device__ Inner advance(Inner k, Inner by) const { return taps().sum(k, by); }
+    __device__ float at(Outer p, Inner k) const { return value(p, tap(k)); }
+};
+
+// X^T (P, K): a thread keeps its taps and goes from window to window.
+struct WindowsByPlace : Windows {
+    static const bool is_inner_dense = true;
+    typedef Pixel Outer;
+    typedef Digits Inner;
+    __device__ Outer outer(int k) const { return tap(taps().digits(k)); }
+    __device__ Inner begin(int p) const { return places().digits(p); }
+    __device__ Inner advance(Inner p, Inner by) const { return places().sum(p, by); }
+    __device__ float at(Outer k, Inner p) const { return value(place(p), k); }
+};
+
+// W (F, K) of the forward, or W' (C, L) of dx.
+struct Filters {
+    static const bool is_inner_dense = true;
+    const float* weight;
+    Convolution g;
+    typedef int Outer;  // where a filter begins, -1 beyond the last
+    typedef Digits Inner;
+    __device__ Radix taps() const { return {g.h.taps, g.w.taps}; }
+    __device__ Outer outer(int f) const { return f < g.outputs ? f * g.output_step : -1; }
+    __device__ Inner begin(int k) const { return taps().digits(k); }
+    __device__ Inner advance(Inner k, Inner by) const { return taps().sum(k, by); }
+    __device__ float at(Outer f, Inner k) const {
+        int h = g.h.filter_start + k.middle * g.h.filter_step, w = g.w.filter_start + k.low * g.w.filter_step;
+        return f >= 0 && k.high < g.inputs ? weight[f + k.high * g.input_step + h * g.kernel_w + w] : 0.f;
+    }
+};
+
+// dy (F, P) of dW.
+struct Rows {
+    static const bool is_inner_dense = true;
+    const float* data;
+    int rows, columns;
+    typedef int Outer;  // where a row begins, -1 beyond the last
+    typedef int Inner;
+    __device__ Outer outer(int row) const { return row < rows ? row * columns : -1; }
+    __device__ Inner begin(int column) const { return column; }
+    __device__ Inner advance(Inner column, Inner by) const { return column + by; }
+    __device__ float at(Outer row, Inner column) const {
+        return row >= 0 && column < columns ? data[row + column] : 0.f;
+    }
+};
+
+// --- the product -----------------------------------------------------------------------------------------------------
+
+// A slice of an operand, DEPTH x WIDTH, on its way from global memory through registers to shared memory. A thread
+// carries WIDTH / 32 numbers of one depth, and the lanes of a warp stand where memory is dense.
+template <class Operand, int WIDTH>
+struct Slice {
+    static const int EACH = WIDTH < WARP ? 1 : WIDTH / WARP;
+    const Operand& from;
+    int depth, place;
+    typename Operand::Outer outer[EACH];
+    typename Operand::Inner inner, step;
+    float value[EACH];
+
+    __device__ Slice(const Operand& operand, int first, int k) : from(operand) {
+        depth = Operand::is_inner_dense ? threadIdx.x % DEPTH : threadIdx.x / WARP;
+        place = Operand::is_inner_dense ? threadIdx.x / DEPTH : threadIdx.x % WARP;
+        for (int i = 0; i < EACH; ++i) outer[i] = from.outer(first + place + i * WARP);
+        inner = from.begin(k + depth);
+        step = from.begin(DEPTH);
+    }
+
+    __device__ void fetch() {
+#pragma unroll
+        for (int i = 0; i < EACH; ++i) value[i] = from.at(outer[i], inner);
+        inner = from.advance(inner, step);
+    }
+
+    // One Four more than WIDTH to a row, so that lanes along the depth meet different banks.
+    __device__ void store(Four (*shared)[WIDTH / 4 + 1]) const {
+        if (place >= WIDTH) return;
+#pragma unroll
+        for (int i = 0; i < EACH; ++i) {
+            int column = place + i * WARP;
+            shared[depth][column / 4].at[column % 4] = value[i];
+        }
+    }
+};
+
+// A thread's part of the tile. Its rows and columns are Fours that lie THREADS_DOWN and THREADS_ACROSS apart, so that
+// the threads of a warp read neighbouring Fours.
+struct Sums {
+    float at[THREAD_ROWS][THREAD_COLUMNS];
+    __device__ static int row(int i) {
+        return (threadIdx.x / THREADS_ACROSS + i / 4 * THREADS_DOWN) * 4 + i % 4;
+    }
+    __device__ static int column(int j) {
+        return (threadIdx.x % THREADS_ACROSS + j / 4 * THREADS_ACROSS) * 4 + j % 4;
+    }
+};
+
+// The tile at (row, column) of left (M, inner) x right (inner, N), summed over the inner indices from `first` to `last`.
+template <class Left, class Right>
+__device__ void multiply(const Left& left, const Right& right, int row, int column, int first, int last, Sums& sums) {
+    __shared__ Four a[2][DEPTH][FOURS_DOWN + 1], b[2][DEPTH][FOURS_ACROSS + 1];
+    Slice<Left, ROWS> rows(left, row, first);
+    Slice<Right, COLUMNS> columns(right, column, first);
+#pragma unroll
+    for (int i = 0; i < THREAD_ROWS; ++i)
+        for (int j = 0; j < THREAD_COLUMNS; ++j) sums.at[i][j] = 0;
+    rows.fetch();
+    columns.fetch();
+    rows.store(a[0]);
+    columns.store(b[0]);
+    __syncthreads();
+    int now = 0;
+    for (int k = first; k < last; k += DEPTH) {
+        bool more = k + DEPTH < last;
+        if (more) {
+            rows.fetch();
+            columns.fetch();
+        }
+#pragma unroll
+        for (int depth = 0; depth < DEPTH; ++depth) {
+            Four p[THREAD_ROWS / 4], q[THREAD_COLUMNS / 4];
+            for (int i = 0; i < THREAD_ROWS; i += 4) p[i / 4] = a[now][depth][Sums::row(i) / 4];
+            for (int j = 0; j < THREAD_COLUMNS; j += 4) q[j / 4] = b[now][depth][Sums::column(j) / 4];
+            for (int i = 0; i < THREAD_ROWS; ++i)
+                for (int j = 0; j < THREAD_COLUMNS; ++j)
+                    sums.at[i][j] = fmaf(p[i / 4].at[i % 4], q[j / 4].at[j % 4], sums.at[i][j]);
+        }
+        if (more) {  // to the other half: all threads have left it when they passed the last barrier
+            now = 1 - now;
+            rows.store(a[now]);
+            columns.store(b[now]);
+            __syncthreads();
+        }
+    }
+}
+
+// --- kernels ---------------------------------------------------------------------------------------------------------
+
+// Block (column tile, row tile): the forward, or dx for the pixels of one residue by the stride.
+extern "C" __global__ void convolve(const float* x, const float* weight, const float* bias, Convolution g, float* y) {
+    WindowsByTap windows = {x, g};
+    Filters filters = {weight, g};
+    int row = blockIdx.y * ROWS, column = blockIdx.x * COLUMNS;
+    Sums sums;
+    multiply(filters, windows, row, column, 0, g.inputs * g.h.taps * g.w.taps, sums);
+    bool in_fours = g.batch % 4 == 0;  // then four columns are four images of one window
+#pragma unroll
+    for (int j = 0; j < THREAD_COLUMNS; ++j) {
+        if (in_fours && j % 4) continue;
+        Digits p = windows.places().digits(column + Sums::column(j));
+        if (p.high >= g.h.windows) continue;
+        int h = g.h.out_start + p.high * g.h.out_stride, w = g.w.out_start + p.middle * g.w.out_stride;
+        for (int i = 0; i < THREAD_ROWS; ++i) {
+            int f = row + Sums::row(i);
+            if (f >= g.outputs) continue;
+            float* to = y + ((f * g.h.out_size + h) * g.w.out_size + w) * g.batch + p.low;
+            float shift = bias ? bias[f] : 0.f;
+            if (!in_fours) {
+                *to = sums.at[i][j] + shift;
+                continue;
+            }
+            Four four;
+            for (int e = 0; e < 4; ++e) four.at[e] = sums.at[i][j + e] + shift;
+            *(Four*)to = four;
+        }
+    }
+}
+
+// Block (column tile in a share, row tile): dW, or what `share` columns of dy add to it. `parts` is (shares, F, K).
+extern "C" __global__ void weight_gradient(const float* dy, const float* x, Convolution g, int share, float* parts) {
+    int positions = g.h.windows * g.w.windows * g.batch, taps = g.inputs * g.h.taps * g.w.taps;
+    Rows rows = {dy, g.outputs, positions};
+    WindowsByPlace windows = {x, g};
+    int across = (taps + COLUMNS - 1) / COLUMNS, part = blockIdx.x / across;
+    int row = blockIdx.y * ROWS, column = blockIdx.x % across * COLUMNS;
+    Sums sums;
+    multiply(rows, windows, row, column, part * share, min(positions, (part + 1) * share), sums);
+#pragma unroll
+    for (int i = 0; i < THREAD_ROWS; ++i) {
+        int f = row + Sums::row(i);
+        for (int j = 0; j < THREAD_COLUMNS; ++j) {
+            int k = column + Sums::column(j);
+            if (f < g.outputs && k < taps) parts[(part * g.outputs + f) * taps + k] = sums.at[i][j];
+        }
+    }
+}
+
+extern "C" __global__ void add_shares(const float* parts, int shares, int size, float* out) {
+    int i = blockIdx.x * BLOCK + threadIdx.x;
+    if (i >= size) return;
+    float sum = 0;
+    for (int part = 0; part < shares; ++part) sum += parts[part * size + i];
+    out[i] = sum;
+}
