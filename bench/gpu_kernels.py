@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from collections.abc import Callable, Iterator
 from types import MappingProxyType
 from typing import Any
@@ -28,16 +29,29 @@ def plain(*shape: int) -> Any:
     return array(np.random.default_rng(sum(shape)).standard_normal(shape).astype(np.float32))
 
 
+@contextlib.contextmanager
+def implicit_gemm(enabled: bool) -> Iterator[None]:
+    """Let convolutions go without columns inside the block, or not."""
+    backend: Any = get_backend()
+    before, backend.implicit_gemm = getattr(backend, "implicit_gemm", False), enabled
+    try:
+        yield
+    finally:
+        backend.implicit_gemm = before
+
+
 def cases() -> Iterator[tuple[str, Callable[[], list[Any]]]]:
     """Each case returns the arrays that it computes, forward and backward."""
     for options in ({}, {"stride": 2}, {"padding": 1, "dilation": 2}, {"stride": 3, "padding": 2, "groups": 2}):
+        for implicit in (False, True):
 
-        def convolution(options: dict[str, Any] = options) -> list[Any]:
-            weight = plain(6, 4 // options.get("groups", 1), 3, 3)
-            y, cache = F.conv2d(batch_last(33, 4, 11, 9), weight, plain(6), **options)
-            return [y, *F.conv2d_backward(batch_last(*y.shape), cache)]
+            def convolution(options: dict[str, Any] = options, implicit: bool = implicit) -> list[Any]:
+                weight = plain(6, 4 // options.get("groups", 1), 3, 3)
+                with implicit_gemm(implicit):
+                    y, cache = F.conv2d(batch_last(33, 4, 11, 9), weight, plain(6), **options)
+                    return [y, *F.conv2d_backward(batch_last(*y.shape), cache)]
 
-        yield f"conv2d {options}", convolution
+            yield f"conv2d {options}{' without columns' if implicit else ''}", convolution
     for size, options in ((2, {}), (3, {"stride": 1}), (3, {"stride": 2, "padding": 1, "ceil_mode": True})):
 
         def pool(size: int = size, options: dict[str, Any] = options) -> list[Any]:

@@ -54,6 +54,8 @@ class Stage:
 PYTEST = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "--maxfail", "40")
 ON_GPU = {"XPCNN_REQUIRE_GPU": "1", "XPCNN_TEST_BACKENDS": "cupy", "CI": "1"}
 
+IMPLICIT = {"XPCNN_IMPLICIT_GEMM": "1"}
+
 
 def suite(*folders: str, rehearsal: str) -> Stage:
     """The tests of some folders on CuPy; a folder that is not there is left out."""
@@ -80,7 +82,19 @@ STAGES = {
     "steps": Stage("training steps beside PyTorch", ("bench/gpu_speed.py", "--only", "steps", "exact"), ("torch",)),
     "train": Stage("xpcnn train as a whole process", ("bench/gpu_train.py", "--only", "time")),
     "convolutions": Stage("convolutions beside cuDNN", ("bench/gpu_speed.py", "--only", "convolutions"), ("torch",)),
-    "steps-tf32": Stage("the same with TF32", ("bench/gpu_speed.py", "--only", "steps", "tf32"), ("torch",)),
+    "steps-implicit": Stage(
+        "the same steps without columns in memory",
+        ("bench/gpu_speed.py", "--only", "steps", "exact"),
+        ("torch",),
+        IMPLICIT,
+    ),
+    "convolutions-implicit": Stage(
+        "the same convolutions without columns in memory",
+        ("bench/gpu_speed.py", "--only", "convolutions", "exact"),
+        ("torch",),
+        IMPLICIT,
+    ),
+    "steps-tf32": Stage("the steps with TF32", ("bench/gpu_speed.py", "--only", "steps", "tf32"), ("torch",)),
     "memcheck": sanitized("reads and writes outside of arrays", "memcheck"),
     "racecheck": sanitized("threads of a block that do not wait for each other", "racecheck"),
     "initcheck": sanitized("reads of memory that nobody wrote", "initcheck"),
@@ -90,7 +104,7 @@ STAGES = {
 
 def environment_of(stage: Stage, rehearse: bool) -> dict[str, str]:
     extra = dict(stage.environment)
-    if rehearse and extra and not has_device():
+    if rehearse and "XPCNN_REQUIRE_GPU" in extra and not has_device():
         extra = {"XPCNN_TEST_BACKENDS": "fake", "CI": "1"}
     path = os.pathsep.join([str(ROOT), str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
     return {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **extra}
@@ -192,7 +206,7 @@ def table(reports: list[dict[str, Any]], results: Mapping[str, Any]) -> str:
             if rows:
                 lines += [
                     "",
-                    f"## Convolutions, {title}",
+                    f"## Convolutions, {title} ({name})",
                     "",
                     "| convolution | ours ms | cuDNN / ours | share of products |",
                 ]

@@ -50,6 +50,27 @@ def test_the_guide_has_the_table_of_the_results() -> None:
     )
 
 
+def test_the_guide_has_the_bytes_of_a_convolution_on_a_gpu() -> None:
+    import gpu_bytes
+
+    guide = (BENCH.parent / "xpcnn" / "guides" / "gpu.md").read_text(encoding="utf-8")
+    assert "\n".join(gpu_bytes.table()) in guide
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_an_implicit_gradient_multiplies_what_meets_a_window_alone(stride: int) -> None:
+    from xpcnn.backend.cupy.convolution import extents, gradient_shapes
+    from xpcnn.windows import windows
+
+    over = windows((7, 8), (3, 2), stride=stride, padding=1)
+    count = sum(columns * depth for _, columns, depth in map(extents, gradient_shapes((5, 4, 3, 2), over, 2)))
+    meeting = [
+        sum((pixel + axis.before - tap) % stride == 0 for pixel in range(axis.size) for tap in range(axis.kernel))
+        for axis in (over.h, over.w)
+    ]
+    assert count == 5 * 2 * meeting[0] * meeting[1]
+
+
 @pytest.mark.parametrize(("net", "parameters"), [("lenet5", 61_990), ("deep3", 113_162), ("tiny", 11_540)])
 def test_parameters_of_the_source_systems(net: str, parameters: int) -> None:
     import costs

@@ -410,3 +410,35 @@ class TestThreads:
         """
         done = run(code)
         assert done.stdout == "done\n", done.stderr
+
+
+class TestImplicitGemm:
+    def test_a_recorded_step_follows_the_switch(self, gpu, monkeypatch):
+        """Recorded with columns, recorded anew without: the same training within rounding, and none filled."""
+        columns, launch = [], gpu.kernels.launch
+
+        def noted(name, *rest):
+            columns.append(name == "fill_columns")
+            launch(name, *rest)
+
+        monkeypatch.setattr(gpu.kernels, "launch", noted)
+        trained = {}
+        try:
+            for first in (False, True):
+                gpu.implicit_gemm = first
+                trainer, x, labels = convolutional(3, 4, 8)
+                for _ in range(6):
+                    trainer.train_batch(x, labels)
+                assert any(columns) is not first
+                gpu.implicit_gemm = not first
+                columns.clear()
+                for _ in range(6):
+                    trainer.train_batch(x, labels)
+                assert columns, "the step was not recorded anew"
+                assert any(columns) is first
+                columns.clear()
+                trained[first] = [gpu.to_numpy(parameter.data) for parameter in trainer.model.parameters()]
+        finally:
+            gpu.implicit_gemm = False
+        for columnless, usual in zip(trained[True], trained[False], strict=True):
+            np.testing.assert_allclose(columnless, usual, rtol=1e-4, atol=1e-6)

@@ -72,9 +72,7 @@ class CpuKernels:
 
     has_guards = True  # whether arrays are of `guarded`
 
-    def __init__(
-        self, text: str | None = None, file: str = "kernels.cu", defines: tuple[str, ...] = ()
-    ) -> None:
+    def __init__(self, text: str | None = None, file: str = "kernels.cu", defines: tuple[str, ...] = ()) -> None:
         self.text, self.file, self.defines = text, file, defines
         self.signatures = signatures(source(file) if text is None else text)
         self.launched: list[str] = []  # since it was last cleared

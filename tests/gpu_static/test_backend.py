@@ -74,6 +74,7 @@ def runtime(monkeypatch):
     monkeypatch.setattr(cupy, "get_default_memory_pool", lambda: pool)
     monkeypatch.setattr(module, "_by_device", {})
     monkeypatch.delenv("XPCNN_TF32", raising=False)
+    monkeypatch.delenv("XPCNN_IMPLICIT_GEMM", raising=False)
     FakeDeviceHandle.current = 0
     answers.stand_in = stand_in
     return answers
@@ -111,6 +112,19 @@ def test_tf32(runtime, monkeypatch):
     module._by_device.clear()
     with pytest.raises(BackendError, match=r"allow_tf32: expected .* 8\.0 or newer, got NVIDIA Stand-in with 7\.5"):
         module.create("cupy")
+
+
+def test_implicit_gemm(runtime, monkeypatch):
+    first = module.create("cupy")
+    assert (first.implicit_gemm, first.keeps_columns) == (False, True)
+    before = first.settings()
+    first.implicit_gemm = True
+    assert (first.implicit_gemm, first.keeps_columns) == (True, False)
+    assert first.settings() != before  # a recorded step sees it
+    first.implicit_gemm = False
+    assert (first.settings(), first.keeps_columns) == (before, True)
+    monkeypatch.setenv("XPCNN_IMPLICIT_GEMM", "1")
+    assert module.create("cupy:1").info()["implicit_gemm"] is True
 
 
 def test_info_and_hints(runtime, monkeypatch, tmp_path):

@@ -1,4 +1,4 @@
-"""Convolution without columns, run on the CPU, against the portable body: small integers, whose sums have no rounding."""
+"""Convolution without columns, run on the CPU, against the portable body: sums of integers, which are exact."""
 
 import re
 

@@ -141,10 +141,17 @@ def takes(backend: Any, windows: Windows, groups: int, *arrays: Array) -> bool:
     )
 
 
+def extents(shape: np.ndarray[Any, Any]) -> tuple[int, int, int]:
+    """Return the rows, the columns and the inner dimension of a product."""
+    found = shape[0]
+    h, w = found["h"], found["w"]
+    columns, depth = h["windows"] * w["windows"] * found["batch"], found["inputs"] * h["taps"] * w["taps"]
+    return int(found["outputs"]), int(columns), int(depth)
+
+
 def convolve(backend: Any, x: Array, weight: Array, bias: Array | None, shape: Any, y: Array) -> None:
     """Launch a forward, or a part of dx."""
-    found = shape[0]
-    rows, columns = int(found["outputs"]), int(found["h"]["windows"] * found["w"]["windows"] * found["batch"])
+    rows, columns, _ = extents(shape)
     tile = choose(rows, columns, backend.multiprocessors)
     kernels = backend.kernels.variant(FILE, tile.defines)
     kernels.launch("convolve", x.dtype, tile.grid(rows, columns), x, weight, bias, shape, y)

@@ -20,7 +20,7 @@ from xpcnn.backend import base
 from xpcnn.backend.graph import guards
 from xpcnn.backend.graph.code import levels_to_caller
 from xpcnn.backend.graph.guards import Tokens, TooMuch
-from xpcnn.backend.graph.record import GRADIENTS, Memory, NotReplayable, Record, overlap
+from xpcnn.backend.graph.record import GRADIENTS, SETTING, Memory, NotReplayable, Record, overlap
 from xpcnn.backend.graph.tracing import Tracing, is_tracing
 from xpcnn.errors import BackendError, ConfigError
 
@@ -179,6 +179,8 @@ class Compiled(Generic[P, R]):
                         case.free.append(record)
                     return self._as_written(backend, args, kwargs)
                 case.drop(record)
+                if record.changed == SETTING and not backend.capture_runs:
+                    self._calls = case.calls = 0  # other kernels, which must be compiled before they are recorded
         return self._otherwise(backend, key, args, kwargs, arrays)
 
     def _home(self, arrays: Any) -> Backend:

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from xpcnn.backend.base import Backend
 
 
-GRADIENTS = "whether gradients are zero"  # what `Record.changed` says of them
+# What `Record.changed` says of gradients and settings.
+GRADIENTS, SETTING = "whether gradients are zero", "a setting of the backend"
 
 
 class NotReplayable(Exception):
@@ -137,7 +138,7 @@ class Record:
 
     def _same(self) -> bool:
         if self._backend.settings() != self._settings:
-            self.changed = "a setting of the backend"
+            self.changed = SETTING
             return False
         self.settle()
         tokens = Tokens(self._is_array, self._backend.untraced)
