@@ -97,7 +97,7 @@ def gradient_axes(axis: Axis) -> list[tuple[bool, tuple[int, ...]]]:
     Pixel residue + i*stride meets tap k where residue + before - k*dilation is a multiple of the stride, and then
     output i + that multiple: a gather over dy with stride 1. No product is made with the zeros between the windows.
     """
-    axes = []
+    axes: list[tuple[bool, tuple[int, ...]]] = []
     for residue in range(min(axis.stride, axis.size)):
         pixels = -(-(axis.size - residue) // axis.stride)
         taps = [k for k in range(axis.kernel) if (residue + axis.before - k * axis.dilation) % axis.stride == 0]
