@@ -30,14 +30,20 @@ def plain(*shape: int) -> Any:
 
 
 @contextlib.contextmanager
-def implicit_gemm(enabled: bool) -> Iterator[None]:
-    """Let convolutions go without columns inside the block, or not."""
+def implicit_gemm(enabled: bool, tf32: bool = False) -> Iterator[None]:
+    """Let convolutions go without columns inside the block, on tensor cores or not."""
     backend: Any = get_backend()
-    before, backend.implicit_gemm = getattr(backend, "implicit_gemm", False), enabled
+    before = getattr(backend, "implicit_gemm", False), getattr(backend, "allow_tf32", False)
+    backend.implicit_gemm, backend.allow_tf32 = enabled, tf32
     try:
         yield
     finally:
-        backend.implicit_gemm = before
+        backend.implicit_gemm, backend.allow_tf32 = before
+
+
+def whole(array: Any) -> Any:
+    """Round to small integers, which TF32 holds: sums of their products are exact."""
+    return get_backend().xp.rint(array)
 
 
 def cases() -> Iterator[tuple[str, Callable[[], list[Any]]]]:
@@ -52,6 +58,14 @@ def cases() -> Iterator[tuple[str, Callable[[], list[Any]]]]:
                     return [y, *F.conv2d_backward(batch_last(*y.shape), cache)]
 
             yield f"conv2d {options}{' without columns' if implicit else ''}", convolution
+    if getattr(get_backend(), "compute_capability", (8, 0)) >= (8, 0):
+
+        def on_tensor_cores() -> list[Any]:
+            with implicit_gemm(True, tf32=True):
+                y, cache = F.conv2d(whole(batch_last(33, 4, 11, 9)), whole(plain(70, 4, 3, 3)), whole(plain(70)))
+                return [y, *F.conv2d_backward(whole(batch_last(*y.shape)), cache)]
+
+        yield "conv2d of integers on tensor cores", on_tensor_cores
     for size, options in ((2, {}), (3, {"stride": 1}), (3, {"stride": 2, "padding": 1, "ceil_mode": True})):
 
         def pool(size: int = size, options: dict[str, Any] = options) -> list[Any]:

@@ -95,6 +95,12 @@ STAGES = {
         IMPLICIT,
     ),
     "steps-tf32": Stage("the steps with TF32", ("bench/gpu_speed.py", "--only", "steps", "tf32"), ("torch",)),
+    "steps-implicit-tf32": Stage(
+        "the steps with TF32 and without columns",
+        ("bench/gpu_speed.py", "--only", "steps", "tf32"),
+        ("torch",),
+        IMPLICIT,
+    ),
     "memcheck": sanitized("reads and writes outside of arrays", "memcheck"),
     "racecheck": sanitized("threads of a block that do not wait for each other", "racecheck"),
     "initcheck": sanitized("reads of memory that nobody wrote", "initcheck"),

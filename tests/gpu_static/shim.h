@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <functional>
 #include <setjmp.h>
 #include <ucontext.h>
@@ -23,6 +24,8 @@ struct Index { unsigned x, y, z; };
 static Index threadIdx, blockIdx, gridDim, blockDim;
 template <class A> static A min(A a, A b) { return b < a ? b : a; }
 template <class A> static A max(A a, A b) { return a < b ? b : a; }
+static unsigned __float_as_uint(float x) { unsigned bits; std::memcpy(&bits, &x, 4); return bits; }
+static float __uint_as_float(unsigned bits) { float x; std::memcpy(&x, &bits, 4); return x; }
 static unsigned __umulhi(unsigned a, unsigned b) { return (unsigned)(((unsigned long long)a * b) >> 32); }
 
 // A fiber runs one thread of block after block. Switches are jumps: swapcontext would call the system each time.
@@ -41,6 +44,8 @@ static void __syncthreads() {
     if (!in_fibers) { std::fprintf(stderr, "shim: a barrier in a kernel that was run without fibers\n"); std::abort(); }
     leave();
 }
+
+static void __syncwarp() { __syncthreads(); }
 
 static void enter() {
     for (;;) {

@@ -164,7 +164,7 @@ class ShimBackend(FakeBackend):
 
     fused = FUSED
     merges = updates_where_ok = keeps_columns = True
-    implicit_gemm = False
+    implicit_gemm = allow_tf32 = False
     multiprocessors = 3
 
     def __init__(self, text: str | None = None) -> None:

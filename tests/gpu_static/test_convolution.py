@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xpcnn.backend.cupy import convolution
-from xpcnn.backend.cupy.convolution import DEPTH, FILE, SHARE_SLICES, TILES, Tile, choose, split
+from xpcnn.backend.cupy.convolution import DEPTH, FILE, SHARE_SLICES, TENSOR_CORES, TILES, Tile, choose, split
 from xpcnn.backend.cupy.kernels import source
 from xpcnn.functional.convolution import conv2d_forward, conv2d_gradients, conv2d_input_gradient
 from xpcnn.windows import windows
@@ -20,6 +20,7 @@ from .test_kernels import SEEDS, device, portable, same
 pytestmark = pytest.mark.gpu_static
 implicit = ShimBackend()
 implicit.implicit_gemm = True
+TF32 = st.booleans()  # small integers are numbers of TF32, so tensor cores lose nothing of them
 
 
 @st.composite
@@ -42,19 +43,20 @@ def integers(seed, *shape):
     return np.random.default_rng(seed).integers(-3, 4, shape).astype(np.float32)
 
 
-def run(name, tile, *args):
+def run(name, tile, tf32, *args):
     """Run a primitive by its kernel with a tile of this shape."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(implicit, "allow_tf32", tf32)
         patch.setattr(convolution, "choose", lambda *sizes: tile)
         return implicit.fused[name](implicit, *args)
 
 
-@given(convolutions(), st.sampled_from(TILES), st.booleans(), SEEDS)
-def test_forward(case, tile, has_bias, seed):
+@given(convolutions(), st.sampled_from(TILES), TF32, st.booleans(), SEEDS)
+def test_forward(case, tile, tf32, has_bias, seed):
     over, c, f, n = case
     x, weight = integers(seed, c, over.h.size, over.w.size, n), integers(seed + 1, f, c, *over.kernel)
     bias = device(integers(seed + 2, f)) if has_bias else None
-    got = run("conv2d_forward", tile, device(x), device(weight), bias, over, 1)
+    got = run("conv2d_forward", tile, tf32, device(x), device(weight), bias, over, 1)
     if over.is_pointwise or over.is_whole:
         assert got is NotImplemented
         return
@@ -62,19 +64,19 @@ def test_forward(case, tile, has_bias, seed):
     same(got, conv2d_forward.portable(portable, device(x), device(weight), bias, over, 1))
 
 
-@given(convolutions(), st.sampled_from(TILES), SEEDS)
-def test_input_gradient(case, tile, seed):
+@given(convolutions(), st.sampled_from(TILES), TF32, SEEDS)
+def test_input_gradient(case, tile, tf32, seed):
     over, c, f, n = case
     dy, weight = integers(seed, f, *over.out, n), integers(seed + 1, f, c, *over.kernel)
-    got = run("conv2d_input_gradient", tile, device(dy), device(weight), over, 1)
+    got = run("conv2d_input_gradient", tile, tf32, device(dy), device(weight), over, 1)
     if over.is_pointwise or over.is_whole:
         assert got is NotImplemented
         return
     same(got, conv2d_input_gradient.portable(portable, device(dy), device(weight), over, 1))
 
 
-@given(convolutions(), st.sampled_from(TILES), st.integers(1, 4), st.booleans(), st.booleans(), SEEDS)
-def test_gradients(case, tile, shares, has_bias, in_place, seed):
+@given(convolutions(), st.sampled_from(TILES), TF32, st.integers(1, 4), st.booleans(), st.booleans(), SEEDS)
+def test_gradients(case, tile, tf32, shares, has_bias, in_place, seed):
     over, c, f, n = case
     x, dy = integers(seed, c, over.h.size, over.w.size, n), integers(seed + 1, f, *over.out, n)
     weight = integers(seed + 2, f, c, *over.kernel)
@@ -84,7 +86,7 @@ def test_gradients(case, tile, shares, has_bias, in_place, seed):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(convolution, "split", lambda *sizes: (tile, -(-slices // length), length * DEPTH))
         arguments = device(dy), device(x), device(weight), over, 1, has_bias, True, given
-        got = run("conv2d_gradients", tile, *arguments)
+        got = run("conv2d_gradients", tile, tf32, *arguments)
     if over.is_pointwise or over.is_whole:
         assert got is NotImplemented
         return
@@ -132,10 +134,35 @@ def test_the_tile_follows_the_shape():
     assert choose(256, 1 << 9, 132) != Tile(128, 128, 8, 8)  # eight blocks on 132 multiprocessors
 
 
+def rounded_to_tf32(a):
+    """Keep 10 bits of mantissa, ties away from zero."""
+    mantissa, exponent = np.frexp(a.astype(np.float64))
+    scaled = np.abs(mantissa) * 2**11
+    return (np.sign(mantissa) * np.floor(scaled + 0.5) * 2.0 ** (exponent - 11)).astype(np.float32)
+
+
+def test_tf32_rounds_the_operands_and_nothing_else():
+    rng, over = np.random.default_rng(0), windows((7, 6), 3, padding=1)
+    x, weight = (rng.standard_normal(shape).astype(np.float32) for shape in ((5, 7, 6, 4), (20, 5, 3, 3)))
+    got = run("conv2d_forward", TILES[2], True, device(x), device(weight), None, over, 1)._host
+    exact, kept = (
+        conv2d_forward.portable(portable, device(a), device(b), None, over, 1)._host
+        for a, b in ((x.astype(float), weight.astype(float)), map(rounded_to_tf32, (x, weight)))
+    )
+    np.testing.assert_allclose(got, kept, rtol=1e-5, atol=1e-5)
+    assert 1e-4 < np.abs(got - exact).max() < 1e-2
+    x[0, 0, 0, 0] = np.nan
+    assert np.isnan(run("conv2d_forward", TILES[2], True, device(x), device(weight), None, over, 1)._host[0, 0, 0, 0])
+
+
+# There are no tensor cores for TF32 before compute capability 8.0.
+BUILDS = [(name, defines) for name in ARCHITECTURES for defines in ((), TENSOR_CORES) if not defines or name != "sm_75"]
+
+
 @pytest.mark.parametrize("tile", TILES)
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_kernels_compile(architecture, tile):
-    binary = compile_for(architecture, "float", source(FILE), tile.defines)
+@pytest.mark.parametrize(("architecture", "defines"), BUILDS)
+def test_kernels_compile(architecture, defines, tile):
+    binary = compile_for(architecture, "float", source(FILE), (*tile.defines, *defines))
     for name in signatures(source(FILE)):
         assert name.encode() in binary
 

@@ -5,23 +5,42 @@
 //     dx        dx (C, Q) = W' (C, L)   D (L, Q)      D = the pixels' outputs in dy, L = (f, kh, kw), Q = (h, w, n)
 //     dW        dW (F, K) = dy (F, P)   X^T (P, K)    in shares of P, which a second kernel adds up in their order
 //
-// A block of 256 threads makes a tile of ROWS x COLUMNS, a thread THREAD_ROWS x THREAD_COLUMNS of it; the four come from
-// tile to tile as -D options. The inner dimension passes by in slices of DEPTH: while one is multiplied in shared memory,
-// the next one is on its way to registers. No atomics: runs are bit-identical. Indices are 32-bit.
+// A block of 256 threads makes a tile of ROWS x COLUMNS, a thread PART_ROWS x PART_COLUMNS of it; tiles come as -D options.
+// The inner dimension passes by in slices of DEPTH: while one is multiplied in shared memory, the next one is on its way
+// to registers. -DTENSOR_CORES rounds operands to TF32 and multiplies by mma.sync, from compute capability 8.0 on. No
+// atomics: runs are bit-identical. Indices are 32-bit.
 
 #define BLOCK 256
 #define WARP 32
-#define DEPTH (BLOCK / WARP)  // a warp fetches one row of a slice, and reads its tap once
+#define WARPS (BLOCK / WARP)
+#define DEPTH WARPS  // a warp fetches one row of a slice, and reads its tap once
 
-#define FOURS_DOWN (ROWS / 4)
-#define FOURS_ACROSS (COLUMNS / 4)
+#ifdef TENSOR_CORES
+// A warp makes WARP_ROWS x WARP_COLUMNS in fragments of 16 x 8; a lane holds two rows and two columns of each.
+#define WARPS_DOWN (ROWS >= 64 ? 2 : 1)
+#define WARP_ROWS (ROWS / WARPS_DOWN)
+#define WARP_COLUMNS (COLUMNS * WARPS_DOWN / WARPS)
+#define PART_ROWS (WARP_ROWS / 8)
+#define PART_COLUMNS (WARP_COLUMNS / 4)
+#define RUN 2   // neighbouring columns of a thread
+#define PAD 8   // floats more than a row of a slice, so that the lanes of a fragment meet different banks
+#else
+#define PART_ROWS THREAD_ROWS
+#define PART_COLUMNS THREAD_COLUMNS
 #define THREADS_ACROSS (COLUMNS / THREAD_COLUMNS)
 #define THREADS_DOWN (ROWS / THREAD_ROWS)
-static_assert(THREADS_ACROSS * THREADS_DOWN == BLOCK, "a thread for each part of a tile");
+#define RUN 4
+#define PAD 4   // so that lanes along the depth do, when they store
+#endif
+static_assert(PART_ROWS * PART_COLUMNS * BLOCK == ROWS * COLUMNS, "a thread for each part of a tile");
 
-// What a thread reads and writes at a time.
 struct alignas(16) Four {
     float at[4];
+};
+
+// What a thread writes at a time.
+struct alignas(4 * RUN) Run {
+    float at[RUN];
 };
 
 // --- geometry --------------------------------------------------------------------------------------------------------
@@ -150,6 +169,48 @@ struct Rows {
     }
 };
 
+// --- tensor cores ----------------------------------------------------------------------------------------------------
+
+#ifdef TENSOR_CORES
+// c (16, 8) += a (16, 8) b (8, 8), by a warp. Lane 4 g + t holds
+//     a(g, t), a(g + 8, t), a(g, t + 4), a(g + 8, t + 4)     b(t, g), b(t + 4, g)
+//     upper: c(g, 2 t), c(g, 2 t + 1)     lower: c(g + 8, 2 t), c(g + 8, 2 t + 1)
+// as the PTX ISA says of the fragments of mma.m16n8k8 with .tf32. No GPU has shown that it does: the CPU of the tests
+// makes the same product from shared memory.
+__device__ void multiply_fragments(const unsigned (&a)[4], const unsigned (&b)[2], float* upper, float* lower) {
+#ifdef __CUDACC_RTC__
+    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+                 "{%0, %1, %2, %3};"
+                 : "+f"(upper[0]), "+f"(upper[1]), "+f"(lower[0]), "+f"(lower[1])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#else
+    __shared__ unsigned held[BLOCK][6];
+    unsigned(*warp)[6] = held + threadIdx.x / WARP * WARP;
+    int lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
+    for (int i = 0; i < 4; ++i) warp[lane][i] = a[i];
+    for (int i = 0; i < 2; ++i) warp[lane][4 + i] = b[i];
+    __syncwarp();
+    for (int k = 0; k < 8; ++k)
+        for (int j = 0; j < 2; ++j) {
+            float right = __uint_as_float(warp[(2 * t + j) * 4 + k % 4][4 + k / 4]);
+            upper[j] += __uint_as_float(warp[4 * g + k % 4][k / 4 * 2]) * right;
+            lower[j] += __uint_as_float(warp[4 * g + k % 4][k / 4 * 2 + 1]) * right;
+        }
+    __syncwarp();
+#endif
+}
+
+__device__ unsigned bits(const Four* row, int i) { return __float_as_uint(row[i / 4].at[i % 4]); }
+
+// The nearest number of TF32, 10 bits of mantissa, ties away from 0; inf and nan stay.
+__device__ float as_operand(float value) {
+    unsigned bits = __float_as_uint(value);
+    return (bits & 0x7f800000) == 0x7f800000 ? value : __uint_as_float((bits + 0x1000) & ~0x1fffu);
+}
+#else
+__device__ float as_operand(float value) { return value; }
+#endif
+
 // --- the product -----------------------------------------------------------------------------------------------------
 
 // A slice of an operand, DEPTH x WIDTH, on its way from global memory through registers to shared memory. A thread
@@ -177,38 +238,72 @@ struct Slice {
         inner = from.advance(inner, step);
     }
 
-    // One Four more than WIDTH to a row, so that lanes along the depth meet different banks.
-    __device__ void store(Four (*shared)[WIDTH / 4 + 1]) const {
+    __device__ void store(Four (*shared)[(WIDTH + PAD) / 4]) const {
         if (place >= WIDTH) return;
 #pragma unroll
         for (int i = 0; i < EACH; ++i) {
             int column = place + i * WARP;
-            shared[depth][column / 4].at[column % 4] = value[i];
+            shared[depth][column / 4].at[column % 4] = as_operand(value[i]);
         }
     }
 };
 
-// A thread's part of the tile. Its rows and columns are Fours that lie THREADS_DOWN and THREADS_ACROSS apart, so that
-// the threads of a warp read neighbouring Fours.
+// A thread's part of the tile, at rows row(i) and columns column(j), and what a slice adds to it.
+#ifdef TENSOR_CORES
 struct Sums {
-    float at[THREAD_ROWS][THREAD_COLUMNS];
+    float at[PART_ROWS][PART_COLUMNS];
     __device__ static int row(int i) {
-        return (threadIdx.x / THREADS_ACROSS + i / 4 * THREADS_DOWN) * 4 + i % 4;
+        return threadIdx.x / WARP % WARPS_DOWN * WARP_ROWS + i / 2 * 16 + i % 2 * 8 + threadIdx.x % WARP / 4;
     }
     __device__ static int column(int j) {
-        return (threadIdx.x % THREADS_ACROSS + j / 4 * THREADS_ACROSS) * 4 + j % 4;
+        return threadIdx.x / WARP / WARPS_DOWN * WARP_COLUMNS + j / 2 * 8 + threadIdx.x % 4 * 2 + j % 2;
+    }
+    __device__ void add(const Four (*a)[(ROWS + PAD) / 4], const Four (*b)[(COLUMNS + PAD) / 4]) {
+        int lane = threadIdx.x % WARP, depth = lane % 4, other = depth + 4;
+        unsigned q[PART_COLUMNS / 2][2];
+#pragma unroll
+        for (int j = 0; j < PART_COLUMNS; j += 2) {
+            int n = column(j) - lane % 4 * 2 + lane / 4;
+            q[j / 2][0] = bits(b[depth], n);
+            q[j / 2][1] = bits(b[other], n);
+        }
+#pragma unroll
+        for (int i = 0; i < PART_ROWS; i += 2) {
+            int m = row(i);
+            unsigned p[4] = {bits(a[depth], m), bits(a[depth], m + 8), bits(a[other], m), bits(a[other], m + 8)};
+            for (int j = 0; j < PART_COLUMNS; j += 2) multiply_fragments(p, q[j / 2], &at[i][j], &at[i + 1][j]);
+        }
     }
 };
+#else
+// Rows and columns are Fours that lie THREADS_DOWN and THREADS_ACROSS apart: the threads of a warp read neighbours.
+struct Sums {
+    float at[PART_ROWS][PART_COLUMNS];
+    __device__ static int row(int i) { return (threadIdx.x / THREADS_ACROSS + i / 4 * THREADS_DOWN) * 4 + i % 4; }
+    __device__ static int column(int j) { return (threadIdx.x % THREADS_ACROSS + j / 4 * THREADS_ACROSS) * 4 + j % 4; }
+    __device__ void add(const Four (*a)[(ROWS + PAD) / 4], const Four (*b)[(COLUMNS + PAD) / 4]) {
+#pragma unroll
+        for (int depth = 0; depth < DEPTH; ++depth) {
+            Four p[PART_ROWS / 4], q[PART_COLUMNS / 4];
+            for (int i = 0; i < PART_ROWS; i += 4) p[i / 4] = a[depth][row(i) / 4];
+            for (int j = 0; j < PART_COLUMNS; j += 4) q[j / 4] = b[depth][column(j) / 4];
+            for (int i = 0; i < PART_ROWS; ++i)
+                for (int j = 0; j < PART_COLUMNS; ++j)
+                    at[i][j] = fmaf(p[i / 4].at[i % 4], q[j / 4].at[j % 4], at[i][j]);
+        }
+    }
+};
+#endif
 
 // The tile at (row, column) of left (M, inner) x right (inner, N), summed over the inner indices from `first` to `last`.
 template <class Left, class Right>
 __device__ void multiply(const Left& left, const Right& right, int row, int column, int first, int last, Sums& sums) {
-    __shared__ Four a[2][DEPTH][FOURS_DOWN + 1], b[2][DEPTH][FOURS_ACROSS + 1];
+    __shared__ Four a[2][DEPTH][(ROWS + PAD) / 4], b[2][DEPTH][(COLUMNS + PAD) / 4];
     Slice<Left, ROWS> rows(left, row, first);
     Slice<Right, COLUMNS> columns(right, column, first);
 #pragma unroll
-    for (int i = 0; i < THREAD_ROWS; ++i)
-        for (int j = 0; j < THREAD_COLUMNS; ++j) sums.at[i][j] = 0;
+    for (int i = 0; i < PART_ROWS; ++i)
+        for (int j = 0; j < PART_COLUMNS; ++j) sums.at[i][j] = 0;
     rows.fetch();
     columns.fetch();
     rows.store(a[0]);
@@ -221,15 +316,7 @@ __device__ void multiply(const Left& left, const Right& right, int row, int colu
             rows.fetch();
             columns.fetch();
         }
-#pragma unroll
-        for (int depth = 0; depth < DEPTH; ++depth) {
-            Four p[THREAD_ROWS / 4], q[THREAD_COLUMNS / 4];
-            for (int i = 0; i < THREAD_ROWS; i += 4) p[i / 4] = a[now][depth][Sums::row(i) / 4];
-            for (int j = 0; j < THREAD_COLUMNS; j += 4) q[j / 4] = b[now][depth][Sums::column(j) / 4];
-            for (int i = 0; i < THREAD_ROWS; ++i)
-                for (int j = 0; j < THREAD_COLUMNS; ++j)
-                    sums.at[i][j] = fmaf(p[i / 4].at[i % 4], q[j / 4].at[j % 4], sums.at[i][j]);
-        }
+        sums.add(a[now], b[now]);
         if (more) {  // to the other half: all threads have left it when they passed the last barrier
             now = 1 - now;
             rows.store(a[now]);
@@ -248,25 +335,25 @@ extern "C" __global__ void convolve(const float* x, const float* weight, const f
     int row = blockIdx.y * ROWS, column = blockIdx.x * COLUMNS;
     Sums sums;
     multiply(filters, windows, row, column, 0, g.inputs * g.h.taps * g.w.taps, sums);
-    bool in_fours = g.batch % 4 == 0;  // then four columns are four images of one window
+    bool in_runs = g.batch % RUN == 0;  // then neighbouring columns are images of one window
 #pragma unroll
-    for (int j = 0; j < THREAD_COLUMNS; ++j) {
-        if (in_fours && j % 4) continue;
+    for (int j = 0; j < PART_COLUMNS; ++j) {
+        if (in_runs && j % RUN) continue;
         Digits p = windows.places().digits(column + Sums::column(j));
         if (p.high >= g.h.windows) continue;
         int h = g.h.out_start + p.high * g.h.out_stride, w = g.w.out_start + p.middle * g.w.out_stride;
-        for (int i = 0; i < THREAD_ROWS; ++i) {
+        for (int i = 0; i < PART_ROWS; ++i) {
             int f = row + Sums::row(i);
             if (f >= g.outputs) continue;
             float* to = y + ((f * g.h.out_size + h) * g.w.out_size + w) * g.batch + p.low;
             float shift = bias ? bias[f] : 0.f;
-            if (!in_fours) {
+            if (!in_runs) {
                 *to = sums.at[i][j] + shift;
                 continue;
             }
-            Four four;
-            for (int e = 0; e < 4; ++e) four.at[e] = sums.at[i][j + e] + shift;
-            *(Four*)to = four;
+            Run run;
+            for (int e = 0; e < RUN; ++e) run.at[e] = sums.at[i][j + e] + shift;
+            *(Run*)to = run;
         }
     }
 }
@@ -281,9 +368,9 @@ extern "C" __global__ void weight_gradient(const float* dy, const float* x, Conv
     Sums sums;
     multiply(rows, windows, row, column, part * share, min(positions, (part + 1) * share), sums);
 #pragma unroll
-    for (int i = 0; i < THREAD_ROWS; ++i) {
+    for (int i = 0; i < PART_ROWS; ++i) {
         int f = row + Sums::row(i);
-        for (int j = 0; j < THREAD_COLUMNS; ++j) {
+        for (int j = 0; j < PART_COLUMNS; ++j) {
             int k = column + Sums::column(j);
             if (f < g.outputs && k < taps) parts[(part * g.outputs + f) * taps + k] = sums.at[i][j];
         }

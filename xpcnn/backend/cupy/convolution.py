@@ -2,6 +2,7 @@
 
 im2col writes and reads KH*KW times the image; here a block gathers what its tile needs from the image itself. What is
 a bare product already, a pointwise convolution or one window over the whole image, stays cuBLAS's, and so do groups.
+With `allow_tf32` tiles are multiplied on tensor cores.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from xpcnn.backend.cupy.kernels import INDEX_LIMIT
 from xpcnn.windows import Axis, Windows
 
 FILE = "convolution.cu"
+TENSOR_CORES = ("-DTENSOR_CORES",)
 DEPTH = 8  # inner indices of a slice, as in convolution.cu
 BLOCKS_EACH = 2  # blocks that a multiprocessor should have of dW
 SHARE_SLICES = 32  # and how many slices a block of it sums up at least
@@ -141,6 +143,11 @@ def takes(backend: Any, windows: Windows, groups: int, *arrays: Array) -> bool:
     )
 
 
+def kernels_for(backend: Any, tile: Tile) -> Any:
+    """Return the kernels for a tile: those on tensor cores where products may round their operands to TF32."""
+    return backend.kernels.variant(FILE, (*tile.defines, *(TENSOR_CORES if backend.allow_tf32 else ())))
+
+
 def extents(shape: np.ndarray[Any, Any]) -> tuple[int, int, int]:
     """Return the rows, the columns and the inner dimension of a product."""
     found = shape[0]
@@ -153,7 +160,7 @@ def convolve(backend: Any, x: Array, weight: Array, bias: Array | None, shape: A
     """Launch a forward, or a part of dx."""
     rows, columns, _ = extents(shape)
     tile = choose(rows, columns, backend.multiprocessors)
-    kernels = backend.kernels.variant(FILE, tile.defines)
+    kernels = kernels_for(backend, tile)
     kernels.launch("convolve", x.dtype, tile.grid(rows, columns), x, weight, bias, shape, y)
 
 
@@ -218,7 +225,7 @@ def conv2d_gradients(
     tile, shares, share = split(filters, weight.size // filters, positions, backend.multiprocessors)
     across, down = tile.grid(filters, weight.size // filters)
     parts = dweight if shares == 1 else backend.empty((shares, *weight.shape), weight.dtype)
-    kernels = backend.kernels.variant(FILE, tile.defines)
+    kernels = kernels_for(backend, tile)
     kernels.launch("weight_gradient", x.dtype, (across * shares, down), dy, x, shape, share, parts)
     if shares > 1:
         kernels.launch("add_shares", x.dtype, blocks(weight.size), parts, shares, weight.size, dweight)
