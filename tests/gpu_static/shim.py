@@ -14,8 +14,8 @@ import numpy as np
 
 from tests.fake_device import FakeArray
 from tests.fake_device.backend import FakeBackend
-from xpcnn.backend.cupy.fused import row_sums
-from xpcnn.backend.cupy.kernels import BLOCK, TYPES, convert, source
+from xpcnn.backend.cupy.fused import fits_shape, row_sums
+from xpcnn.backend.cupy.kernels import BLOCK, COMPUTED, TYPES, convert, source
 from xpcnn.backend.cupy.updates import FUSED
 
 HERE = Path(__file__).parent
@@ -95,7 +95,7 @@ class CpuKernels:
         assert all(extent > 0 for extent in grid), f"{name}: empty grid {grid}"
         values, keep = [], []
         for kind, arg in zip(kinds, args, strict=True):
-            value = as_parameter(name, kind.replace("T", TYPES[dtype.char]), arg)
+            value = as_parameter(name, concrete(kind, dtype.char), arg)
             keep.append(value)
             values.append(ctypes.cast(ctypes.byref(value), ctypes.c_void_p))
         text = source(self.file) if self.text is None else self.text
@@ -110,8 +110,14 @@ class CpuKernels:
                 check_guards(arg._host, name)
 
 
+def concrete(kind: str, char: str) -> str:
+    """Return a parameter's type for a dtype: S is what is stored, T what is computed."""
+    return re.sub(r"\bS\b", TYPES[char], re.sub(r"\bT\b", TYPES[COMPUTED[char]], kind))
+
+
 POINTERS = {
     "float*": "f", "double*": "d", "const float*": "f", "const double*": "d", "unsigned char*": "B",
+    "Half*": "e", "const Half*": "e",
     "const unsigned char*": "B", "const int*": "i", "int*": "i", "const long long*": "q", "unsigned*": "I",
     "const unsigned*": "I", "bool*": "?", "const bool*": "?",
 }  # fmt: skip
@@ -163,7 +169,7 @@ class ShimBackend(FakeBackend):
     """The fake device with the kernels, run on the CPU."""
 
     fused = FUSED
-    merges = updates_where_ok = keeps_columns = True
+    merges = updates_where_ok = keeps_columns = multiplies_float16 = True
     implicit_gemm = allow_tf32 = False
     multiprocessors = 3
 
@@ -175,6 +181,9 @@ class ShimBackend(FakeBackend):
 
     def scratch(self, slot: str, shape: Any, dtype: Any) -> FakeArray:
         return self.empty(shape, dtype)
+
+    def stores_float16(self, shape: Any) -> bool:
+        return bool(self.fused) and fits_shape(shape)
 
     def row_sums(self, a: Any, out: Any = None) -> Any:
         result = row_sums(self, a, None, out)

@@ -216,18 +216,30 @@ def test_float16_goes_to_cublas_as_it_is_and_adds_up_in_float32(monkeypatch):
     assert backend.library.calls[-1] == ("gemm", COMPUTE_32F)
 
 
-def test_no_kernel_takes_float16():
-    """Whatever meets float16 on a GPU takes the portable way: there are no kernels for it."""
-    assert not fits(laid_out((2, 2), "plain", "float16"))
+def test_float16_goes_to_kernels_as_it_is_but_for_losses():
+    """What a loss sums over has no room in float16; an array of each dtype is refused, and a master in float16."""
     backend = HostCupyBackend()
     launched = []
-    backend.kernels.launch = lambda name, *rest: launched.append(name)
-    a = laid_out((2, 3), "plain", "float16")
-    assert FUSED["relu_forward"](backend, a, a) is NotImplemented
-    assert FUSED["add_bias"](backend, a, laid_out((2, 1), "plain", "float16").reshape(2)) is NotImplemented
-    assert FUSED["sgd_update"](backend, a, a, a, decays=False, nesterov=False, shrinks=False) is NotImplemented
-    assert row_sums(backend, a, None) is NotImplemented
-    assert not launched
+    backend.kernels.launch = lambda name, dtype, *rest: launched.append((name, dtype.char))
+    a, single = (laid_out((2, 3), "plain", dtype) for dtype in ("float16", "float32"))
+    assert fits(a)
+    assert FUSED["relu_forward"](backend, a, a) is None
+    assert FUSED["add_bias"](backend, a, laid_out((2, 1), "plain", "float16").reshape(2)) is None
+    row_sums(backend, a, None)
+    flags = {"decays": False, "nesterov": False, "shrinks": False}
+    assert FUSED["sgd_update"](backend, single, a, single, rounded=a, **flags) is None
+    assert launched == [("relu_forward", "e"), ("add_bias", "e"), ("row_sums", "e"), ("sgd_update", "e")]
+    assert FUSED["relu_forward"](backend, a, single) is NotImplemented
+    assert FUSED["sgd_update"](backend, a, a, a, **flags) is NotImplemented
+    assert FUSED["softmax_cross_entropy"](backend, a, a, 1.0) is NotImplemented
+    assert len(launched) == 4
+
+
+@pytest.mark.parametrize(
+    ("shape", "fit"), [((65535, 4), True), ((65536, 4), False), ((4, 0), False), ((2, 1 << 30), False)]
+)
+def test_float16_that_kernels_cannot_count_goes_through_float32(shape, fit):
+    assert HostCupyBackend().stores_float16(shape) is fit
 
 
 def test_tf32_is_a_switch_for_float32_alone():

@@ -144,6 +144,10 @@ class Backend:
     def activate(self) -> None:
         """Make the backend's device the current one; called when it becomes the active backend."""
 
+    def stores_float16(self, shape: Sequence[int]) -> bool:
+        """Say whether kernels read and write float16 arrays (C, ..., N) and compute in float32; copies do elsewhere."""
+        return False
+
     def multiplies(self, dtype: Any) -> bool:
         """Say whether `matmul` takes this dtype as it is; float16 goes through copies in float32 elsewhere."""
         return dtype.char != "e" or self.multiplies_float16

@@ -39,6 +39,7 @@ class ReLUOp(ChannelOp):
 
     elementwise = any_shape = True
     keeps_output = True
+    stores_float16 = True
     signature = "ReLU"
 
     def forward(self, backend: Backend, x: Array, channels: slice, out: Array, keep: bool) -> Any:

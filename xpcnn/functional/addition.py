@@ -8,6 +8,7 @@ from typing import Any
 from xpcnn.backend import Array, Backend
 from xpcnn.errors import ShapeError
 from xpcnn.functional.channelwise import ChannelOp, Shape
+from xpcnn.functional.precision import cast
 
 
 def check_paths(body: Shape, other: Shape) -> None:
@@ -24,6 +25,7 @@ class AddOp(ChannelOp):
 
     elementwise = True
     dx_is_dy = True
+    stores_float16 = True
     passes = 3
     signature = "add"
 
@@ -35,6 +37,12 @@ class AddOp(ChannelOp):
     def gradients(self) -> Sequence[Array]:
         """What `make_gradient` has made."""
         return (self.gradient,)
+
+    def begin(self, backend: Backend, dtype: Any) -> None:
+        """Bring `other` to the dtype that a chain computes in."""
+        if self.other.dtype != dtype:
+            self.other = cast(backend, self.other, dtype)
+            self.arrays = (self.other,)
 
     def out_shape(self, shape: Shape) -> Shape:
         other = self.other.shape

@@ -33,6 +33,11 @@ class ChannelOp:
     arrays : sequence of array
         Those that it works with beside `x`: of its backend and, where they are floating, of its dtype (float32 for
         float16: a chain computes in float32 and rounds its result).
+    other : array or None
+        The one of `arrays` that is of the dtype of `x` even so, for it is of its shape.
+    stores_float16 : bool
+        Whether forward and backward read and write float16 where `Backend.stores_float16`, with no more than one
+        rounding: a kernel does them, or they round nothing.
     keeps_input, keeps_output : bool
         Whether the cache refers to `x` or `out`, which then outlive the call.
     elementwise : bool
@@ -54,6 +59,8 @@ class ChannelOp:
     """
 
     arrays: Sequence[Array] = ()
+    other: Array = None
+    stores_float16: bool = False
     signature: Any = None
     keeps_input: ClassVar[bool] = False
     keeps_output: ClassVar[bool] = False
@@ -147,16 +154,28 @@ def run(ops: Sequence[ChannelOp], x: Array, *, keep: bool = True, reuse: bool = 
     check_floating("x", x)
     for op in ops:
         if op.arrays:
-            _check_arrays(x, op.arrays)
+            _check_arrays(x, op)
     if x.ndim not in (2, 4):
         shape = tuple(x.shape)
         if not all(op.any_shape for op in ops):
             raise ShapeError(f"x: expected shape (N, C, H, W) or (N, D), got {shape}")
         y, cache = run(ops, backend.contiguous(x).reshape(1, -1), keep=keep, reuse=reuse)  # (1, D): (D, 1) in memory
         return y.reshape(shape), cache._replace(whole=shape)
-    if is_narrow(x.dtype):
-        y, cache = run(ops, cast_batch(backend, x, wide(x.dtype)), keep=keep)
+    if is_narrow(x.dtype) and not _stores_float16(backend, ops, x):
+        y, cache = _start(backend, ops, cast_batch(backend, x, wide(x.dtype)), keep=keep, reuse=False)
         return cast_batch(backend, y, x.dtype), cache._replace(narrow=x.dtype)
+    return _start(backend, ops, x, keep=keep, reuse=reuse)
+
+
+def _stores_float16(backend: Backend, ops: Sequence[ChannelOp], x: Array) -> bool:
+    """Whether a chain takes x (N, ...), float16, as it is, with no copy in float32."""
+    return all(op.stores_float16 for op in ops) and backend.stores_float16((*x.shape[1:], x.shape[0]))
+
+
+def _start(
+    backend: Backend, ops: Sequence[ChannelOp], x: Array, *, keep: bool, reuse: bool
+) -> tuple[Array, ChainCache]:
+    """Do the work of `run` on an x (N, ...) that fits the operations' arrays and is of the dtype to compute on."""
     x = batch_last(backend, x)
     shapes = [tuple(x.shape)]
     for op in ops:
@@ -217,7 +236,7 @@ def first_refusing(ops: Sequence[ChannelOp], x: Array) -> int:
     for i, op in enumerate(ops):
         try:
             if op.arrays:
-                _check_arrays(x, op.arrays)
+                _check_arrays(x, op)
             shape = op.out_shape(shape)
         except XpcnnError:
             return i
@@ -277,10 +296,10 @@ def _share(backend: Backend, work: Callable[[int], None], ops: Sequence[ChannelO
     backend.parallel(work, range(slabs), cost, any(op.multiplies for op in ops))
 
 
-def _check_arrays(x: Array, arrays: Sequence[Array]) -> None:
-    backend_of(x, *arrays)
-    dtype = wide(x.dtype)
-    for array in arrays:
+def _check_arrays(x: Array, op: ChannelOp) -> None:
+    backend_of(x, *op.arrays)
+    for array in op.arrays:
+        dtype = x.dtype if array is op.other else wide(x.dtype)
         if array.dtype.kind == "f" and array.dtype != dtype:
             raise DTypeError(f"x: expected dtype {array.dtype} like the parameters, got {x.dtype}; convert one of them")
 

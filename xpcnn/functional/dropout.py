@@ -92,6 +92,7 @@ class DropoutOp(ChannelOp):
     """y = x / (1 - p) where kept, else 0; dx = dy times the same (Srivastava et al. 2014)."""
 
     any_shape = True
+    stores_float16 = True
     passes = 16
 
     def __init__(self, p: float) -> None:
@@ -130,6 +131,7 @@ class Dropout2dOp(DropoutOp):
     """Dropout of whole channels of an image (Tompson et al. 2014, arXiv:1411.4280, section 4.1)."""
 
     any_shape = False
+    stores_float16 = False
     passes = 4
 
     def out_shape(self, shape: Shape) -> Shape:

@@ -58,14 +58,26 @@ class NormReLUOp(ChannelOp):
         """What both fill."""
         return self.norm.gradients if self.total is None else (*self.norm.gradients, *self.total.gradients)
 
+    @property
+    def other(self) -> Array:
+        """What is added."""
+        return None if self.total is None else self.total.other
+
+    @property
+    def stores_float16(self) -> bool:  # type: ignore[override]
+        """Whether the batch norm does."""
+        return self.norm.stores_float16
+
     def out_shape(self, shape: Shape) -> Shape:
         """Return the shape itself, which must fit both."""
         shape = self.norm.out_shape(shape)
         return shape if self.total is None else self.total.out_shape(shape)
 
     def begin(self, backend: Backend, dtype: Any) -> None:
-        """Count the batch."""
+        """Begin with both."""
         self.norm.begin(backend, dtype)
+        if self.total is not None:
+            self.total.begin(backend, dtype)
 
     def forward(self, backend: Backend, x: Array, channels: slice, out: Array, keep: bool) -> Any:
         rows, result = _rows(x), _rows(out)
@@ -85,6 +97,7 @@ class PoolReLUOp(ChannelOp):
     """y = max(maximum over a window, 0)."""
 
     keeps_output = True
+    stores_float16 = True
     passes = 5
 
     def __init__(self, pool: MaxPoolOp) -> None:

@@ -173,12 +173,17 @@ class BatchNormOp(ChannelOp):
         self.dgamma: Array = None
         self.dbeta: Array = None
 
+    @property
+    def stores_float16(self) -> bool:  # type: ignore[override]
+        """Whether it does: in training, for which there are kernels."""
+        return self.training
+
     def begin(self, backend: Backend, dtype: Any) -> None:
         if not self.training or self.momentum is not None:
             return
         xp = backend.xp  # the count is the device's, so that a replayed step goes on counting
         xp.add(self.batches, 1, out=self.batches)
-        self.share = backend.empty((1,), dtype)
+        self.share = backend.empty((1,), wide(dtype))
         xp.copyto(self.share, xp.divide(1.0, self.batches.reshape(1)))
         self.arrays = (*self.arrays, self.share)
 

@@ -22,6 +22,7 @@ from xpcnn.errors import ShapeError
 from xpcnn.functional.activation import relu_backward_from, relu_forward
 from xpcnn.functional.channelwise import ChainCache, ChannelOp, Shape, run, run_backward
 from xpcnn.functional.layout import bits, check_images, flag
+from xpcnn.functional.precision import in_float32
 from xpcnn.functional.primitive import primitive
 from xpcnn.windows import Axis, Padding, Size, Windows, pair, remembers_geometry, windows
 
@@ -171,6 +172,8 @@ class _WindowOp(ChannelOp):
 class MaxPoolOp(_WindowOp):
     """y = maximum over a window; dx goes to the first tap that holds it (Zhou and Chellappa 1988)."""
 
+    stores_float16 = True
+
     def forward(self, backend: Backend, x: Array, channels: slice, out: Array, keep: bool) -> Any:
         over = self.geometry(x.shape)
         return over, max_pool_forward(backend, x, over, out, keep)
@@ -213,6 +216,7 @@ class AvgPoolOp(_WindowOp):
 class GlobalAvgPoolOp(ChannelOp):
     """y = mean over height and width (Lin et al. 2013, arXiv:1312.4400, section 3.2)."""
 
+    stores_float16 = True
     signature = "global average"
 
     def out_shape(self, shape: Shape) -> Shape:
@@ -221,12 +225,13 @@ class GlobalAvgPoolOp(ChannelOp):
 
     def forward(self, backend: Backend, x: Array, channels: slice, out: Array, keep: bool) -> Any:
         pixels = x.shape[1] * x.shape[2]
-        total = backend.xp.sum(x.reshape(x.shape[0], pixels, x.shape[3]), axis=1)  # (C, N)
+        rows = x.reshape(x.shape[0], pixels, x.shape[3])
+        total = backend.xp.sum(rows, axis=1, **in_float32(x.dtype))  # (C, N)
         backend.xp.multiply(total, 1.0 / pixels, out=out.reshape(total.shape))
 
     def backward(self, backend: Backend, dy: Array, cache: Any, channels: slice, out: Array) -> None:
         share = backend.scratch("left", dy.shape, dy.dtype)
-        backend.xp.multiply(dy, 1.0 / (out.shape[1] * out.shape[2]), out=share)
+        backend.xp.multiply(dy, 1.0 / (out.shape[1] * out.shape[2]), out=share, **in_float32(dy.dtype))
         backend.xp.copyto(out, share)
 
 

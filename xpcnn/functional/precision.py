@@ -2,8 +2,9 @@
 
 As Micikevicius et al. 2018, Mixed precision training (arXiv:1710.03740), section 3.3: products add up in float32, and
 so does everything that sums or takes a logarithm; results go back to memory in float16. Nothing else is special about
-float16, so an operation on it is a cast, the float32 operation and a cast; only products of a backend that multiplies
-float16 with float32 sums itself (`Backend.multiplies_float16`, tensor cores) read float16 as it is.
+float16, so an operation on it is a cast, the float32 operation and a cast. A backend may do without the casts: by
+products that read float16 and add up in float32 (`Backend.multiplies_float16`, tensor cores), and by kernels that round
+what they write (`Backend.stores_float16`).
 """
 
 from __future__ import annotations
@@ -45,6 +46,11 @@ def is_narrow(dtype: Any) -> bool:
 def wide(dtype: Any) -> Any:
     """Return the dtype to compute in: float32 for float16, else the same."""
     return "float32" if is_narrow(dtype) else dtype
+
+
+def in_float32(dtype: Any) -> dict[str, Any]:
+    """Return the option with which a function of `xp` computes on float16 in float32, and rounds its result once."""
+    return {"dtype": "float32"} if is_narrow(dtype) else {}
 
 
 def cast(backend: Backend, a: Array, dtype: Any) -> Array:

@@ -90,6 +90,7 @@ class SyncBatchNormOp(BatchNormOp):
     """Batch norm in training with the statistics of all parts of a batch, while parts with a `reduce` are computed."""
 
     is_collective = True
+    stores_float16 = False
 
     def __init__(self, *arrays: Array, **options: Any) -> None:
         super().__init__(*arrays, **options)

@@ -12,7 +12,7 @@ from typing import Any, TypeGuard
 from xpcnn.backend import Array, backend_of
 from xpcnn.functional.addition import AddOp
 from xpcnn.functional.layout import batch_first, batch_last
-from xpcnn.functional.precision import is_narrow
+from xpcnn.functional.precision import cast_batch
 from xpcnn.nn.caches import Span, use_up
 from xpcnn.nn.channelwise import ChannelLayer, backward_chain, forward_chain
 from xpcnn.nn.inquiries import call_backward, needs_gradient, remember_buffers
@@ -98,8 +98,7 @@ class ResidualSum(Group):
 
     def forward(self, x: Array) -> tuple[Array, Any]:
         groups = self.block.body._groups_inside()
-        if not groups or not isinstance(groups[-1], Chain) or is_narrow(x.dtype):
-            # A chain would compute in float32, where the sum is of float16.
+        if not groups or not isinstance(groups[-1], Chain):
             y, cache = forward_chain(_bind(self.followers), self.block(x), self.followers)
             return y, (None, self.followers, cache)
         other = x if self.block.shortcut is None else self.block.shortcut(x)
@@ -121,6 +120,8 @@ class ResidualSum(Group):
         dy = backward_chain(members, cache, dy)
         use_up()
         gradient, total.gradient = batch_first(total.gradient), None
+        if gradient.dtype != dy.dtype:  # of a chain that computes in float32 on float16
+            gradient = cast_batch(backend_of(gradient), gradient, dy.dtype)
         dx = backward_through(passed, dy, input_gradient)
         shortcut = self.block.shortcut
         if shortcut is not None:

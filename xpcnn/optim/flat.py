@@ -16,7 +16,7 @@ from typing import Any
 
 from xpcnn.backend import Array, Backend, backend_of
 from xpcnn.backend.split import split_evenly
-from xpcnn.functional.precision import is_narrow, wide
+from xpcnn.functional.precision import in_float32, is_narrow, wide
 from xpcnn.nn import Parameter
 
 ALIGNMENT = 64  # bytes: a cache line, and the width of AVX-512
@@ -162,7 +162,7 @@ class Flat:
         """Return the sum of all gradients in an array that the next call writes again."""
         backend = self.backend.for_array(self.grad)
         parts = split_evenly(self.size, len(self._sums))
-        dtype = {"dtype": self.wide} if self.is_narrow else {}  # finite numbers must not add up to infinity
+        dtype = in_float32(self.dtype)  # finite numbers must not add up to infinity
 
         def add_up(index: int) -> None:
             part = self.grad[parts[index].start : parts[index].stop]
@@ -224,10 +224,14 @@ class Flat:
         `scale` (1,) is what the gradients are too large by; those of float32 parameters are divided where they lie.
         """
         backend = self.backend.for_array(self.data)
-        kernel = None if self._ok is None else self._by_kernel(update)
+        kernel = None if self._ok is None and not self.is_narrow else self._by_kernel(update)
 
         def run(chunk: tuple[Array, ...]) -> None:
             data, grad, master, slope, *rest = chunk
+            if kernel is not None and self.is_narrow:
+                *state, _ = rest
+                kernel(backend, master, grad, *state, self.hyper, ok=self._ok, rounded=data, scale=scale)
+                return
             if self.is_narrow:
                 _widen(backend, data, grad, master, slope)
             if scale is not None:

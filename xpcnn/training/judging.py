@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from xpcnn.backend import Array, Backend
-from xpcnn.functional.precision import is_narrow, wide
+from xpcnn.functional.precision import in_float32
 from xpcnn.functional.primitive import primitive
 from xpcnn.training.metrics import write_hits
 
@@ -42,8 +42,7 @@ def judge(
     slope = row[2:3]
     xp.copyto(slope, 0)
     for gradient in gradients:
-        dtype = {"dtype": wide(gradient.dtype)} if is_narrow(gradient.dtype) else {}
-        xp.add(slope, xp.sum(gradient, **dtype), out=slope)
+        xp.add(slope, xp.sum(gradient, **in_float32(gradient.dtype)), out=slope)
     fine = xp.isfinite(xp.add(row[0:1], slope))
     if sticky:
         xp.logical_and(fine, ok, out=ok)

@@ -357,6 +357,11 @@ class CupyBackend(Backend):
 
         return CapturedStep(self, step)
 
+    def stores_float16(self, shape: Sequence[int]) -> bool:
+        from xpcnn.backend.cupy.fused import fits_shape
+
+        return bool(self.fused) and fits_shape(shape)
+
     # --- what runs here -------------------------------------------------------------------------------------------
 
     def info(self) -> dict[str, Any]:

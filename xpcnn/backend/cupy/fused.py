@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from xpcnn.backend.base import Array
-from xpcnn.backend.cupy.kernels import BLOCK, GEOMETRY, INDEX_LIMIT, TYPES
+from xpcnn.backend.cupy.kernels import BLOCK, COMPUTED, GEOMETRY, INDEX_LIMIT, TYPES
 
 ROWS_LIMIT = 65535  # the second axis of a grid
 PARTS_LIMIT = 64  # partial sums of a loss, which one thread adds up
@@ -28,12 +28,23 @@ def fused(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-def fits(*arrays: Array) -> bool:
-    """Whether a kernel can take these: one dtype that there are kernels for, C-contiguous, not too large to count."""
+def fits(*stored: Array, computed: Sequence[Array] = ()) -> bool:
+    """Whether a kernel can take these: one dtype that there are kernels for, C-contiguous, not too large to count.
+
+    `computed` are of the type that the kernel computes in: float32 where what is `stored` is float16.
+    """
+    arrays = *stored, *computed
     dtype = arrays[0].dtype
-    return dtype.char in TYPES and all(
-        array.dtype == dtype and array.flags.c_contiguous and 0 < array.size < INDEX_LIMIT for array in arrays
+    if dtype.char not in TYPES or any(array.dtype.char != COMPUTED[dtype.char] for array in computed):
+        return False
+    return all(array.dtype == dtype for array in stored) and all(
+        array.flags.c_contiguous and 0 < array.size < INDEX_LIMIT for array in arrays
     )
+
+
+def fits_shape(shape: Sequence[int]) -> bool:
+    """Whether every kernel can count the numbers of an array (C, ..., N), and its rows."""
+    return shape[0] <= ROWS_LIMIT and 0 < math.prod(shape) < INDEX_LIMIT
 
 
 def blocks(size: int) -> tuple[int]:
@@ -187,13 +198,13 @@ def batch_norm_train(
     rectify: bool = False,
 ) -> Any:
     """Fill out (C, n) with the normalised x (C, n); return centre, offset, variance and 1/sqrt(variance + eps)."""
-    given = [array for array in (x, gamma, beta, out, other, *(running or ())) if array is not None]
-    if not fits(*given) or x.shape[0] > ROWS_LIMIT:
+    given = [x, out] if other is None else [x, out, other]
+    if not fits(*given, computed=(gamma, beta, *(running or ()))) or x.shape[0] > ROWS_LIMIT:
         return NotImplemented
     channels, n = x.shape
     cut = segments(backend, channels, n)
     partial = backend.empty((channels, cut, 2), np.float64)
-    results = [backend.empty((channels,), x.dtype) for _ in range(4)]
+    results = [backend.empty((channels,), gamma.dtype) for _ in range(4)]
     launch = backend.kernels.launch
     launch("batch_norm_sums", x.dtype, (cut, channels), x, partial, n)
     settings = (None, None, 0.0, 0.0) if running is None else (*running, momentum, n / (n - 1))
@@ -218,8 +229,8 @@ def batch_norm_train_backward(
     passed: Array | None = None,
 ) -> Any:
     """Fill out (C, n) with dx, and dgamma and dbeta (C,)."""
-    needed = dy, x, centre, offset, scale, gamma, out, dgamma, dbeta
-    if not fits(*needed, *(array for array in (y, passed) if array is not None)) or x.shape[0] > ROWS_LIMIT:
+    given = [array for array in (dy, x, out, y, passed) if array is not None]
+    if not fits(*given, computed=(centre, offset, scale, gamma, dgamma, dbeta)) or x.shape[0] > ROWS_LIMIT:
         return NotImplemented
     channels, n = x.shape
     cut = segments(backend, channels, n)
@@ -264,7 +275,9 @@ def apply_mask(backend: Any, values: Array, kept: Array, p: float, out: Array) -
 @fused
 def softmax_cross_entropy(backend: Any, logits: Array, target: Array, scale: float) -> Any:
     """Return the loss, 0-d, and its gradient (K, N), both times `scale`."""
-    return _cross_entropy(backend, logits, target, None, (0.0, 0.0), scale) if fits(logits, target) else NotImplemented
+    if not fits(computed=(logits, target)):
+        return NotImplemented
+    return _cross_entropy(backend, logits, target, None, (0.0, 0.0), scale)
 
 
 @fused
@@ -272,7 +285,7 @@ def class_cross_entropy(
     backend: Any, logits: Array, labels: Array, label_smoothing: float, scale: float, error: Exception
 ) -> Any:
     """Return the loss and its gradient for class numbers (N,)."""
-    if not fits(logits) or not labels.flags.c_contiguous:
+    if not fits(computed=(logits,)) or not labels.flags.c_contiguous:
         return NotImplemented
     shares = 1.0 - label_smoothing, label_smoothing / logits.shape[0]
     return _cross_entropy(backend, logits, None, labels, shares, scale, backend.demand_flag(error))

@@ -1,9 +1,55 @@
 // The CUDA kernels: each does in one launch what a portable primitive of functional/ or optim/ of the same name does
-// in several. T is the type of the numbers, float or double, given by -DREAL=. Arrays are batch-last (C, H, W, N) and
-// C-contiguous, so neighbouring threads touch neighbouring numbers. No atomics: runs are bit-identical. Indices are
-// 32-bit; the callers see to it that sizes fit.
+// in several. S is the type that numbers are stored in, float, double or Half, given by -DREAL=; T is what they are
+// computed in. Arrays are batch-last (C, H, W, N) and C-contiguous, so neighbouring threads touch neighbouring numbers.
+// No atomics: runs are bit-identical. Indices are 32-bit; the callers see to it that sizes fit.
 
-typedef REAL T;
+#ifdef __CUDACC_RTC__  // cuda_fp16.h is not on every machine that can compile kernels
+__device__ float widen(unsigned short bits) {
+    float value;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
+    return value;
+}
+__device__ unsigned short narrow(float value) {
+    unsigned short bits;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value));
+    return bits;
+}
+#else
+union HalfBits {
+    _Float16 value;
+    unsigned short bits;
+};
+__device__ float widen(unsigned short bits) {
+    HalfBits both;
+    both.bits = bits;
+    return (float)both.value;
+}
+__device__ unsigned short narrow(float value) {
+    HalfBits both;
+    both.value = (_Float16)value;
+    return both.bits;
+}
+#endif
+
+// float16 in memory: each read gives a float, and each write rounds one.
+struct Half {
+    unsigned short bits;
+    Half() = default;
+    __device__ Half(float value) : bits(narrow(value)) {}
+    __device__ operator float() const { return widen(bits); }
+};
+
+template <class Stored>
+struct Computed {
+    typedef Stored type;
+};
+template <>
+struct Computed<Half> {
+    typedef float type;
+};
+
+typedef REAL S;
+typedef Computed<S>::type T;
 
 #define BLOCK 256
 #define FOR_EACH(i, n) for (int i = blockIdx.x * BLOCK + threadIdx.x; i < (n); i = (n))
@@ -49,7 +95,7 @@ struct Sum {
 
 // 16 bytes: what a thread loads and stores at a time where rows allow it.
 struct alignas(16) Pack {
-    T at[16 / sizeof(T)];
+    S at[16 / sizeof(S)];
 };
 
 __device__ bool is_aligned(const void* a, const void* b, const void* c, const void* d) {
@@ -58,9 +104,9 @@ __device__ bool is_aligned(const void* a, const void* b, const void* c, const vo
 
 // out[i] = f(a[i], b[i], c[i]) over this block's share of a row of n; 0 stands for what is null, `out` may be null.
 template <class F>
-__device__ void along_row(const T* __restrict__ a, const T* __restrict__ b, const T* __restrict__ c,
-                          T* __restrict__ out, int n, F f) {
-    const int width = 16 / sizeof(T);
+__device__ void along_row(const S* __restrict__ a, const S* __restrict__ b, const S* __restrict__ c,
+                          S* __restrict__ out, int n, F f) {
+    const int width = 16 / sizeof(S);
     int first = blockIdx.x * BLOCK + threadIdx.x, step = gridDim.x * BLOCK;
     if (n % width == 0 && is_aligned(a, b, c, out)) {
         for (int i = first; i < n / width; i += step) {
@@ -73,7 +119,7 @@ __device__ void along_row(const T* __restrict__ a, const T* __restrict__ b, cons
         return;
     }
     for (int i = first; i < n; i += step) {
-        T result = f(a[i], b ? b[i] : T(0), c ? c[i] : T(0));
+        T result = f(a[i], b ? (T)b[i] : T(0), c ? (T)c[i] : T(0));
         if (out) out[i] = result;
     }
 }
@@ -81,7 +127,7 @@ __device__ void along_row(const T* __restrict__ a, const T* __restrict__ b, cons
 // --- columns ---------------------------------------------------------------------------------------------------------
 
 // A thread for each (channel, row, column, image): it copies every tap of its window.
-extern "C" __global__ void fill_columns(const T* x, Geometry g, T* cols) {
+extern "C" __global__ void fill_columns(const S* x, Geometry g, S* cols) {
     int positions = g.rows * g.out_w * g.batch;
     FOR_EACH(i, g.channels * positions) {
         int n = i % g.batch, place = i / g.batch;
@@ -89,13 +135,13 @@ extern "C" __global__ void fill_columns(const T* x, Geometry g, T* cols) {
         place /= g.out_w;
         int r = place % g.rows, c = place / g.rows;
         int h0 = (g.first_row + r) * g.stride_h - g.top, w0 = ow * g.stride_w - g.left;
-        T* to = cols + c * g.kernel_h * g.kernel_w * positions + (r * g.out_w + ow) * g.batch + n;
+        S* to = cols + c * g.kernel_h * g.kernel_w * positions + (r * g.out_w + ow) * g.batch + n;
         for (int kh = 0; kh < g.kernel_h; ++kh) {
             int h = h0 + kh * g.dilation_h;
             for (int kw = 0; kw < g.kernel_w; ++kw, to += positions) {
                 int w = w0 + kw * g.dilation_w;
                 bool inside = h >= 0 && h < g.height && w >= 0 && w < g.width;
-                *to = inside ? x[((c * g.height + h) * g.width + w) * g.batch + n] : T(0);
+                *to = inside ? x[((c * g.height + h) * g.width + w) * g.batch + n] : S(0);
             }
         }
     }
@@ -103,14 +149,14 @@ extern "C" __global__ void fill_columns(const T* x, Geometry g, T* cols) {
 
 // A thread for each pixel: it gathers the taps that read the pixel, in the order of the taps, on top of what is there
 // where `adds`.
-extern "C" __global__ void add_columns(const T* cols, Geometry g, T* dx, int adds) {
+extern "C" __global__ void add_columns(const S* cols, Geometry g, S* dx, int adds) {
     int positions = g.rows * g.out_w * g.batch;
     FOR_EACH(i, g.channels * g.height * g.width * g.batch) {
         int n = i % g.batch, place = i / g.batch;
         int w = place % g.width + g.left;
         place /= g.width;
         int h = place % g.height + g.top, c = place / g.height;
-        T sum = adds ? dx[i] : T(0);
+        T sum = adds ? T(dx[i]) : T(0);
         int last_row = min(g.first_row + g.rows - 1, h / g.stride_h);
         int last_column = min(g.out_w - 1, w / g.stride_w);
         for (int oh = last_row; oh >= g.first_row; --oh) {
@@ -122,7 +168,7 @@ extern "C" __global__ void add_columns(const T* cols, Geometry g, T* dx, int add
                 if (kw >= g.kernel_w) break;
                 if (kw * g.dilation_w != w - ow * g.stride_w) continue;
                 int row = (c * g.kernel_h + kh) * g.kernel_w + kw;
-                sum += cols[row * positions + ((oh - g.first_row) * g.out_w + ow) * g.batch + n];
+                sum += (T)cols[row * positions + ((oh - g.first_row) * g.out_w + ow) * g.batch + n];
             }
         }
         dx[i] = sum;
@@ -132,23 +178,24 @@ extern "C" __global__ void add_columns(const T* cols, Geometry g, T* dx, int add
 // --- elementwise, bias, sums of rows ---------------------------------------------------------------------------------
 
 // In each of `rows` rows, the same bias for `inner` numbers out of `pitch`.
-extern "C" __global__ void add_bias(T* y, const T* bias, int rows, int inner, int pitch) {
+extern "C" __global__ void add_bias(S* y, const S* bias, int rows, int inner, int pitch) {
     FOR_EACH(i, rows * inner) {
         int row = i / inner;
-        y[row * pitch + i % inner] += bias[row];
+        S* at = y + row * pitch + i % inner;
+        *at = T(*at) + T(bias[row]);
     }
 }
 
-extern "C" __global__ void relu_forward(const T* x, T* out, int size) {
-    FOR_EACH(i, size) out[i] = x[i] <= T(0) ? T(0) : x[i];  // nan stays
+extern "C" __global__ void relu_forward(const S* x, S* out, int size) {
+    FOR_EACH(i, size) out[i] = T(x[i]) <= T(0) ? S(0) : x[i];  // nan stays
 }
 
-extern "C" __global__ void relu_backward_from(const T* dy, const T* y, T* out, int size) {
-    FOR_EACH(i, size) out[i] = y[i] != T(0) ? dy[i] : T(0);
+extern "C" __global__ void relu_backward_from(const S* dy, const S* y, S* out, int size) {
+    FOR_EACH(i, size) out[i] = T(y[i]) != T(0) ? dy[i] : S(0);
 }
 
 // Block (segment, row) sums its share of a row of `a`, or of a * b; a row of several segments needs `finish_rows`.
-extern "C" __global__ void row_sums(const T* a, const T* b, double* partial, T* out, int columns) {
+extern "C" __global__ void row_sums(const S* a, const S* b, double* partial, S* out, int columns) {
     size_t start = (size_t)blockIdx.y * columns;
     Sum thread;
     along_row(a + start, b ? b + start : b, nullptr, nullptr, columns, [&](T p, T q, T) {
@@ -175,7 +222,7 @@ extern "C" __global__ void row_sums(const T* a, const T* b, double* partial, T* 
     }
 }
 
-extern "C" __global__ void finish_rows(const double* partial, T* out, int rows, int segments) {
+extern "C" __global__ void finish_rows(const double* partial, S* out, int rows, int segments) {
     FOR_EACH(row, rows) {
         double sum = 0;
         for (int s = 0; s < segments; ++s) sum += partial[row * segments + s];
@@ -186,7 +233,7 @@ extern "C" __global__ void finish_rows(const double* partial, T* out, int rows, 
 // --- max-pooling -----------------------------------------------------------------------------------------------------
 
 // Value and winning tap of each window: the first of equal ones, and nan before any number. With `rectify`, max(y, 0).
-extern "C" __global__ void max_pool_forward(const T* x, Geometry g, T* out, unsigned char* winner, int rectify) {
+extern "C" __global__ void max_pool_forward(const S* x, Geometry g, S* out, unsigned char* winner, int rectify) {
     FOR_EACH(i, g.channels * g.rows * g.out_w * g.batch) {
         int n = i % g.batch, place = i / g.batch;
         int w0 = place % g.out_w * g.stride_w - g.left;
@@ -213,8 +260,8 @@ extern "C" __global__ void max_pool_forward(const T* x, Geometry g, T* out, unsi
 }
 
 // A thread for each pixel: it gathers dy from the windows that it won; of a rectified y, where that is not 0.
-extern "C" __global__ void max_pool_backward_from(const T* dy, const T* y, const unsigned char* winner, Geometry g,
-                                                  T* dx) {
+extern "C" __global__ void max_pool_backward_from(const S* dy, const S* y, const unsigned char* winner, Geometry g,
+                                                  S* dx) {
     FOR_EACH(i, g.channels * g.height * g.width * g.batch) {
         int n = i % g.batch, place = i / g.batch;
         int w = place % g.width + g.left;
@@ -231,7 +278,7 @@ extern "C" __global__ void max_pool_backward_from(const T* dy, const T* y, const
                 if (kw >= g.kernel_w) break;
                 if (kw * g.dilation_w != w - ow * g.stride_w) continue;
                 int o = ((c * g.rows + oh) * g.out_w + ow) * g.batch + n;
-                if (winner[o] == kh * g.kernel_w + kw && !(y && y[o] == T(0))) sum += dy[o];
+                if (winner[o] == kh * g.kernel_w + kw && !(y && T(y[o]) == T(0))) sum += T(dy[o]);
             }
         }
         dx[i] = sum;
@@ -239,7 +286,7 @@ extern "C" __global__ void max_pool_backward_from(const T* dy, const T* y, const
 }
 
 // --- batch norm ------------------------------------------------------------------------------------------------------
-// x is (C, n). Block (segment, channel) of a first kernel leaves two partial sums; every block of the second adds a
+// x is (C, n), and what belongs to a channel is of type T. Block (segment, channel) of a first kernel leaves two partial sums; every block of the second adds a
 // channel's partial sums up, in one order, and applies the result to its share. Both do what comes after a batch norm
 // as well: the sum with a shortcut's `other`, and ReLU, whose result `y` tells backward where dy is cut off.
 
@@ -261,8 +308,8 @@ __device__ void store_partial(double first, double second, double* partial) {
 }
 
 // Sums of x - x_0 and of its square, with x_0 the channel's first value: the variance survives a large mean.
-extern "C" __global__ void batch_norm_sums(const T* x, double* partial, int n) {
-    const T* row = x + (size_t)blockIdx.y * n;
+extern "C" __global__ void batch_norm_sums(const S* x, double* partial, int n) {
+    const S* row = x + (size_t)blockIdx.y * n;
     T origin = row[0];
     Sum values, squares;
     along_row(row, nullptr, nullptr, nullptr, n, [&](T a, T, T) {
@@ -284,15 +331,15 @@ extern "C" __global__ void batch_norm_sums(const T* x, double* partial, int n) {
     store_partial(sum, sum_of_squares, partial);
 }
 
-extern "C" __global__ void batch_norm_train(const T* x, const T* gamma, const T* beta, T eps, const double* partial,
-                                            int n, int segments, const T* other, int rectify, T* out, T* centre,
+extern "C" __global__ void batch_norm_train(const S* x, const T* gamma, const T* beta, T eps, const double* partial,
+                                            int n, int segments, const S* other, int rectify, S* out, T* centre,
                                             T* offset, T* variance, T* scale, T* running_mean, T* running_var,
                                             T momentum, T unbiased) {
     int c = blockIdx.y;
     size_t start = (size_t)c * n;
     double sum, squares;
     add_partial(partial, c, segments, &sum, &squares);
-    double exact = x[start] + sum / n;
+    double exact = (double)(T)x[start] + sum / n;
     T m = (T)exact, rest = (T)(exact - m);  // one T is too coarse for a mean far above the deviations
     double spread = (squares - sum * (sum / n)) / n;
     if (spread < 0) spread = 0;
@@ -316,8 +363,8 @@ extern "C" __global__ void batch_norm_train(const T* x, const T* gamma, const T*
 }
 
 // Sums of dy and of dy * (x - mean), and dy itself to `passed` where that is not null.
-extern "C" __global__ void batch_norm_backward_sums(const T* dy, const T* x, const T* y, const T* centre,
-                                                    const T* offset, T* passed, double* partial, int n) {
+extern "C" __global__ void batch_norm_backward_sums(const S* dy, const S* x, const S* y, const T* centre,
+                                                    const T* offset, S* passed, double* partial, int n) {
     size_t start = (size_t)blockIdx.y * n;
     T m = centre[blockIdx.y], rest = offset[blockIdx.y];
     Sum slopes, products;
@@ -340,9 +387,9 @@ extern "C" __global__ void batch_norm_backward_sums(const T* dy, const T* x, con
     store_partial(sum, sum_of_products, partial);
 }
 
-extern "C" __global__ void batch_norm_train_backward(const T* dy, const T* x, const T* y, const T* centre,
+extern "C" __global__ void batch_norm_train_backward(const S* dy, const S* x, const S* y, const T* centre,
                                                      const T* offset, const T* scale, const T* gamma,
-                                                     const double* partial, int n, int segments, T* out, T* dgamma,
+                                                     const double* partial, int n, int segments, S* out, T* dgamma,
                                                      T* dbeta) {
     int c = blockIdx.y;
     size_t start = (size_t)c * n;
@@ -369,18 +416,18 @@ __device__ unsigned mix(unsigned h) {
     return h ^ (h >> 16);
 }
 
-extern "C" __global__ void dropout_forward(const T* x, const unsigned* key, unsigned first, unsigned threshold, T scale,
-                                           T* out, bool* kept, int size) {
+extern "C" __global__ void dropout_forward(const S* x, const unsigned* key, unsigned first, unsigned threshold, T scale,
+                                           S* out, bool* kept, int size) {
     unsigned stream = mix(key[0] * 0x9E3779B9u);
     FOR_EACH(i, size) {
         bool keep = mix((first + (unsigned)i) ^ stream) >= threshold;
         kept[i] = keep;
-        out[i] = keep ? x[i] * scale : T(0);
+        out[i] = keep ? T(x[i]) * scale : T(0);
     }
 }
 
-extern "C" __global__ void apply_mask(const T* values, const bool* kept, T scale, T* out, int size) {
-    FOR_EACH(i, size) out[i] = kept[i] ? values[i] * scale : T(0);
+extern "C" __global__ void apply_mask(const S* values, const bool* kept, T scale, S* out, int size) {
+    FOR_EACH(i, size) out[i] = kept[i] ? T(values[i]) * scale : T(0);
 }
 
 // --- softmax cross-entropy -------------------------------------------------------------------------------------------
@@ -479,29 +526,52 @@ extern "C" __global__ void copy_arrays(Copies copies, const bool* unless) {
 
 #define ONLY_IF(ok) if ((ok) && !(ok)[0]) return
 
-extern "C" __global__ void sgd_update(T* data, const T* grad, T* velocity, const T* hyper, const bool* ok, int decays, int nesterov,
-                                      int shrinks, int size) {
+// What is updated: numbers in T, and of Half parameters these are the masters, the parameters their `rounded`. Gradients
+// are `scale` times too large where that is not null.
+struct Numbers {
+    T* data;
+    const S* grad;
+    S* rounded;
+    const T* scale;
+
+    // A parameter that somebody has written since the last update takes the place of its master.
+    __device__ T value(int i) const {
+        if (!rounded || (T)(S)data[i] == (T)rounded[i]) return data[i];
+        return rounded[i];
+    }
+    __device__ T slope(int i) const { return scale ? (T)grad[i] / scale[0] : (T)grad[i]; }
+    __device__ void store(int i, T value) const {
+        data[i] = value;
+        if (rounded) rounded[i] = value;
+    }
+};
+
+extern "C" __global__ void sgd_update(T* data, const S* grad, S* rounded, const T* scale, T* velocity,
+                                      const T* hyper, const bool* ok, int decays, int nesterov, int shrinks, int size) {
     ONLY_IF(ok);
+    Numbers numbers = {data, grad, rounded, scale};
     T lr = hyper[0], momentum = hyper[1], weight_decay = hyper[2], keep = hyper[3];
     FOR_EACH(i, size) {
-        T value = shrinks ? data[i] * keep : data[i];
-        T slope = decays ? value * weight_decay + grad[i] : grad[i];
+        T value = shrinks ? numbers.value(i) * keep : numbers.value(i);
+        T slope = decays ? value * weight_decay + numbers.slope(i) : numbers.slope(i);
         if (velocity) {
             T speed = velocity[i] * momentum + slope;
             velocity[i] = speed;
             slope = nesterov ? speed * momentum + slope : speed;
         }
-        data[i] = value - slope * lr;
+        numbers.store(i, value - slope * lr);
     }
 }
 
-extern "C" __global__ void adam_update(T* data, const T* grad, T* gradient_sum, T* square_sum, T* largest,
-                                       const T* hyper, const bool* ok, int decays, int shrinks, int size) {
+extern "C" __global__ void adam_update(T* data, const S* grad, S* rounded, const T* scale, T* gradient_sum,
+                                       T* square_sum, T* largest, const T* hyper, const bool* ok, int decays,
+                                       int shrinks, int size) {
     ONLY_IF(ok);
+    Numbers numbers = {data, grad, rounded, scale};
     T rate = hyper[0], decay1 = hyper[1], decay2 = hyper[2], eps = hyper[3], weight_decay = hyper[4], keep = hyper[5];
     FOR_EACH(i, size) {
-        T value = shrinks ? data[i] * keep : data[i];
-        T slope = decays ? value * weight_decay + grad[i] : grad[i];
+        T value = shrinks ? numbers.value(i) * keep : numbers.value(i);
+        T slope = decays ? value * weight_decay + numbers.slope(i) : numbers.slope(i);
         T first = gradient_sum[i] * decay1 + slope, second = square_sum[i] * decay2 + slope * slope;
         gradient_sum[i] = first;
         square_sum[i] = second;
@@ -510,16 +580,18 @@ extern "C" __global__ void adam_update(T* data, const T* grad, T* gradient_sum, 
             if (second <= before || before != before) second = before;  // nan stays
             largest[i] = second;
         }
-        data[i] = value - first / (sqrt(second) + eps) * rate;
+        numbers.store(i, value - first / (sqrt(second) + eps) * rate);
     }
 }
 
-extern "C" __global__ void rmsprop_update(T* data, const T* grad, T* square_average, T* gradient_average, T* velocity,
-                                          const T* hyper, const bool* ok, int decays, int size) {
+extern "C" __global__ void rmsprop_update(T* data, const S* grad, S* rounded, const T* scale, T* square_average,
+                                          T* gradient_average, T* velocity, const T* hyper, const bool* ok, int decays,
+                                          int size) {
     ONLY_IF(ok);
+    Numbers numbers = {data, grad, rounded, scale};
     T lr = hyper[0], alpha = hyper[1], share = hyper[2], eps = hyper[3], weight_decay = hyper[4];
     FOR_EACH(i, size) {
-        T value = data[i], slope = decays ? value * weight_decay + grad[i] : grad[i];
+        T value = numbers.value(i), slope = decays ? value * weight_decay + numbers.slope(i) : numbers.slope(i);
         T square = square_average[i] * alpha + slope * slope * share;
         square_average[i] = square;
         if (gradient_average) {
@@ -529,17 +601,19 @@ extern "C" __global__ void rmsprop_update(T* data, const T* grad, T* square_aver
         }
         T step = slope / (sqrt(square) + eps);
         if (velocity) step = velocity[i] = velocity[i] * hyper[5] + step;
-        data[i] = value - step * lr;
+        numbers.store(i, value - step * lr);
     }
 }
 
-extern "C" __global__ void adagrad_update(T* data, const T* grad, T* square_sum, const T* hyper, const bool* ok, int decays, int size) {
+extern "C" __global__ void adagrad_update(T* data, const S* grad, S* rounded, const T* scale, T* square_sum,
+                                          const T* hyper, const bool* ok, int decays, int size) {
     ONLY_IF(ok);
+    Numbers numbers = {data, grad, rounded, scale};
     T rate = hyper[0], eps = hyper[1], weight_decay = hyper[2];
     FOR_EACH(i, size) {
-        T value = data[i], slope = decays ? value * weight_decay + grad[i] : grad[i];
+        T value = numbers.value(i), slope = decays ? value * weight_decay + numbers.slope(i) : numbers.slope(i);
         T square = square_sum[i] + slope * slope;
         square_sum[i] = square;
-        data[i] = value - slope / (sqrt(square) + eps) * rate;
+        numbers.store(i, value - slope / (sqrt(square) + eps) * rate);
     }
 }

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 BLOCK = 256  # threads of a block, as in kernels.cu
-TYPES = {"f": "float", "d": "double"}  # dtype characters that there are kernels for
+TYPES = {"f": "float", "d": "double", "e": "Half"}  # dtype characters that there are kernels for
+COMPUTED = {"f": "f", "d": "d", "e": "f"}  # those of what they compute in
 OPTIONS = ("--std=c++17",)
 INDEX_LIMIT = (1 << 31) - (1 << 16)  # kernels count in 32 bits, and step past the end by a grid at most
 
@@ -80,5 +81,5 @@ class Kernels:
 
 def convert(args: tuple[Any, ...], dtype: np.dtype[Any]) -> tuple[Any, ...]:
     """Give Python numbers the size that the kernel's parameters have; None is a null pointer."""
-    kinds: dict[type, Any] = {int: np.int32, float: dtype.type}
+    kinds: dict[type, Any] = {int: np.int32, float: np.dtype(COMPUTED[dtype.char]).type}
     return tuple(kinds[type(arg)](arg) if type(arg) in kinds else arg for arg in args)

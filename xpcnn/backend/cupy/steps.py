@@ -50,7 +50,9 @@ def judge(
     if labels.ndim != 1 or labels.dtype.kind not in "iu" or not labels.flags.c_contiguous or logits.ndim != 2:
         return NotImplemented
     columns = logits.T  # (K, N)
-    if not fits(loss, columns, *gradients) or loss.size != 1 or labels.size != columns.shape[1]:
+    if not all(map(fits, gradients)) or not fits(computed=(loss, columns)):
+        return NotImplemented
+    if loss.size != 1 or labels.size != columns.shape[1]:
         return NotImplemented
     cuts = [segments(backend, 1, gradient.size) for gradient in gradients]
     partial = backend.empty((sum(cuts),), np.float64)

@@ -1,6 +1,8 @@
 """The optimisers' updates as CUDA kernels, one launch over a flat buffer; entered in the table of `cupy/fused.py`.
 
-With an `ok` (1,) that is False on the device an update changes nothing (`Flat.guard`).
+With an `ok` (1,) that is False on the device an update changes nothing (`Flat.guard`). Of float16 parameters, which are
+the `rounded` of what is updated, gradients come in float16 too, and are divided by `scale` (1,) where that is given
+(`Flat.apply`).
 """
 
 from __future__ import annotations
@@ -14,12 +16,24 @@ from xpcnn.backend.cupy.fused import FUSED, blocks, fits, fused
 __all__ = ["FUSED"]  # the whole table, once this module is imported
 
 
-def _update(backend: Any, name: str, arrays: tuple[Array | None, ...], ok: Array | None, *flags: bool) -> Any:
-    given = [array for array in arrays if array is not None]
-    if not fits(*given):
+def _update(
+    backend: Any,
+    name: str,
+    data: Array,
+    grad: Array,
+    rest: tuple[Array | None, ...],
+    flags: tuple[bool, ...],
+    *,
+    ok: Array | None = None,
+    rounded: Array | None = None,
+    scale: Array | None = None,
+) -> Any:
+    stored = (grad,) if rounded is None else (grad, rounded)
+    computed = [array for array in (data, *rest, scale) if array is not None]
+    if not fits(*stored, computed=computed):
         return NotImplemented
-    size = given[0].size
-    backend.kernels.launch(name, given[0].dtype, blocks(size), *arrays, ok, *map(int, flags), size)
+    arguments = data, grad, rounded, scale, *rest, ok, *map(int, flags), data.size
+    backend.kernels.launch(name, grad.dtype, blocks(data.size), *arguments)
     return None
 
 
@@ -33,10 +47,10 @@ def sgd_update(
     decays: bool,
     nesterov: bool,
     shrinks: bool,
-    ok: Array | None = None,
+    **options: Array | None,
 ) -> Any:
     """Update `data` in place without momentum."""
-    return _update(backend, "sgd_update", (data, grad, None, hyper), ok, decays, nesterov, shrinks)
+    return _update(backend, "sgd_update", data, grad, (None, hyper), (decays, nesterov, shrinks), **options)
 
 
 @fused
@@ -50,10 +64,10 @@ def sgd_momentum_update(
     decays: bool,
     nesterov: bool,
     shrinks: bool,
-    ok: Array | None = None,
+    **options: Array | None,
 ) -> Any:
     """Update `data` and `velocity` in place."""
-    return _update(backend, "sgd_update", (data, grad, velocity, hyper), ok, decays, nesterov, shrinks)
+    return _update(backend, "sgd_update", data, grad, (velocity, hyper), (decays, nesterov, shrinks), **options)
 
 
 @fused
@@ -67,10 +81,11 @@ def adam_update(
     *,
     decays: bool,
     shrinks: bool,
-    ok: Array | None = None,
+    **options: Array | None,
 ) -> Any:
     """Update `data` and both sums in place."""
-    return _update(backend, "adam_update", (data, grad, gradient_sum, square_sum, None, hyper), ok, decays, shrinks)
+    rest = gradient_sum, square_sum, None, hyper
+    return _update(backend, "adam_update", data, grad, rest, (decays, shrinks), **options)
 
 
 @fused
@@ -85,11 +100,11 @@ def amsgrad_update(
     *,
     decays: bool,
     shrinks: bool,
-    ok: Array | None = None,
+    **options: Array | None,
 ) -> Any:
     """Update `data` and the three sums in place."""
-    arrays = data, grad, gradient_sum, square_sum, largest_square_sum, hyper
-    return _update(backend, "adam_update", arrays, ok, decays, shrinks)
+    rest = gradient_sum, square_sum, largest_square_sum, hyper
+    return _update(backend, "adam_update", data, grad, rest, (decays, shrinks), **options)
 
 
 @fused
@@ -102,11 +117,12 @@ def rmsprop_update(
     decays: bool,
     centered: bool,
     momentum: bool,
-    ok: Array | None = None,
+    **options: Array | None,
 ) -> Any:
     """Update `data` and the state in place."""
     average, velocity = rest[0] if centered else None, rest[-2] if momentum else None
-    return _update(backend, "rmsprop_update", (data, grad, square_average, average, velocity, rest[-1]), ok, decays)
+    arrays = square_average, average, velocity, rest[-1]
+    return _update(backend, "rmsprop_update", data, grad, arrays, (decays,), **options)
 
 
 @fused
@@ -118,7 +134,7 @@ def adagrad_update(
     hyper: Array,
     *,
     decays: bool,
-    ok: Array | None = None,
+    **options: Array | None,
 ) -> Any:
     """Update `data` and `square_sum` in place."""
-    return _update(backend, "adagrad_update", (data, grad, square_sum, hyper), ok, decays)
+    return _update(backend, "adagrad_update", data, grad, (square_sum, hyper), (decays,), **options)
