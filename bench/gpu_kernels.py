@@ -59,13 +59,17 @@ def cases() -> Iterator[tuple[str, Callable[[], list[Any]]]]:
 
             yield f"conv2d {options}{' without columns' if implicit else ''}", convolution
     if getattr(get_backend(), "compute_capability", (8, 0)) >= (8, 0):
+        for dtype in ("float32", "float16"):
 
-        def on_tensor_cores() -> list[Any]:
-            with implicit_gemm(True, tf32=True):
-                y, cache = F.conv2d(whole(batch_last(33, 4, 11, 9)), whole(plain(70, 4, 3, 3)), whole(plain(70)))
-                return [y, *F.conv2d_backward(whole(batch_last(*y.shape)), cache)]
+            def on_tensor_cores(dtype: str = dtype) -> list[Any]:
+                x, weight, bias = (
+                    whole(a).astype(dtype) for a in (batch_last(33, 4, 11, 9), plain(70, 4, 3, 3), plain(70))
+                )
+                with implicit_gemm(True, tf32=True):
+                    y, cache = F.conv2d(x, weight, bias)
+                    return [y, *F.conv2d_backward(whole(batch_last(*y.shape)).astype(dtype), cache)]
 
-        yield "conv2d of integers on tensor cores", on_tensor_cores
+            yield f"conv2d of {dtype} integers on tensor cores", on_tensor_cores
     for size, options in ((2, {}), (3, {"stride": 1}), (3, {"stride": 2, "padding": 1, "ceil_mode": True})):
 
         def pool(size: int = size, options: dict[str, Any] = options) -> list[Any]:

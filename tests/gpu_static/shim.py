@@ -171,6 +171,7 @@ class ShimBackend(FakeBackend):
     fused = FUSED
     merges = updates_where_ok = keeps_columns = multiplies_float16 = True
     implicit_gemm = allow_tf32 = False
+    compute_capability = (9, 0)
     multiprocessors = 3
 
     def __init__(self, text: str | None = None) -> None:

@@ -15,12 +15,13 @@ from xpcnn.windows import windows
 
 from .shim import ShimBackend, signatures
 from .test_compile import ARCHITECTURES, compile_for
-from .test_kernels import SEEDS, device, portable, same
+from .test_kernels import SEEDS, device, portable
 
 pytestmark = pytest.mark.gpu_static
 implicit = ShimBackend()
 implicit.implicit_gemm = True
-TF32 = st.booleans()  # small integers are numbers of TF32, so tensor cores lose nothing of them
+# Small integers are numbers of TF32, so that tensor cores lose nothing of them.
+WAYS = st.sampled_from([("float32", False), ("float32", True), ("float16", False)])  # dtype, allow_tf32
 
 
 @st.composite
@@ -43,63 +44,70 @@ def integers(seed, *shape):
     return np.random.default_rng(seed).integers(-3, 4, shape).astype(np.float32)
 
 
-def run(name, tile, tf32, *args):
+def stored(arrays, way):
+    """Bring arrays to the device in the dtype of a way; None stays."""
+    return [None if array is None else device(array.astype(way[0])) for array in arrays]
+
+
+def agree(got, expected, way):
+    """Compare with a float32 result, rounded once to what is stored."""
+    assert got.dtype == way[0]
+    np.testing.assert_array_equal(got._host, expected._host.astype(way[0]))
+
+
+def run(name, tile, way, *args):
     """Run a primitive by its kernel with a tile of this shape."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(implicit, "allow_tf32", tf32)
+        patch.setattr(implicit, "allow_tf32", way[1])
         patch.setattr(convolution, "choose", lambda *sizes: tile)
         return implicit.fused[name](implicit, *args)
 
 
-@given(convolutions(), st.sampled_from(TILES), TF32, st.booleans(), SEEDS)
-def test_forward(case, tile, tf32, has_bias, seed):
+@given(convolutions(), st.sampled_from(TILES), WAYS, st.booleans(), SEEDS)
+def test_forward(case, tile, way, has_bias, seed):
     over, c, f, n = case
     x, weight = integers(seed, c, over.h.size, over.w.size, n), integers(seed + 1, f, c, *over.kernel)
-    bias = device(integers(seed + 2, f)) if has_bias else None
-    got = run("conv2d_forward", tile, tf32, device(x), device(weight), bias, over, 1)
+    arrays = x, weight, integers(seed + 2, f) if has_bias else None
+    got = run("conv2d_forward", tile, way, *stored(arrays, way), over, 1)
     if over.is_pointwise or over.is_whole:
         assert got is NotImplemented
         return
     assert implicit.kernels.launched.pop() == "convolve"
-    same(got, conv2d_forward.portable(portable, device(x), device(weight), bias, over, 1))
+    agree(got, conv2d_forward.portable(portable, *stored(arrays, ("float32",)), over, 1), way)
 
 
-@given(convolutions(), st.sampled_from(TILES), TF32, SEEDS)
-def test_input_gradient(case, tile, tf32, seed):
+@given(convolutions(), st.sampled_from(TILES), WAYS, SEEDS)
+def test_input_gradient(case, tile, way, seed):
     over, c, f, n = case
     dy, weight = integers(seed, f, *over.out, n), integers(seed + 1, f, c, *over.kernel)
-    got = run("conv2d_input_gradient", tile, tf32, device(dy), device(weight), over, 1)
+    got = run("conv2d_input_gradient", tile, way, *stored((dy, weight), way), over, 1)
     if over.is_pointwise or over.is_whole:
         assert got is NotImplemented
         return
-    same(got, conv2d_input_gradient.portable(portable, device(dy), device(weight), over, 1))
+    agree(got, conv2d_input_gradient.portable(portable, device(dy), device(weight), over, 1), way)
 
 
-@given(convolutions(), st.sampled_from(TILES), TF32, st.integers(1, 4), st.booleans(), st.booleans(), SEEDS)
-def test_gradients(case, tile, tf32, shares, has_bias, in_place, seed):
+@given(convolutions(), st.sampled_from(TILES), WAYS, st.integers(1, 4), st.booleans(), st.booleans(), SEEDS)
+def test_gradients(case, tile, way, shares, has_bias, in_place, seed):
     over, c, f, n = case
     x, dy = integers(seed, c, over.h.size, over.w.size, n), integers(seed + 1, f, *over.out, n)
     weight = integers(seed + 2, f, c, *over.kernel)
     slices = -(-dy[0].size // DEPTH)
     length = -(-slices // shares)
-    given = shim_empty(weight.shape) if in_place else None
+    given = implicit.empty(weight.shape, np.dtype(way[0])) if in_place else None
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(convolution, "split", lambda *sizes: (tile, -(-slices // length), length * DEPTH))
-        arguments = device(dy), device(x), device(weight), over, 1, has_bias, True, given
-        got = run("conv2d_gradients", tile, tf32, *arguments)
+        got = run("conv2d_gradients", tile, way, *stored((dy, x, weight), way), over, 1, has_bias, True, given)
     if over.is_pointwise or over.is_whole:
         assert got is NotImplemented
         return
     if in_place:
         assert got[1] is given
-    for ours, theirs in zip(got, conv2d_gradients.portable(portable, *arguments[:-1]), strict=True):
+    expected = conv2d_gradients.portable(portable, device(dy), device(x), device(weight), over, 1, has_bias)
+    for ours, theirs in zip(got, expected, strict=True):
         assert (ours is None) == (theirs is None)
         if theirs is not None:
-            same(ours, theirs)
-
-
-def shim_empty(shape):
-    return implicit.empty(shape, np.dtype("float32"))
+            agree(ours, theirs, way)
 
 
 def test_shares_fill_the_device_and_cover_every_position():
@@ -112,8 +120,9 @@ def test_shares_fill_the_device_and_cover_every_position():
         assert across * down * shares >= devices or share < 2 * DEPTH * SHARE_SLICES
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float16"])
-def test_what_it_leaves_to_others(dtype):
+@pytest.mark.parametrize(("dtype", "capability"), [("float64", (9, 0)), ("float16", (7, 5))])
+def test_what_it_leaves_to_others(dtype, capability, monkeypatch):
+    monkeypatch.setattr(implicit, "compute_capability", capability)
     over = windows((5, 5), 3)
     x, weight = device(np.ones((2, 5, 5, 4), dtype)), device(np.ones((4, 2, 3, 3), dtype))
     for name, args in (("conv2d_forward", (x, weight, None)), ("conv2d_input_gradient", (x, weight))):
@@ -142,9 +151,9 @@ def rounded_to_tf32(a):
 
 
 def test_tf32_rounds_the_operands_and_nothing_else():
-    rng, over = np.random.default_rng(0), windows((7, 6), 3, padding=1)
+    rng, over, way = np.random.default_rng(0), windows((7, 6), 3, padding=1), ("float32", True)
     x, weight = (rng.standard_normal(shape).astype(np.float32) for shape in ((5, 7, 6, 4), (20, 5, 3, 3)))
-    got = run("conv2d_forward", TILES[2], True, device(x), device(weight), None, over, 1)._host
+    got = run("conv2d_forward", TILES[2], way, *stored((x, weight, None), way), over, 1)._host
     exact, kept = (
         conv2d_forward.portable(portable, device(a), device(b), None, over, 1)._host
         for a, b in ((x.astype(float), weight.astype(float)), map(rounded_to_tf32, (x, weight)))
@@ -152,17 +161,19 @@ def test_tf32_rounds_the_operands_and_nothing_else():
     np.testing.assert_allclose(got, kept, rtol=1e-5, atol=1e-5)
     assert 1e-4 < np.abs(got - exact).max() < 1e-2
     x[0, 0, 0, 0] = np.nan
-    assert np.isnan(run("conv2d_forward", TILES[2], True, device(x), device(weight), None, over, 1)._host[0, 0, 0, 0])
+    got = run("conv2d_forward", TILES[2], way, *stored((x, weight, None), way), over, 1)._host
+    assert np.isnan(got[0, 0, 0, 0])
 
 
+KINDS = [("float", ()), ("float", TENSOR_CORES), ("Half", TENSOR_CORES)]
 # There are no tensor cores for TF32 before compute capability 8.0.
-BUILDS = [(name, defines) for name in ARCHITECTURES for defines in ((), TENSOR_CORES) if not defines or name != "sm_75"]
+BUILDS = [(name, kind, defines) for name in ARCHITECTURES for kind, defines in KINDS if not defines or name != "sm_75"]
 
 
 @pytest.mark.parametrize("tile", TILES)
-@pytest.mark.parametrize(("architecture", "defines"), BUILDS)
-def test_kernels_compile(architecture, defines, tile):
-    binary = compile_for(architecture, "float", source(FILE), (*tile.defines, *defines))
+@pytest.mark.parametrize(("architecture", "kind", "defines"), BUILDS)
+def test_kernels_compile(architecture, kind, defines, tile):
+    binary = compile_for(architecture, kind, source(FILE), (*tile.defines, *defines))
     for name in signatures(source(FILE)):
         assert name.encode() in binary
 

@@ -128,9 +128,9 @@ class CupyBackend(Backend):
         Whether float32 products may round their operands to TF32 (10 bits of mantissa) on tensor cores; False unless
         the environment says XPCNN_TF32=1. Needs compute capability 8.0.
     implicit_gemm : bool
-        Whether float32 convolutions go through kernels of our own that keep no columns in memory (`convolution.py`),
-        not through im2col and cuBLAS; False unless the environment says XPCNN_IMPLICIT_GEMM=1, for no GPU has shown
-        yet where they are faster.
+        Whether convolutions of float32 and, from compute capability 8.0 on, float16 go through kernels of our own that
+        keep no columns in memory (`convolution.py`), not through im2col and cuBLAS; False unless the environment says
+        XPCNN_IMPLICIT_GEMM=1, for no GPU has shown yet where they are faster.
     """
 
     multiplies_float16 = True  # cuBLAS, with sums in float32
@@ -189,7 +189,7 @@ class CupyBackend(Backend):
 
     @property
     def implicit_gemm(self) -> bool:
-        """Whether float32 convolutions keep no columns in memory."""
+        """Whether convolutions keep no columns in memory."""
         return self._implicit_gemm
 
     @implicit_gemm.setter

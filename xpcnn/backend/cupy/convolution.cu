@@ -1,14 +1,15 @@
-// Convolution as a matrix product whose columns lie nowhere: each block gathers the pixels that its tile needs (implicit
-// GEMM; Chetlur et al. 2014, arXiv:1410.0759, section 3). Arrays are batch-last, float32 and C-contiguous.
+// Convolution as a matrix product whose columns lie nowhere: each block gathers the pixels that its tile needs
+// (implicit GEMM; Chetlur et al. 2014, arXiv:1410.0759, section 3). Arrays are batch-last and C-contiguous. Numbers are
+// stored as S, float or Half, and summed up as float.
 //
 //     forward   y (F, P)  = W (F, K)    X (K, P)      X = im2col(x), K = (c, kh, kw), P = (oh, ow, n)
 //     dx        dx (C, Q) = W' (C, L)   D (L, Q)      D = the pixels' outputs in dy, L = (f, kh, kw), Q = (h, w, n)
 //     dW        dW (F, K) = dy (F, P)   X^T (P, K)    in shares of P, which a second kernel adds up in their order
 //
-// A block of 256 threads makes a tile of ROWS x COLUMNS, a thread PART_ROWS x PART_COLUMNS of it; tiles come as -D options.
-// The inner dimension passes by in slices of DEPTH: while one is multiplied in shared memory, the next one is on its way
-// to registers. -DTENSOR_CORES rounds operands to TF32 and multiplies by mma.sync, from compute capability 8.0 on. No
-// atomics: runs are bit-identical. Indices are 32-bit.
+// A block of 256 threads makes a tile of ROWS x COLUMNS, a thread PART_ROWS x PART_COLUMNS of it; tiles come as -D
+// options. The inner dimension passes by in slices of DEPTH: while one is multiplied in shared memory, the next one is
+// on its way to registers. -DTENSOR_CORES rounds operands to TF32, which changes no Half, and multiplies by mma.sync,
+// from compute capability 8.0 on. No atomics: runs are bit-identical. Indices are 32-bit.
 
 #define BLOCK 256
 #define WARP 32
@@ -39,8 +40,8 @@ struct alignas(16) Four {
 };
 
 // What a thread writes at a time.
-struct alignas(4 * RUN) Run {
-    float at[RUN];
+struct alignas(sizeof(S) * RUN) Run {
+    S at[RUN];
 };
 
 // --- geometry --------------------------------------------------------------------------------------------------------
@@ -89,7 +90,7 @@ struct Pixel {
 
 // im2col(x), never stored.
 struct Windows {
-    const float* x;
+    const S* x;
     Convolution g;
 
     __device__ Radix taps() const { return {g.h.taps, g.w.taps}; }
@@ -111,7 +112,7 @@ struct Windows {
 
     __device__ float value(Pixel a, Pixel b) const {
         bool inside = (unsigned)(a.h + b.h) < (unsigned)g.h.size && (unsigned)(a.w + b.w) < (unsigned)g.w.size;
-        return inside ? x[a.offset + b.offset] : 0.f;
+        return inside ? (float)x[a.offset + b.offset] : 0.f;
     }
 };
 
@@ -140,7 +141,7 @@ struct WindowsByPlace : Windows {
 // W (F, K) of the forward, or W' (C, L) of dx.
 struct Filters {
     static const bool is_inner_dense = true;
-    const float* weight;
+    const S* weight;
     Convolution g;
     typedef int Outer;  // where a filter begins, -1 beyond the last
     typedef Digits Inner;
@@ -150,14 +151,14 @@ struct Filters {
     __device__ Inner advance(Inner k, Inner by) const { return taps().sum(k, by); }
     __device__ float at(Outer f, Inner k) const {
         int h = g.h.filter_start + k.middle * g.h.filter_step, w = g.w.filter_start + k.low * g.w.filter_step;
-        return f >= 0 && k.high < g.inputs ? weight[f + k.high * g.input_step + h * g.kernel_w + w] : 0.f;
+        return f >= 0 && k.high < g.inputs ? (float)weight[f + k.high * g.input_step + h * g.kernel_w + w] : 0.f;
     }
 };
 
 // dy (F, P) of dW.
 struct Rows {
     static const bool is_inner_dense = true;
-    const float* data;
+    const S* data;
     int rows, columns;
     typedef int Outer;  // where a row begins, -1 beyond the last
     typedef int Inner;
@@ -165,7 +166,7 @@ struct Rows {
     __device__ Inner begin(int column) const { return column; }
     __device__ Inner advance(Inner column, Inner by) const { return column + by; }
     __device__ float at(Outer row, Inner column) const {
-        return row >= 0 && column < columns ? data[row + column] : 0.f;
+        return row >= 0 && column < columns ? (float)data[row + column] : 0.f;
     }
 };
 
@@ -295,7 +296,7 @@ struct Sums {
 };
 #endif
 
-// The tile at (row, column) of left (M, inner) x right (inner, N), summed over the inner indices from `first` to `last`.
+// The tile at (row, column) of left (M, inner) x right (inner, N), summed over inner indices from `first` to `last`.
 template <class Left, class Right>
 __device__ void multiply(const Left& left, const Right& right, int row, int column, int first, int last, Sums& sums) {
     __shared__ Four a[2][DEPTH][(ROWS + PAD) / 4], b[2][DEPTH][(COLUMNS + PAD) / 4];
@@ -329,7 +330,7 @@ __device__ void multiply(const Left& left, const Right& right, int row, int colu
 // --- kernels ---------------------------------------------------------------------------------------------------------
 
 // Block (column tile, row tile): the forward, or dx for the pixels of one residue by the stride.
-extern "C" __global__ void convolve(const float* x, const float* weight, const float* bias, Convolution g, float* y) {
+extern "C" __global__ void convolve(const S* x, const S* weight, const S* bias, Convolution g, S* y) {
     WindowsByTap windows = {x, g};
     Filters filters = {weight, g};
     int row = blockIdx.y * ROWS, column = blockIdx.x * COLUMNS;
@@ -345,21 +346,21 @@ extern "C" __global__ void convolve(const float* x, const float* weight, const f
         for (int i = 0; i < PART_ROWS; ++i) {
             int f = row + Sums::row(i);
             if (f >= g.outputs) continue;
-            float* to = y + ((f * g.h.out_size + h) * g.w.out_size + w) * g.batch + p.low;
-            float shift = bias ? bias[f] : 0.f;
+            S* to = y + ((f * g.h.out_size + h) * g.w.out_size + w) * g.batch + p.low;
+            float shift = bias ? (float)bias[f] : 0.f;
             if (!in_runs) {
-                *to = sums.at[i][j] + shift;
+                *to = S(sums.at[i][j] + shift);
                 continue;
             }
             Run run;
-            for (int e = 0; e < RUN; ++e) run.at[e] = sums.at[i][j + e] + shift;
+            for (int e = 0; e < RUN; ++e) run.at[e] = S(sums.at[i][j + e] + shift);
             *(Run*)to = run;
         }
     }
 }
 
 // Block (column tile in a share, row tile): dW, or what `share` columns of dy add to it. `parts` is (shares, F, K).
-extern "C" __global__ void weight_gradient(const float* dy, const float* x, Convolution g, int share, float* parts) {
+extern "C" __global__ void weight_gradient(const S* dy, const S* x, Convolution g, int share, float* parts) {
     int positions = g.h.windows * g.w.windows * g.batch, taps = g.inputs * g.h.taps * g.w.taps;
     Rows rows = {dy, g.outputs, positions};
     WindowsByPlace windows = {x, g};
@@ -377,10 +378,10 @@ extern "C" __global__ void weight_gradient(const float* dy, const float* x, Conv
     }
 }
 
-extern "C" __global__ void add_shares(const float* parts, int shares, int size, float* out) {
+extern "C" __global__ void add_shares(const float* parts, int shares, int size, S* out) {
     int i = blockIdx.x * BLOCK + threadIdx.x;
     if (i >= size) return;
     float sum = 0;
     for (int part = 0; part < shares; ++part) sum += parts[part * size + i];
-    out[i] = sum;
+    out[i] = S(sum);
 }

@@ -2,20 +2,18 @@
 
 im2col writes and reads KH*KW times the image; here a block gathers what its tile needs from the image itself. What is
 a bare product already, a pointwise convolution or one window over the whole image, stays cuBLAS's, and so do groups.
-With `allow_tf32` tiles are multiplied on tensor cores.
+float16, and float32 with `allow_tf32`, is multiplied on tensor cores.
 """
 
 from __future__ import annotations
 
 import functools
-import math
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from xpcnn.backend.base import Array
-from xpcnn.backend.cupy.fused import ROWS_LIMIT, blocks, fits, fused
-from xpcnn.backend.cupy.kernels import INDEX_LIMIT
+from xpcnn.backend.cupy.fused import blocks, fits, fits_shape, fused
 from xpcnn.windows import Axis, Windows
 
 FILE = "convolution.cu"
@@ -138,14 +136,15 @@ def takes(backend: Any, windows: Windows, groups: int, *arrays: Array) -> bool:
         backend.implicit_gemm
         and groups == 1
         and not (windows.is_pointwise or windows.is_whole)
-        and arrays[0].dtype == np.float32
+        and (arrays[0].dtype == np.float32 or (arrays[0].dtype == np.float16 and backend.compute_capability >= (8, 0)))
         and fits(*arrays)
     )
 
 
-def kernels_for(backend: Any, tile: Tile) -> Any:
-    """Return the kernels for a tile: those on tensor cores where products may round their operands to TF32."""
-    return backend.kernels.variant(FILE, (*tile.defines, *(TENSOR_CORES if backend.allow_tf32 else ())))
+def kernels_for(backend: Any, tile: Tile, dtype: np.dtype[Any]) -> Any:
+    """Return the kernels for a tile: on tensor cores for float16, and where float32 may be rounded to TF32."""
+    rounds = dtype == np.float16 or backend.allow_tf32
+    return backend.kernels.variant(FILE, (*tile.defines, *(TENSOR_CORES if rounds else ())))
 
 
 def extents(shape: np.ndarray[Any, Any]) -> tuple[int, int, int]:
@@ -160,7 +159,7 @@ def convolve(backend: Any, x: Array, weight: Array, bias: Array | None, shape: A
     """Launch a forward, or a part of dx."""
     rows, columns, _ = extents(shape)
     tile = choose(rows, columns, backend.multiprocessors)
-    kernels = kernels_for(backend, tile)
+    kernels = kernels_for(backend, tile, x.dtype)
     kernels.launch("convolve", x.dtype, tile.grid(rows, columns), x, weight, bias, shape, y)
 
 
@@ -177,7 +176,7 @@ def conv2d_forward(
     """Return y (F, OH, OW, N) for x (C, H, W, N)."""
     given = [x, weight] if bias is None else [x, weight, bias]
     shape = (weight.shape[0], *windows.out, x.shape[3])
-    if not takes(backend, windows, groups, *given) or not countable(shape):
+    if not takes(backend, windows, groups, *given) or not fits_shape(shape):
         return NotImplemented
     y = backend.empty(shape, x.dtype)
     convolve(backend, x, weight, bias, forward_shape(tuple(weight.shape), windows, x.shape[3]), y)
@@ -188,7 +187,7 @@ def conv2d_forward(
 def conv2d_input_gradient(backend: Any, dy: Array, weight: Array, windows: Windows, groups: int) -> Any:
     """Return dx (C, H, W, N) for dy (F, OH, OW, N)."""
     shape = (weight.shape[1], windows.h.size, windows.w.size, dy.shape[3])
-    if not takes(backend, windows, groups, dy, weight) or not countable(shape):
+    if not takes(backend, windows, groups, dy, weight) or not fits_shape(shape):
         return NotImplemented
     dx = backend.empty(shape, dy.dtype)
     for part in gradient_shapes(tuple(weight.shape), windows, dy.shape[3]):
@@ -224,10 +223,11 @@ def conv2d_gradients(
     filters, positions = dy.shape[0], dy.size // dy.shape[0]
     tile, shares, share = split(filters, weight.size // filters, positions, backend.multiprocessors)
     across, down = tile.grid(filters, weight.size // filters)
-    parts = dweight if shares == 1 else backend.empty((shares, *weight.shape), weight.dtype)
-    kernels = kernels_for(backend, tile)
+    is_sum = shares == 1 and weight.dtype == np.float32
+    parts = dweight if is_sum else backend.empty((shares, *weight.shape), np.float32)
+    kernels = kernels_for(backend, tile, x.dtype)
     kernels.launch("weight_gradient", x.dtype, (across * shares, down), dy, x, shape, share, parts)
-    if shares > 1:
+    if not is_sum:
         kernels.launch("add_shares", x.dtype, blocks(weight.size), parts, shares, weight.size, dweight)
     db = backend.row_sums(dy.reshape(filters, -1), out=dbias) if has_bias else None
     return dx, dweight, db
@@ -245,8 +245,3 @@ def split(filters: int, taps: int, positions: int, multiprocessors: int) -> tupl
     shares = max(1, min(-(-BLOCKS_EACH * multiprocessors // (across * down)), slices // SHARE_SLICES))
     share = -(-slices // shares)
     return tile, -(-slices // share), share * DEPTH
-
-
-def countable(shape: tuple[int, ...]) -> bool:
-    """Whether the kernels can count an array of this shape."""
-    return math.prod(shape) < INDEX_LIMIT and shape[0] <= ROWS_LIMIT

@@ -1,55 +1,7 @@
 // The CUDA kernels: each does in one launch what a portable primitive of functional/ or optim/ of the same name does
-// in several. S is the type that numbers are stored in, float, double or Half, given by -DREAL=; T is what they are
-// computed in. Arrays are batch-last (C, H, W, N) and C-contiguous, so neighbouring threads touch neighbouring numbers.
-// No atomics: runs are bit-identical. Indices are 32-bit; the callers see to it that sizes fit.
-
-#ifdef __CUDACC_RTC__  // cuda_fp16.h is not on every machine that can compile kernels
-__device__ float widen(unsigned short bits) {
-    float value;
-    asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
-    return value;
-}
-__device__ unsigned short narrow(float value) {
-    unsigned short bits;
-    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value));
-    return bits;
-}
-#else
-union HalfBits {
-    _Float16 value;
-    unsigned short bits;
-};
-__device__ float widen(unsigned short bits) {
-    HalfBits both;
-    both.bits = bits;
-    return (float)both.value;
-}
-__device__ unsigned short narrow(float value) {
-    HalfBits both;
-    both.value = (_Float16)value;
-    return both.bits;
-}
-#endif
-
-// float16 in memory: each read gives a float, and each write rounds one.
-struct Half {
-    unsigned short bits;
-    Half() = default;
-    __device__ Half(float value) : bits(narrow(value)) {}
-    __device__ operator float() const { return widen(bits); }
-};
-
-template <class Stored>
-struct Computed {
-    typedef Stored type;
-};
-template <>
-struct Computed<Half> {
-    typedef float type;
-};
-
-typedef REAL S;
-typedef Computed<S>::type T;
+// in several. Numbers are stored as S and computed in as T (numbers.cu). Arrays are batch-last (C, H, W, N) and
+// C-contiguous, so neighbouring threads touch neighbouring numbers. No atomics: runs are bit-identical. Indices are
+// 32-bit; the callers see to it that sizes fit.
 
 #define BLOCK 256
 #define FOR_EACH(i, n) for (int i = blockIdx.x * BLOCK + threadIdx.x; i < (n); i = (n))

@@ -40,8 +40,9 @@ GEOMETRY = np.dtype(
 
 @functools.cache
 def source(file: str = "kernels.cu") -> str:
-    """Return the text of a `.cu` file."""
-    return importlib.resources.files(__package__).joinpath(file).read_text(encoding="utf-8")
+    """Return the text of a `.cu` file, after that of the types of numbers."""
+    folder = importlib.resources.files(__package__)
+    return "\n".join(folder.joinpath(name).read_text(encoding="utf-8") for name in ("numbers.cu", file))
 
 
 class Kernels:
