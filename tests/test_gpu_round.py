@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from xpcnn import backend as switch
-from xpcnn.backend import get_backend
+from xpcnn.backend import base, get_backend
 
 ROOT = Path(__file__).resolve().parents[1]
 sys_bench = str(ROOT / "bench")
@@ -32,7 +32,9 @@ def rounds(monkeypatch):
     # A stage switches the backend of its process, and registers a stand-in: both end with the test.
     monkeypatch.setattr(switch, "_default", get_backend())
     for table in ("_backends", "_by_type"):
-        monkeypatch.setattr(switch, table, dict(getattr(switch, table)))
+        copied = dict(getattr(switch, table))
+        for module in (switch, base):
+            monkeypatch.setattr(module, table, copied)
     import gpu_round
 
     return gpu_round
