@@ -10,8 +10,8 @@ PACKAGE = ROOT / "xpcnn"
 
 # A part imports from its left.
 ORDER = (
-    "errors", "random", "windows", "backend", "functional", "nn", "explain", "models", "optim", "datasets", "data",
-    "distributed",
+    "errors", "extras", "random", "windows", "backend", "functional", "nn", "explain", "models", "optim", "datasets",
+    "data", "distributed",
     "testing", "training", "plot", "onnx", "sklearn", "information", "recipes", "web", "cli", "__main__", "examples",
 )  # fmt: skip
 RANK = {part: rank for rank, part in enumerate(ORDER)}

@@ -16,6 +16,7 @@ import pytest
 import xpcnn
 from xpcnn import nn, plot
 from xpcnn.errors import XpcnnError
+from xpcnn.extras import LIBRARIES
 from xpcnn.training import History, Progress, TensorBoard
 
 ROOT = Path(__file__).parents[1]
@@ -65,6 +66,7 @@ def test_the_error_names_the_extra(library, tmp_path, monkeypatch):
     with pytest.raises(XpcnnError, match=rf'pip install "\.\[{extra}\]"') as caught:
         use(tmp_path)
     assert "\n" not in str(caught.value)
+    assert re.search(r"in a clone of xpcnn, pip install \S.* elsewhere", str(caught.value))
 
 
 def test_every_library_that_is_imported_is_known():
@@ -90,3 +92,9 @@ def test_every_extra_that_is_named_is_there():
         for name in names.split(",")
     }
     assert {"cli", "onnx", "cuda12"} <= named <= set(extras)
+    not_here = "sys_platform != 'win32'" if sys.platform == "win32" else "sys_platform == 'win32'"
+    libraries = {
+        extra: tuple(re.split("[<>=;]", line)[0] for line in lines if not_here not in line)
+        for extra, lines in extras.items()
+    }
+    assert libraries == LIBRARIES  # without their versions

@@ -12,6 +12,7 @@ from typing import Any
 from xpcnn.backend import Array, Backend, backend_of
 from xpcnn.errors import ConfigError, DataError, DTypeError, ShapeError
 from xpcnn.nn import Conv2d, Module
+from xpcnn.nn.naming import layer_at
 from xpcnn.nn.precision import computes_in_float16
 
 __all__ = ["grad_cam", "saliency"]
@@ -139,11 +140,8 @@ def _path_of(model: Module, layer: Module | str | None) -> str:
             )
         return found[-1]
     if isinstance(layer, str):
-        if layer in modules:
-            return layer
-        names = [path for path in modules if path]
-        more = f" and {len(names) - 12} more of model.named_modules()" if len(names) > 12 else ""
-        raise ConfigError(f"layer: expected one of {', '.join(names[:12])}{more}, got {layer!r:.60}")
+        layer_at(model, layer, "layer")
+        return layer
     for path, module in modules.items():
         if module is layer:
             return path

@@ -27,6 +27,8 @@ def mistake(capsys, *argv):
         (["train", "lenet6"], "xpcnn train: recipe: expected one of lenet5, lenet5-fast, deep3"),
         (["train", "--epochs", "many"], "argument --epochs: invalid int value: 'many'"),
         (["train", "--epochs", "0"], "epochs: expected an integer of 1 or more, got 0"),
+        (["train", "--lr", "0"], "lr: expected a learning rate above 0, such as 0.01, got 0.0"),
+        (["train", "--lr", "nan"], "lr: expected a learning rate above 0, such as 0.01, got nan"),
         (["train", "--batch-size", "-3"], "batch_size: expected an integer of 1 or more, got -3"),
         (["train", "--seed", "-1"], "seed: expected an integer of 0 or more, got -1"),
         (["train", "--data", "nowhere"], "data: expected mnist, or a folder or file that is there, got 'nowhere'"),

@@ -1,5 +1,6 @@
 """A model file is used where it lies, without the run that made it."""
 
+import json
 import re
 import shutil
 
@@ -111,6 +112,25 @@ def test_evaluate_on_a_folder_of_pictures(colours, tmp_path, capsys):
     shutil.copytree(folder, tmp_path / "parts" / "test")
     write_pictures(tmp_path / "parts" / "train")
     assert printed(capsys, "evaluate", colours, "--data", tmp_path / "parts") == text
+
+
+def test_json_says_what_the_lines_say(colours, model_file, photo, digits, tmp_path, capsys):
+    folder = write_pictures(tmp_path / "some", names=("red", "green"), size=(9, 9), seed=2)
+    path = folder / "red" / "0.png"
+    for model, image in ((colours, path), (model_file, photo)):
+        (found,) = json.loads(printed(capsys, "predict", model, image, "--json"))
+        (expected,) = load_model(model)([image])
+        assert (found["image"], found["label"]) == (str(image), expected.label)
+        assert found["probability"] == found["probabilities"][str(expected.label)] == float(expected.probability)
+        assert len(found["probabilities"]) == len(expected.probabilities)
+        assert sum(found["probabilities"].values()) == pytest.approx(1)
+    text = printed(capsys, "evaluate", colours, "--data", folder)
+    found = json.loads(printed(capsys, "evaluate", colours, "--data", folder, "--json"))
+    assert f"{found['model']}: {found['images']} test images, loss {found['loss']:.4f}\n" in text
+    assert text.endswith(f"test accuracy: {found['accuracy']:.4f}\n")
+    rows = [(row["class"], row["images"], row["right"], row["accuracy"]) for row in found["classes"]]
+    assert rows == [("blue", 0, 0, None), ("green", 6, 6, 1.0), ("red", 6, 6, 1.0)]
+    assert json.loads(printed(capsys, "evaluate", model_file, "--data", digits, "--json"))["classes"][0]["class"] == "0"
 
 
 def test_mistakes(colours, model_file, tmp_path, photo, digits, capsys):

@@ -72,10 +72,14 @@ def test_the_default_recipe_is_lenet5(digits, tmp_path, monkeypatch):
 def test_a_few_pictures_in_one_batch_are_told_of(digits, tmp_path, capsys):
     folder = write_pictures(tmp_path / "photos", count=10)
     command = ["train", "lenet5", "--data", str(folder), "--out"]
-    assert main([*command, str(tmp_path / "one")]) == 0
-    assert "only 1 training step: smaller batches and more epochs may give a better network, such as" in (
+    assert main([*command, str(tmp_path / "one"), "--batch-size", "128", "--epochs", "1"]) == 0
+    assert "only 1 training step: smaller batches and more epochs may give a better network; without --batch-size" in (
         capsys.readouterr().err
     )
+    assert main([*command, str(tmp_path / "own"), "--image-size", "12"]) == 0
+    told = capsys.readouterr().err
+    assert "\n24 images to train on in batches of 8, 167 epochs (--batch-size, --epochs)\n" in told
+    assert "only" not in told
     assert main([*command, str(tmp_path / "many"), "--batch-size", "2", "--epochs", "10"]) == 0  # 24 pictures
     assert "training step" not in capsys.readouterr().err
     assert main(["train", "lenet5", "--data", digits, "--out", str(tmp_path / "digits")]) == 0  # as made for MNIST
@@ -84,11 +88,11 @@ def test_a_few_pictures_in_one_batch_are_told_of(digits, tmp_path, capsys):
 
 def test_options_reach_the_run(digits, tmp_path):
     options = ["--epochs", "2", "--batch-size", "50", "--seed", "9", "--as-written", "--backend", "numpy"]
-    options += ["--precision", "float16"]
+    options += ["--precision", "float16", "--lr", "0.002"]
     assert main(["train", "deep3", "--data", digits, "--out", str(tmp_path / "run"), *options]) == 0
     content = json.loads((tmp_path / "run" / "run.json").read_text())
     settings = {"recipe": "deep3", "data": digits, "epochs": 2, "batch_size": 50, "seed": 9, "as_written": True}
-    assert content["settings"].items() >= {**settings, "precision": "float16"}.items()
+    assert content["settings"].items() >= {**settings, "precision": "float16", "lr": 0.002}.items()
     assert len(content["epochs"]) == 2
 
 

@@ -148,7 +148,7 @@ def test_hostile_pictures(tmp_path, content, message):
 def test_without_pillow_it_says_how_to_get_it(tmp_path, monkeypatch):
     path = saved(load_mnist()[1].images[0], tmp_path)
     monkeypatch.setitem(sys.modules, "PIL", None)
-    with pytest.raises(DataError, match=r'pip install "\.\[cli\]"$'):
+    with pytest.raises(DataError, match=r'pip install "\.\[cli\]"'):
         load_image(path)
 
 

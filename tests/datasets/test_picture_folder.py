@@ -1,5 +1,6 @@
 """Folders of pictures as people have them: every form is brought to one, and every fault is one line that names it."""
 
+import functools
 import os
 
 import numpy as np
@@ -270,7 +271,35 @@ def test_broken_files_are_listed_in_one_error_or_left_out(folder, rng):
 def test_many_broken_files_are_counted(folder):
     for i in range(30):
         (folder / "cat" / f"x{i:02}.png").write_text("no")
-    with pytest.raises(DataError, match=r"30 of 35 pictures cannot be read: cat/x00.png: .*; and 20 more; repair"):
+    with pytest.raises(
+        DataError, match=r"30 of 35 pictures cannot be read: cat/x00.png, cat/x01.png, .*: .*; and 20 more; repair"
+    ):
+        load_folder(folder)
+
+
+HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
+
+
+def test_pictures_in_formats_that_are_not_read_are_told_of(folder):
+    (folder / "cat" / "a.HEIC").write_bytes(HEIC)
+    (folder / "cat" / "b.heic").write_bytes(HEIC)
+    (folder / "dog" / "c.jpg").write_bytes(HEIC)  # as phones name them too
+    (folder / "dog" / "d.jpg").write_bytes(HEIC.replace(b"heic", b"isom", 1))
+    (folder / "dog" / "raw.nef").write_bytes((folder / "dog" / "0.png").read_bytes())
+    (folder / "dog" / "notes.txt").write_text("no picture, and not meant as one")
+    for read in (load_folder, functools.partial(load_folder, lazy=True)):
+        with pytest.raises(DataError) as error:
+            read(folder)
+        assert str(error.value).endswith(
+            "pictures: 5 of 10 pictures cannot be read: cat/a.HEIC, cat/b.heic, dog/c.jpg: HEIC is not read; save as "
+            "JPEG or PNG; dog/d.jpg: no picture: a film; dog/raw.nef: NEF is not read; save as JPEG or PNG; repair or "
+            'remove them, or leave them out with broken="skip" (--skip-broken)'
+        )
+    assert load_folder(folder, broken="skip").labels.tolist() == [0, 0, 0, 1, 1]
+    assert len(load_folder(folder, extensions=(".png",))) == 5
+    for path in (folder / "dog").glob("*.png"):
+        path.unlink()
+    with pytest.raises(DataError, match="cannot be read"):
         load_folder(folder)
 
 

@@ -62,6 +62,15 @@ class TestParametersAndBuffers:
         assert names == ["", "0", "1", "2", "3", "3.body", "3.body.0", "3.body.1", "4", "5", "6"]
         assert [type(module).__name__ for module in net.modules()][:2] == ["Sequential", "Conv2d"]
 
+    def test_one_module_by_its_path(self, backend):
+        net = network()
+        for path, module in net.named_modules():
+            assert net.get_submodule(path) is module
+        with pytest.raises(ConfigError, match=r"target: expected one of 0, 1, 2, 3, 3.body, .*, 6, got '3.tail'"):
+            net.get_submodule("3.tail")
+        with pytest.raises(ConfigError, match="target: expected none in a lone ReLU, got '0'"):
+            nn.ReLU().get_submodule("0")
+
     def test_a_shared_layer_counts_once(self, backend):
         shared = nn.Linear(4, 4)
         net = nn.Sequential(shared, nn.ReLU(), shared)

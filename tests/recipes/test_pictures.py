@@ -10,7 +10,7 @@ from xpcnn.cli import main
 from xpcnn.data import Compose
 from xpcnn.datasets import Dataset, LazyImages, load_mnist
 from xpcnn.errors import ConfigError, DataError
-from xpcnn.recipes.pictures import Pictures, augmentation, hold_out, load_pictures
+from xpcnn.recipes.pictures import Pictures, augmentation, hold_out, load_pictures, sized
 
 Image = pytest.importorskip("PIL.Image")
 SHADES = {"dark": (40, 20, 30), "green": (20, 200, 40), "light": (220, 200, 230)}
@@ -142,6 +142,34 @@ def test_augmented_images_keep_their_form(name, rng):
         assert x.shape == (4, 1 if len(shape) == 2 else 3, *shape[-2:])
         assert (x.min(), x.max()) >= (0, 0)
         assert x.max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "expected"),
+    [
+        ("lenet5", 3, (8, 500)),
+        ("lenet5", 32, (8, 125)),
+        ("lenet5", 300, (16, 27)),
+        ("lenet5", 1000, (32, 16)),
+        ("lenet5", 60_000, (128, 2)),
+        ("lenet5", 64_000, (128, 1)),
+        ("mnist-best", 60_000, (128, 10)),
+        ("conv8", 32, (1, 16)),
+        ("tiny", 32, (2, 1)),
+    ],
+)
+def test_batches_and_epochs_follow_the_number_of_pictures(name, count, expected):
+    recipe = sized(recipes.find(name), count)
+    assert (recipe.batch_size, recipe.epochs) == expected
+
+
+def test_what_is_asked_for_is_kept_and_the_rest_is_recorded(folder, tmp_path):
+    done = recipes.run("tiny", data=str(folder), epochs=1, out=tmp_path / "run")
+    assert (done.settings.epochs, done.settings.batch_size) == (1, 2)
+    done = recipes.run("lenet5", data=str(folder), epochs=2, batch_size=24, out=tmp_path / "two")
+    assert len(done.history.steps["loss"]) == 2
+    again = recipes.run(out=tmp_path / "two", resume=True)
+    assert (again.settings.epochs, again.settings.batch_size) == (2, 24)
 
 
 def test_arrays_in_a_file(tmp_path):

@@ -70,6 +70,23 @@ def test_a_seed_fixes_everything(digits):
     assert not np.array_equal(first["0.weight"], other["0.weight"])
 
 
+@pytest.mark.parametrize(("name", "highest"), [("lenet5", 0.02), ("lenet5-fast", 0.02), ("three-layer", 0.02)])
+def test_the_learning_rate_is_the_highest_of_the_schedule(digits, name, highest):
+    rates = recipes.run(name, data=digits, epochs=1, batch_size=30, lr=highest).history.steps["learning_rate"]
+    assert max(rates) == pytest.approx(highest, rel=0.05)
+
+
+def test_a_run_goes_on_with_its_learning_rate(digits, tmp_path):
+    options = {"data": digits, "batch_size": 50, "lr": 1e-3}
+    with pytest.raises(KeyboardInterrupt):
+        recipes.run("lenet5", out=tmp_path / "run", callbacks=[StopAt(2)], **options)
+    resumed = recipes.run(out=tmp_path / "run", resume=True)
+    assert list(resumed.history.steps["loss"]) == list(recipes.run("lenet5", **options).history.steps["loss"])
+    assert resumed.settings.lr == 1e-3
+    with pytest.raises(ConfigError, match=r"lr: expected 0.001 as the run in .* has it, got 0.1"):
+        recipes.run(out=tmp_path / "run", resume=True, lr=0.1)
+
+
 def test_the_folder_holds_what_a_run_was(digits, tmp_path, backend):
     done = recipes.run("lenet5", data=digits, epochs=2, seed=5, out=tmp_path / "new" / "run")
     content = json.loads((done.folder / "run.json").read_text())

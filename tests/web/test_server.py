@@ -13,6 +13,7 @@ import pytest
 
 from xpcnn.cli import main
 from xpcnn.errors import ConfigError
+from xpcnn.extras import install_line
 from xpcnn.training import save_model
 from xpcnn.web import serve
 from xpcnn.web.server import address
@@ -117,7 +118,7 @@ def test_without_the_extra(model_file, capsys, monkeypatch, missing):
     monkeypatch.setitem(sys.modules, missing, None)
     assert main(["serve", model_file]) == 2
     name = missing.split(".")[0]
-    expected = f'xpcnn serve: the page needs {name}, which is not installed: pip install ".[web]"\n'
+    expected = f"xpcnn serve: the page needs {name}, which is not installed: {install_line('web')}\n"
     assert capsys.readouterr().err == expected
 
 

@@ -75,8 +75,13 @@ def _parser() -> argparse.ArgumentParser:
         "--augment", metavar="A", help="change images at random: shift (digits, letters) or photo (none)"
     )
     train.add_argument("--patience", type=int, metavar="N", help="stop after N epochs without a better validation loss")
-    train.add_argument("--epochs", type=int, metavar="N", help="passes over the data (the recipe's)")
-    train.add_argument("--batch-size", type=int, metavar="N", help="images in a batch (the recipe's)")
+    train.add_argument(
+        "--epochs", type=int, metavar="N", help="passes over the data (the recipe's; more of few pictures)"
+    )
+    train.add_argument(
+        "--batch-size", type=int, metavar="N", help="images in a batch (the recipe's; fewer of few pictures)"
+    )
+    train.add_argument("--lr", type=float, metavar="R", help="learning rate, before its schedule (the recipe's)")
     train.add_argument("--seed", type=int, metavar="S", help="of initial values, order and dropout (0)")
     train.add_argument("--out", metavar="DIR", help="the run folder (runs/RECIPE-DATE-TIME)")
     train.add_argument(
@@ -101,11 +106,13 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--data", metavar="D", help="test on other data (the run's), such as a folder of sub-folders of pictures"
     )
+    evaluate.add_argument("--json", action="store_true", help="print it as JSON")
 
     predict = commands.add_parser("predict", help="say what pictures show")
     predict.add_argument("source", metavar="RUN_DIR|MODEL_FILE")
     predict.add_argument("images", nargs="+", metavar="IMAGE", help="a picture; of one digit for networks of MNIST")
     _add_backend(predict)
+    predict.add_argument("--json", action="store_true", help="print it as JSON, with all probabilities")
 
     serve = commands.add_parser("serve", help="a page to draw on or drop a picture on, and to see inside the network")
     serve.add_argument("source", metavar="RUN_DIR|MODEL_FILE")

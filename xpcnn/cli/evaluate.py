@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print accuracy by class, and `test accuracy: 0.9xxx`."""
+    """Print accuracy by class and `test accuracy: 0.9xxx`, or the same in JSON."""
     from xpcnn import recipes
     from xpcnn.datasets.source import look_at
 
@@ -28,22 +29,38 @@ def run(arguments: argparse.Namespace) -> int:
         labels = backend.to_numpy(labels)
         loss = done.metrics.loss
     labels = labels.argmax(axis=1) if labels.ndim == 2 else labels
-    _report(name, backend.to_numpy(shares).argmax(axis=1), labels, loss, classes)
+    found = _counted(name, backend.to_numpy(shares).argmax(axis=1), labels, loss, classes)
+    if arguments.json:
+        print(json.dumps(found, indent=1))
+    else:
+        _print(found)
     return 0
 
 
-def _report(name: str, predicted: np.ndarray, labels: np.ndarray, loss: float, classes: Sequence[Any] | None) -> None:
-    print(f"{name}: {len(labels):,} test images, loss {loss:.4f}")
-    names = (
-        [str(label) for label in range(int(labels.max()) + 1)] if classes is None else [str(each) for each in classes]
-    )
-    width = max(5, *map(len, names))
-    print(f"{'class':>{width}}  images  right  accuracy")
+def _counted(
+    name: str, predicted: np.ndarray, labels: np.ndarray, loss: float, classes: Sequence[Any] | None
+) -> dict[str, Any]:
+    names = range(int(labels.max()) + 1) if classes is None else classes
+    rows = []
     for label, shown in enumerate(names):
         mine = labels == label
-        right = int((predicted[mine] == label).sum())
-        print(f"{shown:>{width}}  {int(mine.sum()):6}  {right:5}  {right / max(1, int(mine.sum())):8.4f}")
-    print(f"test accuracy: {int((predicted == labels).sum()) / len(labels):.4f}")
+        count, right = int(mine.sum()), int((predicted[mine] == label).sum())
+        # Of a class without images there is no accuracy.
+        rows.append(
+            {"class": str(shown), "images": count, "right": right, "accuracy": right / count if count else None}
+        )
+    accuracy = int((predicted == labels).sum()) / len(labels)
+    return {"model": name, "images": len(labels), "loss": loss, "accuracy": accuracy, "classes": rows}
+
+
+def _print(found: dict[str, Any]) -> None:
+    print(f"{found['model']}: {found['images']:,} test images, loss {found['loss']:.4f}")
+    width = max(5, *(len(row["class"]) for row in found["classes"]))
+    print(f"{'class':>{width}}  images  right  accuracy")
+    for row in found["classes"]:
+        accuracy = row["accuracy"] or 0.0
+        print(f"{row['class']:>{width}}  {row['images']:6}  {row['right']:5}  {accuracy:8.4f}")
+    print(f"test accuracy: {found['accuracy']:.4f}")
 
 
 def _cross_entropy(shares: np.ndarray, labels: np.ndarray) -> float:

@@ -62,6 +62,7 @@ def _train(arguments: argparse.Namespace, communicator: Communicator | None) -> 
             augment=arguments.augment,
             patience=arguments.patience,
             skip_broken=arguments.skip_broken,
+            lr=arguments.lr,
             resume=arguments.resume,
             callbacks=[heading],
             progress=True,
@@ -88,7 +89,7 @@ def _train(arguments: argparse.Namespace, communicator: Communicator | None) -> 
     if done.kind == "pictures" and steps < _FEW_STEPS:
         print(
             f"only {steps:,} training step{'s' * (steps != 1)}: smaller batches and more epochs may give a better "
-            "network, such as --batch-size 8 --epochs 30",
+            "network; without --batch-size and --epochs both follow from the number of pictures",
             file=sys.stderr,
         )
     print(f"run folder: {done.folder}", file=sys.stderr)
@@ -103,10 +104,14 @@ class _Heading:
     folder: Path | None = None
 
     def on_fit_start(self, trainer: Any) -> None:
-        """Print a line."""
+        """Print a line, and one of what few pictures have made of the recipe."""
+        from xpcnn.recipes import folder as folders
+        from xpcnn.recipes.pictures import KIND
+
         self.folder = trainer.checkpoint.folder.parent
         parameters = sum(parameter.size for parameter in trainer.model.parameters())
         ranks = f", {trainer.communicator.size} ranks" if trainer.communicator is not None else ""
+        begun, content = folders.read(self.folder)
         goes_on = f", going on from step {trainer.step}" if trainer.step else ""
         where = f"backend {trainer.model.backend.name}{ranks}"
         print(
@@ -114,6 +119,13 @@ class _Heading:
             file=sys.stderr,
             flush=True,
         )
+        if content["data"]["kind"] == KIND:
+            print(
+                f"{content['data']['samples']:,} images to train on in batches of {begun.batch_size}, {begun.epochs} "
+                f"epoch{'s' * (begun.epochs != 1)} (--batch-size, --epochs)",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def on_fit_end(self, trainer: Any) -> None:
         """Print a line where `Trainer.stop` ended the training."""

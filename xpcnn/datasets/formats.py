@@ -19,6 +19,9 @@ _MAGIC = (
     (b"BM", "a BMP picture"),
     (b"II*\0", "a TIFF picture"),
     (b"MM\0*", "a TIFF picture"),
+    (b"8BPS", "a PSD picture"),
+    (b"\0\0\0\x0cJXL \r\n\x87\n", "a JXL picture"),
+    (b"\0\0\0\x0cjP  \r\n\x87\n", "a JP2 picture"),
     (b"%!PS", "a PostScript file"),
     (b"%PDF", "a PDF file"),
     (b"\x89HDF\r\n\x1a\n", "an HDF5 file (.h5, as Keras writes it)"),
@@ -28,6 +31,10 @@ _MAGIC = (
     (b"\x7fELF", "a program"),
     (b"MZ", "a program"),
 )
+_BRANDS = {  # of ISO base media files, ISO/IEC 23008-12 and the AV1 image file format
+    **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1"), "an HEIC picture"),
+    **dict.fromkeys((b"avif", b"avis"), "an AVIF picture"),
+}
 _NUMBERS = re.compile(rb"""[\w."' +-]+(?:[,;\t][\w."' +-]*)+\r?\n""")
 
 
@@ -43,7 +50,7 @@ def describe(start: bytes) -> str | None:
     if start[:4] == b"RIFF" and start[8:12] == b"WEBP":
         return "a WebP picture"
     if start[4:8] == b"ftyp":
-        return "an HEIC picture or a film"
+        return _BRANDS.get(start[8:12], "a film")
     if start[257:262] == b"ustar":
         return "a tar archive"
     if len(start) > 3 and start[:2] == b"\0\0" and start[2] in b"\x08\x09\x0b\x0c\x0d\x0e" and 1 <= start[3] <= 8:

@@ -12,6 +12,7 @@ from xpcnn.datasets.formats import PEEK, describe
 from xpcnn.datasets.ink import NoDigit, find_ink
 from xpcnn.datasets.source import DEFLATE_RATIO, JPEG_MAGIC, PathLike, read_file
 from xpcnn.errors import DataError, XpcnnError
+from xpcnn.extras import install_line
 
 _SIDE, _BOX = 28, 20  # pixels of an MNIST image and of the box that holds its digit
 _MAX_PIXELS = 1 << 26  # a 64-megapixel photograph
@@ -87,7 +88,7 @@ def _decode(path: PathLike, content: bytes) -> np.ndarray:
     try:
         from PIL import Image, ImageOps
     except ImportError:
-        raise DataError('reading pictures needs Pillow, which is not installed: pip install ".[cli]"') from None
+        raise DataError(f"reading pictures needs Pillow, which is not installed: {install_line('cli')}") from None
     try:
         with warnings.catch_warnings():  # Pillow warns of sizes and oddities that are refused or harmless here
             warnings.simplefilter("ignore")

@@ -16,7 +16,7 @@ from xpcnn.datasets.dataset import Dataset
 from xpcnn.datasets.lazy import LazyImages, usable_cores
 from xpcnn.datasets.pictures import BrokenPicture, Header, check_options, decode, peek, pillow
 from xpcnn.datasets.source import PathLike, look_at, shown
-from xpcnn.datasets.tree import EXTENSIONS, Tree, find_parts, find_pictures
+from xpcnn.datasets.tree import EXTENSIONS, UNREAD, Tree, find_parts, find_pictures
 from xpcnn.errors import ConfigError, DataError
 
 AUTO = "auto"
@@ -53,7 +53,8 @@ def load_folder(
         "RGB", "L" (grey), "RGBA", or "auto": "L" where every picture is grey, else "RGB". What is transparent is put
         on white, 16 bits become 8, palettes and CMYK become colours.
     extensions : sequence of str
-        Of the files that count as pictures.
+        Of the files that count as pictures. By default those that are read, and those of HEIC, AVIF, camera raw and the
+        like, which are not: `broken` says what becomes of them.
     lazy : bool
         Leave the pictures on the disk: `images` is a sequence (`LazyImages`) that a `DataLoader` reads batch by batch.
     fit : str
@@ -158,7 +159,8 @@ class Options:
         self.size, _, self.fit = check_options(size, "RGB" if mode == AUTO else mode, fit)
         if not extensions or not all(isinstance(each, str) and each.startswith(".") for each in extensions):
             raise ConfigError(f'extensions: expected names such as ".png", got {extensions!r}')
-        self.extensions = tuple(each.lower() for each in extensions)
+        # Somebody's photos in a format that is not read are to be told of; whoever names extensions wants no others.
+        self.extensions = (*extensions, *UNREAD) if extensions == EXTENSIONS else tuple(map(str.lower, extensions))
         if broken not in _BROKEN:
             raise ConfigError(f"broken: expected {' or '.join(_BROKEN)}, got {broken!r}")
         self.broken = broken
@@ -262,8 +264,11 @@ class Options:
         wrong = {path: found for path, found in results.items() if isinstance(found, BrokenPicture)}
         if not wrong or (self.broken == "skip" and len(wrong) < len(results)):
             return
-        listed = "; ".join(f"{os.path.relpath(path, self.root)}: {why}" for path, why in list(wrong.items())[:_LISTED])
-        more = f"; and {len(wrong) - _LISTED} more" if len(wrong) > _LISTED else ""
+        by_reason: dict[str, list[str]] = {}
+        for path, why in list(wrong.items())[:_LISTED]:
+            by_reason.setdefault(str(why), []).append(os.path.relpath(path, self.root))
+        listed = "; ".join(f"{', '.join(paths)}: {why}" for why, paths in by_reason.items())
+        more = f"; and {len(wrong) - _LISTED:,} more" if len(wrong) > _LISTED else ""
         advice = (
             ""
             if self.broken == "skip"

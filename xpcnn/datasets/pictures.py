@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -11,7 +12,9 @@ import numpy as np
 
 from xpcnn.datasets.formats import PEEK, describe
 from xpcnn.datasets.source import PathLike, shown
+from xpcnn.datasets.tree import UNREAD
 from xpcnn.errors import ConfigError, DataError
+from xpcnn.extras import install_line
 from xpcnn.windows import pair
 
 MODES = {"L": 1, "RGB": 3, "RGBA": 4}  # and their channels
@@ -93,7 +96,7 @@ def pillow() -> ModuleType:
     try:
         from PIL import Image
     except ImportError:
-        raise DataError('reading pictures needs Pillow, which is not installed: pip install ".[cli]"') from None
+        raise DataError(f"reading pictures needs Pillow, which is not installed: {install_line('cli')}") from None
     image: ModuleType = Image
     return image
 
@@ -180,6 +183,9 @@ def _eight_bits(picture: Any) -> Any:
 def _opened(path: PathLike) -> Iterator[Any]:
     """Give a file as a PIL image; end in BrokenPicture whatever its decoder stumbles over."""
     image = pillow()
+    kind = os.path.splitext(path)[1].lower()
+    if kind in UNREAD:  # of a raw file Pillow would find the thumbnail
+        raise BrokenPicture(_other(kind[1:].upper()))
     try:
         with image.open(path, formats=_FORMATS) as picture:
             yield picture
@@ -197,6 +203,13 @@ def _reason(path: PathLike, error: Exception) -> str:
             found = describe(file.read(PEEK))
     except OSError:
         found = None
-    if found is None or " picture" in found:
-        return "no picture, or a damaged one" if found is None else f"a damaged {found.split(' ', 1)[1]}: {error!s:.60}"
-    return f"no picture: {found}"
+    if found is None:
+        return "no picture, or a damaged one"
+    name, is_picture, _ = found.split(" ", 1)[1].partition(" picture")
+    if not is_picture:
+        return f"no picture: {found}"
+    return f"a damaged {name} picture: {error!s:.60}" if name.upper() in _FORMATS else _other(name)
+
+
+def _other(name: str) -> str:
+    return f"{name} is not read; save as JPEG or PNG"

@@ -14,6 +14,10 @@ from xpcnn.datasets.source import PathLike, look_at, read_file, shown
 from xpcnn.errors import DataError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
+UNREAD = (  # of pictures too, as phones, cameras and programs write them
+    ".heic", ".heif", ".avif", ".jxl", ".jp2", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2",
+    ".psd", ".svg", ".tga",
+)  # fmt: skip
 PARTS = {
     "train": "train", "training": "train", "test": "test", "testing": "test",
     "val": "validation", "valid": "validation", "validation": "validation",

@@ -19,6 +19,7 @@ from xpcnn.distributed import ending, watcher
 from xpcnn.distributed.board import ENDING, Board, create
 from xpcnn.distributed.communicator import Communicator
 from xpcnn.errors import BackendError, ConfigError
+from xpcnn.extras import install_line
 
 _lock = threading.RLock()
 _world: Communicator | None = None
@@ -86,7 +87,7 @@ def _join() -> Communicator:
 
 
 def _import_mpi() -> Any:
-    advice = 'pip install ".[mpi]" brings mpi4py and an MPI'
+    advice = install_line("mpi")
     try:
         from mpi4py import MPI
     except ModuleNotFoundError as error:

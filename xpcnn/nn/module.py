@@ -13,7 +13,7 @@ from xpcnn.functional.precision import cast, check_precision
 from xpcnn.nn import caches, hooks
 from xpcnn.nn.caches import GONE, Forward, forward_now
 from xpcnn.nn.contexts import gradients, traced_calls
-from xpcnn.nn.naming import name_layer
+from xpcnn.nn.naming import layer_at, name_layer
 from xpcnn.nn.parameter import Parameter, clock
 from xpcnn.nn.state import IncompatibleKeys, load
 
@@ -307,6 +307,16 @@ class Module(Guarded):
         yield prefix, self
         for name, child in self.children():
             yield from child.named_modules(f"{prefix}.{name}" if prefix else name)
+
+    def get_submodule(self, target: str) -> Module:
+        """Return the module at a path of `named_modules`, such as "4.conv1"; itself at "".
+
+        Raises
+        ------
+        ConfigError
+            There is none; the error lists the paths.
+        """
+        return layer_at(self, target, "target")
 
     def modules(self) -> Iterator[Module]:
         """Yield itself and all modules inside."""

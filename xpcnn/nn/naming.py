@@ -1,13 +1,33 @@
-"""Errors that name the layer in which they were raised, by its path in the network that was called."""
+"""Layers by their path in a network: one that is asked for, and the one in which an error was raised."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from xpcnn.errors import XpcnnError
+from xpcnn.errors import ConfigError, XpcnnError
 
 if TYPE_CHECKING:
     from xpcnn.nn.module import Module
+
+
+_LISTED = 12  # paths of an error
+
+
+def layer_at(model: Module, path: str, argument: str) -> Module:
+    """Return the module at a path of `named_modules`.
+
+    Raises
+    ------
+    ConfigError
+        There is none; it names `argument` and the paths that there are.
+    """
+    modules = dict(model.named_modules())
+    if path in modules:
+        return modules[path]
+    names = [name for name in modules if name]
+    more = f" and {len(names) - _LISTED} more of model.named_modules()" if len(names) > _LISTED else ""
+    expected = f"one of {', '.join(names[:_LISTED])}{more}" if names else f"none in a lone {type(model).__name__}"
+    raise ConfigError(f"{argument}: expected {expected}, got {path!r:.60}")
 
 
 class _Place:

@@ -6,6 +6,7 @@ import importlib
 from typing import Any
 
 from xpcnn.errors import ConfigError
+from xpcnn.extras import install_line
 
 
 def onnx() -> Any:
@@ -21,5 +22,5 @@ def onnx() -> Any:
         for part in ("checker", "defs", "helper", "numpy_helper", "shape_inference"):
             importlib.import_module(f"onnx.{part}")
     except ImportError:
-        raise ConfigError('ONNX files need the library onnx, which is not installed: pip install ".[onnx]"') from None
+        raise ConfigError(f"ONNX files need the library onnx, which is not installed: {install_line('onnx')}") from None
     return found

@@ -13,6 +13,7 @@ import numpy as np
 
 from xpcnn.backend import backend_of
 from xpcnn.errors import ConfigError, DTypeError, ShapeError
+from xpcnn.extras import install_line
 from xpcnn.training.files import write_bytes
 
 DPI = 100  # pixels per inch: small files, drawn in a twentieth of a second each
@@ -36,7 +37,7 @@ def load_matplotlib() -> None:
         try:
             _import_agg()
         except ImportError:
-            raise ConfigError('pictures need matplotlib, which is not installed: pip install ".[cli]"') from None
+            raise ConfigError(f"pictures need matplotlib, which is not installed: {install_line('cli')}") from None
         except Exception as error:  # such as a setting of the user's that it refuses
             raise ConfigError(
                 f"pictures need matplotlib, which does not start: {(str(error) or repr(error)).splitlines()[0]:.120}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import replace
@@ -47,6 +48,9 @@ def choose(
     for option, value, least in numbers:
         if value is not None:
             check_count(option, value, least)
+    lr = extra.get("lr")
+    if lr is not None and (not isinstance(lr, float) or not 0 < lr < math.inf):
+        raise ConfigError(f"lr: expected a learning rate above 0, such as 0.01, got {lr!r}")
     if precision is not None and precision not in folders.PRECISIONS:
         check_precision(precision)
         raise ConfigError(f"precision: expected {' or '.join(folders.PRECISIONS)}, got {precision!r}")
@@ -68,8 +72,8 @@ def choose(
     return Settings(
         recipe=recipe.name,
         data=data,
-        epochs=epochs or recipe.epochs,
-        batch_size=batch_size or recipe.batch_size,
+        epochs=epochs,
+        batch_size=batch_size,
         seed=DEFAULT_SEED if seed is None else seed,
         as_written=bool(as_written),
         precision=precision or folders.PRECISIONS[0],

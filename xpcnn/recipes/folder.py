@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
@@ -25,12 +26,12 @@ PathLike = str | os.PathLike[str]
 
 @dataclass(frozen=True)
 class Settings:
-    """What fixes a training, as plain values."""
+    """What fixes a training, as plain values; without epochs or batch size until the data is known that they fit."""
 
     recipe: str
     data: str | None
-    epochs: int
-    batch_size: int
+    epochs: int | None
+    batch_size: int | None
     seed: int
     as_written: bool
     precision: str = "float32"
@@ -38,6 +39,7 @@ class Settings:
     augment: str | None = None
     patience: int | None = None
     skip_broken: bool = False
+    lr: float | None = None
 
 
 _TYPES: dict[str, tuple[type, ...]] = {
@@ -52,6 +54,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "augment": (str, type(None)),
     "patience": (int, type(None)),
     "skip_broken": (bool,),
+    "lr": (float, type(None)),
 }
 
 
@@ -139,7 +142,7 @@ def read(folder: PathLike) -> tuple[Settings, dict[str, Any]]:
         raise DataError(f"{source}: damaged: expected format {FORMAT!r} and settings; train again")
     for each in fields(Settings):
         value = found.setdefault(each.name, ... if each.default is MISSING else each.default)
-        if type(value) not in _TYPES[each.name] or (type(value) is int and value < 0):
+        if type(value) not in _TYPES[each.name] or (type(value) in (int, float) and not 0 <= value < math.inf):
             raise DataError(f"{source}: damaged: expected {each.name} of a run, got {value!r:.40}; train again")
     if found["precision"] not in PRECISIONS:
         raise DataError(f"{source}: damaged: expected precision of a run, got {found['precision']!r:.40}; train again")

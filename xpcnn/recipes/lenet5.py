@@ -42,7 +42,7 @@ def _nesterov(model: Module) -> Optimizer:
 
 
 def _one_cycle(optimizer: Optimizer, steps: int) -> OneCycleLR:
-    return OneCycleLR(optimizer, PEAK, steps, pct_start=0.2, cycle_momentum=False)
+    return OneCycleLR(optimizer, optimizer.param_groups[0]["lr"], steps, pct_start=0.2, cycle_momentum=False)
 
 
 LENET5 = Recipe(

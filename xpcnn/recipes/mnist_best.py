@@ -27,7 +27,7 @@ def _nesterov(model: Module) -> Optimizer:
 
 
 def _one_cycle(optimizer: Optimizer, steps: int) -> OneCycleLR:
-    return OneCycleLR(optimizer, PEAK, steps, pct_start=WARM_SHARE, cycle_momentum=False)
+    return OneCycleLR(optimizer, optimizer.param_groups[0]["lr"], steps, pct_start=WARM_SHARE, cycle_momentum=False)
 
 
 def _average() -> Sequence[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,8 @@ PREPARE = Normalize(0.5, 0.25)  # pixels of [0, 1] to about -2 ... 2
 _LARGEST_KEPT = 96  # pixels a side up to which pictures of one size keep it
 _IN_MEMORY = 1 << 30  # bytes of a set that is read whole; a larger one stays on the disk
 _TEST_SHARE, _VALIDATION_SHARE = 0.2, 0.1
+_BATCHES, _SMALLEST_BATCH = 16, 8  # so many batches an epoch, or a few less, unless they were smaller
+_STEPS = 500  # that a training takes at least
 _SEED = 0  # of what is held out: a fact of the data, not of the run
 
 AUGMENTATIONS = ("shift", "photo")
@@ -118,6 +121,13 @@ def adapted(recipe: Recipe, image_shape: Sequence[int], classes: int, validation
         classes=classes,
         built_to=(channels, height, width),
     )
+
+
+def sized(recipe: Recipe, count: int) -> Recipe:
+    """Return a recipe whose batches and epochs, made for tens of thousands of images, fit a training set of `count`."""
+    batch_size = min(recipe.batch_size, max(_SMALLEST_BATCH, 1 << max(1, count // _BATCHES).bit_length() - 1))
+    steps = recipe.steps_per_epoch or math.ceil(count / batch_size)
+    return replace(recipe, batch_size=batch_size, epochs=max(recipe.epochs, math.ceil(_STEPS / steps)))
 
 
 def augmentation(name: str | None, image_shape: Sequence[int]) -> tuple[Callable[..., Any], ...]:

@@ -27,7 +27,7 @@ from xpcnn.recipes import sources
 from xpcnn.recipes.choosing import choose, recipe_of
 from xpcnn.recipes.evaluation import EvaluatingTrainer, Evaluation, evaluate
 from xpcnn.recipes.folder import Settings
-from xpcnn.recipes.pictures import KIND, Pictures, adapted, augmentation, explained, hold_out
+from xpcnn.recipes.pictures import KIND, Pictures, adapted, augmentation, explained, hold_out, sized
 from xpcnn.recipes.recipe import Recipe
 from xpcnn.training import Checkpointer, EarlyStopping, History, Metrics, Progress, load_parameters, save_model
 
@@ -93,6 +93,7 @@ def run(
     augment: str | None = None,
     patience: int | None = None,
     skip_broken: bool = False,
+    lr: float | None = None,
     communicator: Communicator | None = None,
     sync_batch_norm: bool = False,
 ) -> Run:
@@ -107,8 +108,10 @@ def run(
     data : str, optional
         "mnist" (carried), a folder with one sub-folder of pictures a class, or in parts (`datasets.load_folder`), of
         MNIST's IDX files or CIFAR-10's batches, an .npz file, or `mnist.pkl.gz`. The network is built to the pictures.
-    epochs, batch_size, seed : int, optional
-        The recipe's own and seed 0 by default.
+    epochs, batch_size : int, optional
+        The recipe's own by default; for pictures of one's own as many as fit their number.
+    seed : int, optional
+        0 by default.
     out : path, optional
         The run folder: parameters, run.json, history, checkpoints. Without it nothing is written.
     as_written : bool
@@ -134,6 +137,8 @@ def run(
         part holds out a tenth of each class for it.
     skip_broken : bool
         Leave out pictures that cannot be read; otherwise they are an error that lists them.
+    lr : float, optional
+        The rate that the schedule begins with, or rises to, instead of the recipe's.
     communicator : Communicator, optional
         Whose ranks train together (`xpcnn.distributed.init()`), each on its part of the batches; rank 0 alone has the
         folder, and shows.
@@ -147,7 +152,13 @@ def run(
     KeyboardInterrupt
         Ctrl-C, after a checkpoint was written to `out`.
     """
-    extra = {"image_size": image_size, "augment": augment, "patience": patience, "skip_broken": bool(skip_broken)}
+    extra: dict[str, Any] = {
+        "image_size": image_size,
+        "augment": augment,
+        "patience": patience,
+        "skip_broken": bool(skip_broken),
+    }
+    extra["lr"] = float(lr) if isinstance(lr, (int, float)) and not isinstance(lr, bool) else lr
     follows = communicator is not None and communicator.rank > 0
     asked: dict[str, Any] = {"recipe": name, "data": data, "epochs": epochs, "batch_size": batch_size, "seed": seed}
     asked |= {"as_written": as_written, "precision": precision, "resume": resume, "sync_batch_norm": sync_batch_norm}
@@ -255,6 +266,10 @@ def _run(
         if validation_set is None:
             train_set, validation_set = hold_out(train_set)
         callbacks = [EarlyStopping(patience=settings.patience), *callbacks]
+    if kind == KIND:
+        recipe = sized(recipe, len(train_set))
+    epochs = settings.epochs or recipe.epochs
+    settings = replace(settings, epochs=epochs, batch_size=settings.batch_size or recipe.batch_size)
     recipe = replace(recipe, augment=(*recipe.augment, *augmentation(settings.augment, train_set.images.shape[1:])))
     random.manual_seed(settings.seed)
     try:
@@ -267,11 +282,14 @@ def _run(
     if validation_set is not None:
         validation = recipe.evaluation_loader(validation_set, kind)
     optimizer = recipe.optimizer(model)
+    if settings.lr is not None:  # before the schedule, which follows it
+        for group in optimizer.param_groups:
+            group["lr"] = settings.lr
     scaler = None
     if settings.precision == "float16":
         model.half()  # after the optimiser, which goes on from the float32 values
         scaler = GradScaler()
-    schedule = recipe.schedule(optimizer, settings.epochs * len(train)) if recipe.schedule else None
+    schedule = recipe.schedule(optimizer, epochs * len(train)) if recipe.schedule else None
     if folder is not None and numbered:
         folder = folders.make_new(folder)
     checkpoint = Checkpointer(folder / folders.CHECKPOINTS) if folder is not None else None
@@ -304,7 +322,7 @@ def _run(
                 if folders.is_run(folder):
                     folders.check_free(folder)  # another run began while this one loaded its data
                 folders.write(folder, settings, {"state": "training", **about})
-        trainer.fit(train, validation, epochs=settings.epochs, resume=resume)
+        trainer.fit(train, validation, epochs=epochs, resume=resume)
     finally:
         if checkpoint is not None:
             checkpoint.close()

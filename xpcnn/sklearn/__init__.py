@@ -4,11 +4,12 @@ Needs scikit-learn: `pip install ".[sklearn]"`.
 """
 
 from xpcnn.errors import ConfigError
+from xpcnn.extras import install_line
 
 try:
     import sklearn  # noqa: F401
 except ImportError as error:
-    raise ConfigError('xpcnn.sklearn needs scikit-learn, which is not installed: pip install ".[sklearn]"') from error
+    raise ConfigError(f"xpcnn.sklearn needs scikit-learn, which is not installed: {install_line('sklearn')}") from error
 
 from xpcnn.sklearn.classifier import CNNClassifier
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from xpcnn.datasets.source import read_file
 from xpcnn.errors import ConfigError, DataError
+from xpcnn.extras import install_line
 from xpcnn.training.files import write_text
 
 STEP_COLUMNS = ("loss", "accuracy", "lr")
@@ -179,7 +180,7 @@ class History:
         try:
             from pandas import DataFrame, RangeIndex
         except ImportError:
-            raise ConfigError('to_pandas: needs pandas, which is not installed: pip install ".[pandas]"') from None
+            raise ConfigError(f"to_pandas: needs pandas, which is not installed: {install_line('pandas')}") from None
         columns = getattr(self, table)
         index = RangeIndex(1, len(columns["loss"]) + 1, name=table[:-1])
         return DataFrame({name: list(column) for name, column in columns.items()}, index=index)

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TextIO
 
 from xpcnn.errors import ConfigError
+from xpcnn.extras import install_line
 from xpcnn.training.callbacks import Callback
 from xpcnn.training.notebook import Page, is_notebook, page_of
 
@@ -57,7 +58,7 @@ class Progress(Callback):
     def __init__(self, every: int = 50, file: TextIO | None = None, bar: bool | None = None) -> None:
         has_tqdm = find_spec("tqdm") is not None
         if bar and not has_tqdm:
-            raise ConfigError('bar: expected False or None without tqdm, got True: pip install ".[cli]"')
+            raise ConfigError(f"bar: expected False or None without tqdm, got True: {install_line('cli')}")
         self.every = every
         self._file, self._bar_wanted = file, bar if has_tqdm else False
         self._is_free = file is None and bar is None  # to choose where it is shown

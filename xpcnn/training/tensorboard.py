@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from xpcnn.datasets.source import check_path
 from xpcnn.errors import ConfigError, DataError
+from xpcnn.extras import install_line
 from xpcnn.optim.groups import check_count
 from xpcnn.training.callbacks import Callback
 
@@ -147,6 +148,6 @@ def load_writer() -> Any:
         from tensorboardX import SummaryWriter
     except ImportError:
         raise ConfigError(
-            'TensorBoard needs tensorboardX, which is not installed: pip install ".[tensorboard]"'
+            f"TensorBoard needs tensorboardX, which is not installed: {install_line('tensorboard')}"
         ) from None
     return SummaryWriter

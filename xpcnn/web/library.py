@@ -6,6 +6,7 @@ import importlib
 from typing import Any
 
 from xpcnn.errors import ConfigError
+from xpcnn.extras import install_line
 
 
 def library(name: str) -> Any:
@@ -20,5 +21,5 @@ def library(name: str) -> Any:
         return importlib.import_module(name)
     except ImportError:
         raise ConfigError(
-            f'the page needs {name.split(".")[0]}, which is not installed: pip install ".[web]"'
+            f"the page needs {name.split('.')[0]}, which is not installed: {install_line('web')}"
         ) from None

@@ -6,6 +6,8 @@ import ctypes
 import sys
 from typing import Any
 
+from xpcnn.extras import install_line
+
 CAPABILITY_MAJOR, CAPABILITY_MINOR = 75, 76  # CUdevice_attribute
 OLDEST_FOR_CUDA13 = (7, 5)  # Turing: CUDA 13 has no Maxwell, Pascal or Volta, though its driver still runs them
 
@@ -55,7 +57,7 @@ def fitting(version: tuple[int, int], capability: tuple[int, int] | None) -> str
 def install_advice() -> str:
     """Return what to install: the CuPy that fits driver and devices, where there are some."""
     version = driver_version()
-    lines = {extra: f'pip install ".[{extra}]"' for extra in ("cuda12", "cuda13")}
+    lines = {extra: install_line(extra) for extra in ("cuda12", "cuda13")}
     if version is None:
         return f"{lines['cuda12']} or {lines['cuda13']} (no NVIDIA driver answers here, so check nvidia-smi first)"
     found = f"the driver supports CUDA {version[0]}.{version[1]}"
