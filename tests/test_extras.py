@@ -6,6 +6,7 @@ import ast
 import importlib
 import importlib.util
 import re
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -38,7 +39,7 @@ USES = {  # the library: the extra, and what needs it
     "onnx": ("onnx", lambda folder: xpcnn.onnx.export(nn.ReLU(), (1, 4, 4), folder / "a.onnx")),
     "pandas": ("pandas", lambda folder: History().to_pandas()),
     "tensorboardX": ("tensorboard", TensorBoard),
-    "sklearn": ("sklearn", lambda folder: importlib.import_module("xpcnn.sklearn")),
+    "sklearn": ("sklearn", lambda folder: importlib.import_module("xpcnn.sklearn").CNNClassifier),
     "mpi4py": ("mpi", lambda folder: importlib.import_module("xpcnn.distributed.start")._import_mpi()),
     "cupy": ("cuda12", lambda folder: importlib.import_module("xpcnn.backend.cupy").create("cupy")),
 }
@@ -67,6 +68,21 @@ def test_the_error_names_the_extra(library, tmp_path, monkeypatch):
         use(tmp_path)
     assert "\n" not in str(caught.value)
     assert re.search(r"in a clone of xpcnn, pip install \S.* elsewhere", str(caught.value))
+
+
+def test_help_of_every_package_needs_none_of_them():
+    code = """
+import pkgutil, pydoc, sys
+sys.modules |= dict.fromkeys(sys.argv[1:])
+import xpcnn
+print("set_backend" in pydoc.render_doc(xpcnn))
+for module in pkgutil.iter_modules(xpcnn.__path__, "xpcnn."):
+    if module.name != "xpcnn.__main__":
+        pydoc.render_doc(module.name)
+"""
+    argv = [sys.executable, "-c", code, *USES, *COMPANIONS, *WEB]
+    done = subprocess.run(argv, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
 
 
 def test_every_library_that_is_imported_is_known():

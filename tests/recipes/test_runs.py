@@ -72,7 +72,7 @@ def test_a_seed_fixes_everything(digits):
 
 @pytest.mark.parametrize(("name", "highest"), [("lenet5", 0.02), ("lenet5-fast", 0.02), ("three-layer", 0.02)])
 def test_the_learning_rate_is_the_highest_of_the_schedule(digits, name, highest):
-    rates = recipes.run(name, data=digits, epochs=1, batch_size=30, lr=highest).history.steps["learning_rate"]
+    rates = recipes.run(name, data=digits, epochs=1, batch_size=30, lr=highest).history.steps["lr"]
     assert max(rates) == pytest.approx(highest, rel=0.05)
 
 

@@ -306,6 +306,6 @@ def test_the_last_batch_may_be_of_one():
 
 
 def test_without_scikit_learn_it_says_what_to_install():
-    code = "import sys\nsys.modules['sklearn'] = None\nimport xpcnn.sklearn"
+    code = "import sys\nsys.modules['sklearn'] = None\nfrom xpcnn.sklearn import CNNClassifier"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert 'ConfigError: xpcnn.sklearn needs scikit-learn, which is not installed: pip install ".[sk' in done.stderr
