@@ -76,7 +76,7 @@ def test_a_few_pictures_in_one_batch_are_told_of(digits, tmp_path, capsys):
     assert "only 1 training step: smaller batches and more epochs may give a better network; without --batch-size" in (
         capsys.readouterr().err
     )
-    assert main([*command, str(tmp_path / "own"), "--image-size", "12"]) == 0
+    assert main([*command, str(tmp_path / "own"), "--image-size", "16"]) == 0
     told = capsys.readouterr().err
     assert "\n24 images to train on in batches of 8, 167 epochs (--batch-size, --epochs)\n" in told
     assert "only" not in told

@@ -1,6 +1,7 @@
 """Recipes on one's own pictures: parts, sizes, classes and channels as the folder has them, and what is refused."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -161,6 +162,29 @@ def test_augmented_images_keep_their_form(name, rng):
 def test_batches_and_epochs_follow_the_number_of_pictures(name, count, expected):
     recipe = sized(recipes.find(name), count)
     assert (recipe.batch_size, recipe.epochs) == expected
+
+
+def test_other_pictures_are_all_tested_on_by_the_names_of_their_classes(folder, tmp_path, capsys):
+    recipes.run("conv8", data=str(folder), epochs=8, out=tmp_path / "run")
+    run = str(tmp_path / "run")
+
+    def tested(place):
+        assert main(["evaluate", run, "--data", str(place), "--json"]) == 0
+        return {row["class"]: (row["images"], row["right"]) for row in json.loads(capsys.readouterr().out)["classes"]}
+
+    own = {"dark": (2, 2), "green": (2, 2), "light": (2, 2)}
+    assert tested(folder) == own
+    shutil.copytree(folder, tmp_path / "moved")
+    assert tested(tmp_path / "moved") == own, "of the others the network has learnt"
+    write(tmp_path / "other", ("green", "light"), 5, size=(32, 32), seed=1)
+    assert tested(tmp_path / "other") == {"dark": (0, 0), "green": (5, 5), "light": (5, 5)}
+    write(tmp_path / "single", ("light",), 1, size=(32, 32), seed=1)
+    write(tmp_path / "single", ("green",), 3, size=(32, 32), seed=1)
+    assert tested(tmp_path / "single")["light"] == (1, 1)
+    write(tmp_path / "strange", ("green",), 3)
+    (tmp_path / "strange" / "mauve").symlink_to(tmp_path / "single" / "light")
+    assert main(["evaluate", run, "--data", str(tmp_path / "strange")]) == 2
+    assert "expected the model's classes, dark, green, light, got also 'mauve'" in capsys.readouterr().err
 
 
 def test_what_is_asked_for_is_kept_and_the_rest_is_recorded(folder, tmp_path):

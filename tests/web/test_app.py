@@ -124,10 +124,11 @@ def header_alone(width, height):
         (header_alone(60_000, 60_000), r"This is no picture, or a damaged one; .*"),
         (header_alone(0, 0), r"This is no picture, or a damaged one; .*"),
         (png(np.zeros((40, 40), np.uint8), "TIFF"), r"This is .*; PNG, JPEG, WebP, GIF and BMP are read"),
+        (b"\0\0\0\x18ftypheic" + b"\0" * 90, r"This is an HEIC picture; PNG, JPEG, WebP, GIF and BMP are read"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", r"This is .*; PNG, JPEG, WebP, GIF and BMP are read"),
         (b"", r"The picture is empty"),
     ],
-    ids=["blank", "text", "gzip", "cut off", "large", "bomb", "no size", "TIFF", "SVG", "empty"],
+    ids=["blank", "text", "gzip", "cut off", "large", "bomb", "no size", "TIFF", "HEIC", "SVG", "empty"],
 )
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_what_is_no_picture_is_refused_in_one_line(app, content, says):

@@ -19,6 +19,7 @@ from xpcnn.web import Inspector, create_app
 pytest.importorskip("PIL.Image")
 pytest.importorskip("starlette")
 pytestmark = pytest.mark.browser
+NARROW = {"width": 375, "height": 800}
 WIDE = {"width": 1200, "height": 900}
 
 
@@ -195,6 +196,19 @@ def test_answers_come_while_one_draws(opened, digits):
     assert settled(page) == "1"
     page.click("#undo")
     until(page, "document.getElementById('label').textContent === '?'")
+
+
+def test_bars_of_long_names_have_the_width_of_a_small_screen(opened, served):
+    model = nn.Sequential(nn.GlobalAvgPool2d(), nn.Flatten(), nn.Linear(3, 2))
+    names = ["a class of a very long name", "and another one that is longer"]
+    page = opened(served(Predictor(model.eval(), classes=names, image_shape=(3, 16, 16))), viewport=NARROW)
+    assert page.evaluate("document.documentElement.scrollWidth") <= NARROW["width"]
+    widths = page.evaluate("[...document.querySelectorAll('#bars .track')].map((track) => track.offsetWidth)")
+    assert len(widths) == 2
+    assert min(widths) > NARROW["width"] / 2
+    assert page.evaluate(
+        "[...document.querySelectorAll('#bars .class')].every((name) => name.scrollWidth <= name.offsetWidth)"
+    )
 
 
 def test_a_finger_on_a_small_screen(opened, digits):

@@ -16,9 +16,10 @@ def run(arguments: argparse.Namespace) -> int:
     from xpcnn import recipes
     from xpcnn.datasets.source import look_at
 
-    if look_at(arguments.source) == "file":
+    is_run = look_at(arguments.source) != "file"
+    if not is_run or recipes.holds_pictures(arguments.data):
         predictor = recipes.load_predictor(arguments.source, backend=arguments.backend)
-        test = recipes.load_test_set(arguments.data, predictor)
+        test = recipes.load_test_set(arguments.data, predictor, arguments.source if is_run else None)
         backend, name = predictor.model.backend, Path(arguments.source).name
         shares, labels, classes = predictor.probabilities(test.images), test.labels, predictor.classes
         loss = _cross_entropy(backend.to_numpy(shares), labels)

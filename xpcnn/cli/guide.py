@@ -19,6 +19,7 @@ def run(arguments: argparse.Namespace) -> int:
         width = max(map(len, guides))
         for name, guide in guides.items():
             print(f"{name:{width}}  {guide.read_text(encoding='utf-8').splitlines()[0].lstrip('# ')}")
+        print('`xpcnn guide NAME` shows one. What it says of pip install ".[EXTRA]" is typed in a clone of xpcnn.')
         return 0
     if arguments.name not in guides:
         raise ConfigError(f"guide: expected one of {', '.join(guides)}, got {arguments.name!r}")

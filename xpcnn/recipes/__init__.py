@@ -3,7 +3,7 @@
 from xpcnn.recipes.choosing import DEFAULT
 from xpcnn.recipes.evaluation import Evaluation, evaluate, probabilities
 from xpcnn.recipes.folder import is_run
-from xpcnn.recipes.predictors import load_predictor, load_test_set
+from xpcnn.recipes.predictors import holds_pictures, load_predictor, load_test_set
 from xpcnn.recipes.recipe import Recipe, Splits
 from xpcnn.recipes.runs import Run, load, load_model, run
 from xpcnn.recipes.table import find, names
@@ -16,6 +16,7 @@ __all__ = [
     "Splits",
     "evaluate",
     "find",
+    "holds_pictures",
     "is_run",
     "load",
     "load_model",

@@ -20,7 +20,7 @@ KIND = "pictures"
 PREPARE = Normalize(0.5, 0.25)  # pixels of [0, 1] to about -2 ... 2
 _LARGEST_KEPT = 96  # pixels a side up to which pictures of one size keep it
 _IN_MEMORY = 1 << 30  # bytes of a set that is read whole; a larger one stays on the disk
-_TEST_SHARE, _VALIDATION_SHARE = 0.2, 0.1
+TEST_SHARE, _VALIDATION_SHARE = 0.2, 0.1
 _BATCHES, _SMALLEST_BATCH = 16, 8  # so many batches an epoch, or a few less, unless they were smaller
 _STEPS = 500  # that a training takes at least
 _SEED = 0  # of what is held out: a fact of the data, not of the run
@@ -75,7 +75,7 @@ def load_pictures(place: PathLike, options: Pictures) -> tuple[Dataset, Dataset 
             broken="skip" if options.skip_broken else "raise",
         )
     if isinstance(found, Dataset):
-        train, test = hold_out(found, _TEST_SHARE)
+        train, test = hold_out(found, TEST_SHARE)
         return train, None, test
     if len(found) == 2:
         return found[0], None, found[1]
@@ -99,7 +99,9 @@ def hold_out(dataset: Dataset, share: float = _VALIDATION_SHARE) -> tuple[Datase
     for label, members in sorted(by_class.items()):
         if len(members) < 2:
             name = label if dataset.classes is None else repr(dataset.classes[label])
-            raise DataError(f"data: expected two or more images of class {name}, to train and to test on, got one")
+            raise DataError(
+                f"data: expected two or more images of class {name}, to train and to test on, got one; add another"
+            )
         held.update(members[: max(1, round(share * len(members)))])
     return (
         dataset.subset([index for index in order if index not in held]),

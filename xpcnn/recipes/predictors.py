@@ -6,14 +6,17 @@ import contextlib
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from xpcnn.backend import use_backend
 from xpcnn.datasets import Dataset, load_folder
+from xpcnn.datasets.dataset import fingerprint
 from xpcnn.datasets.source import look_at, shown
 from xpcnn.datasets.stored import MODE_OF
 from xpcnn.errors import ConfigError, DataError
 from xpcnn.recipes import folder as folders
 from xpcnn.recipes import sources
+from xpcnn.recipes.pictures import TEST_SHARE, hold_out
 from xpcnn.recipes.runs import load_model
 from xpcnn.training import Predictor
 from xpcnn.training import load_model as load_model_file
@@ -48,7 +51,12 @@ def load_predictor(source: str | os.PathLike[str], *, backend: str | None = None
         return load_model_file(path)
 
 
-def load_test_set(data: str | None, predictor: Predictor) -> Dataset:
+def holds_pictures(data: str | None) -> bool:
+    """Say whether `data` is a folder of pictures, and none of MNIST's or CIFAR-10's files."""
+    return data is not None and look_at(data) == "folder" and not sources.is_set(data)
+
+
+def load_test_set(data: str | None, predictor: Predictor, run: str | os.PathLike[str] | None = None) -> Dataset:
     """Return the images and labels on which a model is to be tested, with the model's classes.
 
     Parameters
@@ -57,6 +65,9 @@ def load_test_set(data: str | None, predictor: Predictor) -> Dataset:
         A folder of pictures, one sub-folder a class (its part "test" or "val", where it has parts); or as for `run`.
         None is the carried MNIST, for models of photographed digits.
     predictor : Predictor
+    run : str or os.PathLike, optional
+        The run folder that it is of: of the pictures of that run, wherever they lie now, those alone are taken that it
+        was not trained on.
 
     Raises
     ------
@@ -70,14 +81,29 @@ def load_test_set(data: str | None, predictor: Predictor) -> Dataset:
         raise ConfigError(
             "data: expected the data to test on, such as a folder with one sub-folder of pictures a class"
         )
-    if data is not None and look_at(data) == "folder" and not sources.is_set(data):
+    if data is not None and holds_pictures(data):
         if stored.channels not in MODE_OF:
             raise DataError(f"{shown(data)}: the model takes images of shape {stored.image_shape}, and no pictures")
-        found = load_folder(data, size=stored.size, mode=MODE_OF[stored.channels], fit=stored.fit)
-        test = found[-1] if isinstance(found, tuple) else found
+        settings, content = (None, {}) if run is None else folders.read(run)
+        broken = "skip" if settings is not None and settings.skip_broken else "raise"
+        found = load_folder(data, size=stored.size, mode=MODE_OF[stored.channels], fit=stored.fit, broken=broken)
+        test = found[-1] if isinstance(found, tuple) else _unseen(found, content.get("data"))
     else:
         test = sources.load(data, _KINDS, "of the model")[2]
     return _with_classes(test, predictor, "mnist" if data is None else data)
+
+
+def _unseen(dataset: Dataset, about: Any) -> Dataset:
+    """Return what a run whose run.json says this `about` its data held out of a set; all of one that is not the run's.
+
+    A set of other pictures has another fingerprint.
+    """
+    recorded = about.get("sha256") if isinstance(about, dict) else None
+    with contextlib.suppress(DataError):  # a class of one picture: nobody trained on that
+        train, test = hold_out(dataset, TEST_SHARE)
+        if fingerprint(train, test) == recorded:
+            return test
+    return dataset
 
 
 def _with_classes(test: Dataset, predictor: Predictor, data: str) -> Dataset:

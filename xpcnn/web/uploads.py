@@ -40,6 +40,7 @@ def read_picture(content: bytes, stored: Stored) -> Any:
         raise
     except Exception as error:  # Pillow's decoders raise whatever they stumble over: SyntaxError, struct.error, ...
         found = describe(content[:PEEK])
-        what = f"this is {found}" if found and " picture" not in found else "this is no picture, or a damaged one"
+        kind = "" if found is None else found.split()[1].upper()
+        what = "this is no picture, or a damaged one" if found is None or kind in FORMATS else f"this is {found}"
         raise DataError(f"{what}; PNG, JPEG, WebP, GIF and BMP are read") from error
     return picture
