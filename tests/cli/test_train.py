@@ -78,7 +78,15 @@ def test_a_few_pictures_in_one_batch_are_told_of(digits, tmp_path, capsys):
     )
     assert main([*command, str(tmp_path / "own"), "--image-size", "16"]) == 0
     told = capsys.readouterr().err
-    assert "\n24 images to train on in batches of 8, 167 epochs (--batch-size, --epochs)\n" in told
+    assert (
+        "\n24 images to train on in batches of 8, 167 epochs, learning rate 0.00625 (--batch-size, --epochs, --lr)\n"
+        in told
+    )
+    assert "only" not in told
+    stops = ["--image-size", "16", "--patience", "1"]
+    assert main([*command, str(tmp_path / "stopped"), *stops]) == 0
+    told = capsys.readouterr().err
+    assert "stopped after step" in told
     assert "only" not in told
     assert main([*command, str(tmp_path / "many"), "--batch-size", "2", "--epochs", "10"]) == 0  # 24 pictures
     assert "training step" not in capsys.readouterr().err

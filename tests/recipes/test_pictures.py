@@ -162,6 +162,7 @@ def test_augmented_images_keep_their_form(name, rng):
 def test_batches_and_epochs_follow_the_number_of_pictures(name, count, expected):
     recipe = sized(recipes.find(name), count)
     assert (recipe.batch_size, recipe.epochs) == expected
+    assert recipe.lr_scale == recipe.batch_size / recipes.find(name).batch_size
 
 
 def test_other_pictures_are_all_tested_on_by_the_names_of_their_classes(folder, tmp_path, capsys):
@@ -192,8 +193,19 @@ def test_what_is_asked_for_is_kept_and_the_rest_is_recorded(folder, tmp_path):
     assert (done.settings.epochs, done.settings.batch_size) == (1, 2)
     done = recipes.run("lenet5", data=str(folder), epochs=2, batch_size=24, out=tmp_path / "two")
     assert len(done.history.steps["loss"]) == 2
+    assert done.settings.lr is None
+    assert list(done.history.steps["lr"]) == [0.1, 0.1]
     again = recipes.run(out=tmp_path / "two", resume=True)
     assert (again.settings.epochs, again.settings.batch_size) == (2, 24)
+
+
+def test_the_learning_rate_goes_with_the_batch(folder, tmp_path):
+    options = {"data": str(folder), "epochs": 1}
+    done = recipes.run("lenet5", **options, out=tmp_path / "run")
+    assert done.settings.lr == pytest.approx(0.1 * 8 / 128)
+    assert set(done.history.steps["lr"]) == {done.settings.lr}
+    assert recipes.run(out=tmp_path / "run", resume=True).settings == done.settings
+    assert recipes.run("lenet5", **options, lr=0.3).settings.lr == 0.3
 
 
 def test_arrays_in_a_file(tmp_path):

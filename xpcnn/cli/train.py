@@ -85,7 +85,7 @@ def _train(arguments: argparse.Namespace, communicator: Communicator | None) -> 
         print(f"no pictures: {' '.join(reason.split())}", file=sys.stderr)
     seconds = sum(each or 0.0 for each in done.history.to_dict()["epochs"]["seconds"])
     print(f"trained {seconds:.1f} s, imports and evaluation left out", file=sys.stderr)
-    steps = len(done.history.steps["loss"])
+    steps = heading.steps
     if done.kind == "pictures" and steps < _FEW_STEPS:
         print(
             f"only {steps:,} training step{'s' * (steps != 1)}: smaller batches and more epochs may give a better "
@@ -102,6 +102,7 @@ class _Heading:
 
     once = True
     folder: Path | None = None
+    steps = 0  # of the whole training, where no callback stops it
 
     def on_fit_start(self, trainer: Any) -> None:
         """Print a line, and one of what few pictures have made of the recipe."""
@@ -109,6 +110,7 @@ class _Heading:
         from xpcnn.recipes.pictures import KIND
 
         self.folder = trainer.checkpoint.folder.parent
+        self.steps = trainer.epochs * trainer.batches_per_epoch
         parameters = sum(parameter.size for parameter in trainer.model.parameters())
         ranks = f", {trainer.communicator.size} ranks" if trainer.communicator is not None else ""
         begun, content = folders.read(self.folder)
@@ -120,9 +122,10 @@ class _Heading:
             flush=True,
         )
         if content["data"]["kind"] == KIND:
+            rate = "" if begun.lr is None else f", learning rate {begun.lr:g}"
             print(
                 f"{content['data']['samples']:,} images to train on in batches of {begun.batch_size}, {begun.epochs} "
-                f"epoch{'s' * (begun.epochs != 1)} (--batch-size, --epochs)",
+                f"epoch{'s' * (begun.epochs != 1)}{rate} (--batch-size, --epochs, --lr)",
                 file=sys.stderr,
                 flush=True,
             )

@@ -126,10 +126,14 @@ def adapted(recipe: Recipe, image_shape: Sequence[int], classes: int, validation
 
 
 def sized(recipe: Recipe, count: int) -> Recipe:
-    """Return a recipe whose batches and epochs, made for tens of thousands of images, fit a training set of `count`."""
+    """Return a recipe whose batches and epochs, made for tens of thousands of images, fit a training set of `count`.
+
+    The learning rate goes with the batch (Goyal et al. 2017, arXiv:1706.02677): `lr_scale`.
+    """
     batch_size = min(recipe.batch_size, max(_SMALLEST_BATCH, 1 << max(1, count // _BATCHES).bit_length() - 1))
     steps = recipe.steps_per_epoch or math.ceil(count / batch_size)
-    return replace(recipe, batch_size=batch_size, epochs=max(recipe.epochs, math.ceil(_STEPS / steps)))
+    epochs = max(recipe.epochs, math.ceil(_STEPS / steps))
+    return replace(recipe, batch_size=batch_size, epochs=epochs, lr_scale=batch_size / recipe.batch_size)
 
 
 def augmentation(name: str | None, image_shape: Sequence[int]) -> tuple[Callable[..., Any], ...]:

@@ -13,6 +13,7 @@ from xpcnn.datasets import Dataset, load_folder
 from xpcnn.datasets.dataset import fingerprint
 from xpcnn.datasets.source import look_at, shown
 from xpcnn.datasets.stored import MODE_OF
+from xpcnn.datasets.tree import has_pictures
 from xpcnn.errors import ConfigError, DataError
 from xpcnn.recipes import folder as folders
 from xpcnn.recipes import sources
@@ -52,8 +53,8 @@ def load_predictor(source: str | os.PathLike[str], *, backend: str | None = None
 
 
 def holds_pictures(data: str | None) -> bool:
-    """Say whether `data` is a folder of pictures, and none of MNIST's or CIFAR-10's files."""
-    return data is not None and look_at(data) == "folder" and not sources.is_set(data)
+    """Say whether `data` is a folder of sub-folders or with a table, and none of MNIST's or CIFAR-10's files."""
+    return data is not None and look_at(data) == "folder" and not sources.is_set(data) and has_pictures(data)
 
 
 def load_test_set(data: str | None, predictor: Predictor, run: str | os.PathLike[str] | None = None) -> Dataset:

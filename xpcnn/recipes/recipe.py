@@ -68,6 +68,8 @@ class Recipe:
         Whether the test set is looked at after each epoch where there is no validation part.
     built_to : (channels, height, width) or None
         Images of the user's own, as stored, to which the network is built.
+    lr_scale : float
+        What a batch smaller than the recipe's makes of the optimiser's learning rate.
     accuracy, relative_time : float
         The mean test accuracy of five seeds, and the time of the whole training with `lenet5`'s as 1, as
         `python -m bench.seeds` measures them.
@@ -97,6 +99,7 @@ class Recipe:
     callbacks: Callable[[], Sequence[Any]] = tuple
     validates: bool = True
     built_to: tuple[int, int, int] | None = None
+    lr_scale: float = 1.0
 
     def written(self) -> Recipe:
         """Return the recipe with the document's own initial values and rates."""

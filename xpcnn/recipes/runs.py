@@ -109,7 +109,8 @@ def run(
         "mnist" (carried), a folder with one sub-folder of pictures a class, or in parts (`datasets.load_folder`), of
         MNIST's IDX files or CIFAR-10's batches, an .npz file, or `mnist.pkl.gz`. The network is built to the pictures.
     epochs, batch_size : int, optional
-        The recipe's own by default; for pictures of one's own as many as fit their number.
+        The recipe's own by default; for pictures of one's own as many as fit their number, and the learning rate with
+        the batch.
     seed : int, optional
         0 by default.
     out : path, optional
@@ -269,6 +270,7 @@ def _run(
     if kind == KIND:
         recipe = sized(recipe, len(train_set))
     epochs = settings.epochs or recipe.epochs
+    scale = recipe.lr_scale if settings.lr is None and settings.batch_size is None else 1.0
     settings = replace(settings, epochs=epochs, batch_size=settings.batch_size or recipe.batch_size)
     recipe = replace(recipe, augment=(*recipe.augment, *augmentation(settings.augment, train_set.images.shape[1:])))
     random.manual_seed(settings.seed)
@@ -282,6 +284,8 @@ def _run(
     if validation_set is not None:
         validation = recipe.evaluation_loader(validation_set, kind)
     optimizer = recipe.optimizer(model)
+    if scale != 1.0:
+        settings = replace(settings, lr=scale * optimizer.param_groups[0]["lr"])
     if settings.lr is not None:  # before the schedule, which follows it
         for group in optimizer.param_groups:
             group["lr"] = settings.lr
