@@ -1,6 +1,10 @@
 """XPCNN_PORTABLE=1: the maths as written, in few files, with the results of the fast ways."""
 
 import json
+import os
+import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -96,3 +100,23 @@ def test_nothing_of_a_training_is_recorded():
     for ours, theirs in zip(weights, usual_weights, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(logits, usual_logits, rtol=1e-3, atol=1e-3)
+
+
+def test_a_debugger_stops_at_each_of_the_three_products(tmp_path):
+    """As the guide of convolution says: none of them is another body, or a record that is replayed."""
+    program = "import numpy as np\nfrom xpcnn import functional as F\nx = np.ones((1, 1, 5, 5))\n"
+    program += "y, cache = F.conv2d(x, np.ones((1, 1, 3, 3)), np.zeros(1))\nF.conv2d_backward(y, cache)\n"
+    (tmp_path / "mine.py").write_text(program)
+    products = ["conv2d_forward", "conv2d_gradients", "conv2d_input_gradient"]
+    typed = ["next", "next", "break F.conv2d", "continue", *(f"break {name}" for name in products)]
+    typed += ["continue"] * 3 + ["quit"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pdb", str(tmp_path / "mine.py")],
+        input="\n".join(typed) + "\n",
+        env=os.environ | {"XPCNN_PORTABLE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    stops = re.findall(r"convolution\.py\(\d+\)(\w+)\(\)\n->", done.stdout)
+    assert stops == ["conv2d", *products]
