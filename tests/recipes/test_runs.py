@@ -102,6 +102,7 @@ def test_the_folder_holds_what_a_run_was(digits, tmp_path, backend):
         "augment": None,
         "patience": None,
         "skip_broken": False,
+        "lr": None,
     }
     assert content["state"] == "done"
     assert content["test"]["accuracy"] == done.metrics.accuracy
