@@ -17,6 +17,7 @@ from xpcnn.functional.activation import relu_backward_from, relu_forward
 from xpcnn.functional.convolution import add_bias, add_columns, collect_columns, fill_columns
 from xpcnn.functional.dropout import GOLDEN, apply_mask, dropout_forward, mix
 from xpcnn.optim import adagrad, adam, rmsprop, sgd
+from xpcnn.optim.scaler import update_scale
 from xpcnn.training.judging import judge
 from xpcnn.windows import windows
 
@@ -360,6 +361,21 @@ def test_copy_arrays(sizes, unless, seed):
     for target, source in zip(targets, sources, strict=True):
         check_guards(target._host, "copy_arrays")
         np.testing.assert_array_equal(target._host, np.full_like(source, -1) if unless else source)
+
+
+@given(
+    st.floats(2.0**-14, 2.0**120, width=32), st.integers(0, 5), st.booleans(), st.sampled_from([None, True, False]),
+    st.sampled_from([(2.0, 0.5), (1.0, 1.0), (3.0, 0.1)]), st.integers(1, 5),
+)  # fmt: skip
+def test_update_scale(scale, good, ok, live, factors, interval):
+    def make():
+        one = lambda value: device(np.array([value], "float32"))  # noqa: E731
+        flags = (None if value is None else device(np.array([value])) for value in (ok, live))
+        return one(scale), one(good), *flags, tuple(map(one, factors)), (one(1), one(0)), interval, (2.0**-14, 2.0**120)
+
+    got, expected = both(update_scale, make)
+    for mine, theirs in zip(got[:2], expected[:2], strict=True):
+        same(mine, theirs)
 
 
 def test_softmax_cross_entropy_of_a_class_that_cannot_be():

@@ -11,9 +11,37 @@ from typing import Any
 
 from xpcnn.backend import Array, Backend
 from xpcnn.errors import ConfigError, DataError
+from xpcnn.functional.primitive import primitive
 from xpcnn.optim.groups import check_count, check_range
 
 LOWEST, HIGHEST = 2.0**-14, 2.0**120  # float32 divides by both without loss
+
+
+@primitive
+def update_scale(
+    backend: Backend,
+    scale: Array,
+    good: Array,
+    ok: Array,
+    live: Array | None,
+    factors: tuple[Array, Array],
+    constants: tuple[Array, Array],
+    growth_interval: int,
+    bounds: tuple[float, float],
+) -> None:
+    """Change `scale` and the count of `good` steps in a row, (1,) each, after a step that was `ok`, (1,) bool.
+
+    `factors` are growth and backoff, `constants` 1 and 0, (1,) each; `bounds` hold the scale. Nothing changes where
+    `live` (1,) is False.
+    """
+    xp = backend.xp
+    (growth, backoff), (one, zero) = factors, constants
+    steps = xp.where(ok, xp.add(good, 1.0), zero)
+    grows = xp.greater_equal(steps, growth_interval)
+    factor = xp.where(ok, xp.where(grows, growth, one), backoff)
+    changed = xp.minimum(xp.maximum(xp.multiply(scale, factor), bounds[0]), bounds[1])
+    for place, value in ((scale, changed), (good, xp.where(grows, zero, steps))):
+        xp.copyto(place, value if live is None else xp.where(live, value, place))
 
 
 class GradScaler:
@@ -98,15 +126,9 @@ class GradScaler:
         """
         if self._backend is None:
             raise ConfigError("update: expected a scaler that was placed on a backend; call place(backend) first")
-        xp = self._backend.xp
         one, growth, backoff, zero = self._constants
-        good = xp.where(ok, xp.add(self._good, 1.0), zero)
-        grows = xp.greater_equal(good, self.growth_interval)
-        factor = xp.where(ok, xp.where(grows, growth, one), backoff)
-        scale = xp.minimum(xp.maximum(xp.multiply(self._scale, factor), LOWEST), HIGHEST)
-        good = xp.where(grows, zero, good)
-        for place, value in ((self._scale, scale), (self._good, good)):
-            xp.copyto(place, value if live is None else xp.where(live, value, place))
+        given = (growth, backoff), (one, zero), self.growth_interval, (LOWEST, HIGHEST)
+        update_scale(self._backend, self._scale, self._good, ok, live, *given)
 
     def can_lower(self, scale: Any) -> Any:
         """Say of a scale, number or array, whether an overflow may be over with a lower one."""

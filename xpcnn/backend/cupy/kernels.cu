@@ -459,6 +459,17 @@ extern "C" __global__ void judge(const T* loss, const double* partial, int parts
     ok[0] = both - both == 0 && (!sticky || ok[0]);
 }
 
+// One thread. What `optim.GradScaler` does after a step: `good` counts steps without an overflow.
+extern "C" __global__ void update_scale(T* scale, T* good, const bool* ok, const bool* live, const T* growth,
+                                        const T* backoff, T interval, T lowest, T highest) {
+    if (blockIdx.x != 0 || threadIdx.x != 0 || (live && !live[0])) return;
+    T steps = ok[0] ? good[0] + T(1) : T(0);
+    bool grows = steps >= interval;
+    T changed = scale[0] * (ok[0] ? (grows ? growth[0] : T(1)) : backoff[0]);
+    scale[0] = changed < lowest ? lowest : changed > highest ? highest : changed;
+    good[0] = grows ? T(0) : steps;
+}
+
 // Block (part, array) copies its share of an array's 4-byte words; nothing where `unless` is true.
 struct Copies {
     const unsigned* source[48];

@@ -63,3 +63,23 @@ def judge(
     arguments = loss, partial, at, columns, *class_bytes(labels), *columns.shape, row, ok, int(sticky)
     launch("judge", loss.dtype, (1,), *arguments)
     return None
+
+
+@fused
+def update_scale(
+    backend: Any,
+    scale: Array,
+    good: Array,
+    ok: Array,
+    live: Array | None,
+    factors: tuple[Array, Array],
+    constants: tuple[Array, Array],
+    growth_interval: int,
+    bounds: tuple[float, float],
+) -> Any:
+    """Change `scale` and `good` (1,) after a step, in one launch."""
+    if not fits(computed=(scale, good, *factors)):
+        return NotImplemented
+    arguments = scale, good, ok, live, *factors, float(growth_interval), *bounds
+    backend.kernels.launch("update_scale", scale.dtype, (1,), *arguments)
+    return None
