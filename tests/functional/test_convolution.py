@@ -75,10 +75,10 @@ def test_the_page_of_the_maths_gives_what_a_backend_has_in_its_place(backend, ca
     )
     results = []
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backend, "column_bytes", column_bytes)
         for is_portable in (False, True):
             if is_portable:
                 patch.setattr(backend, "fused", {})
-                patch.setattr(backend, "column_bytes", column_bytes)
             y = conv2d_forward(backend, x, weight, bias if case.bias else None, over, groups)
             gradients = conv2d_gradients(backend, dy, x, weight, over, groups, has_bias=case.bias)
             dx = conv2d_input_gradient(backend, dy, weight, over, groups)

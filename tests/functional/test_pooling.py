@@ -61,14 +61,15 @@ def test_global_avg_pool2d_agrees_with_the_loops(backend, rng, shape, layout, dt
     check_op(backend, *GLOBAL, [values(rng, shape, dtype)], layout=layout, rng=rng)
 
 
+@pytest.mark.parametrize("batch", [2, 5])
 @pytest.mark.parametrize("pair", [MAX, AVG])
 @pytest.mark.parametrize(
     ("kernel", "options"),
     [(2, {}), (3, {"stride": 2, "padding": 1}), ((2, 3), {"stride": (1, 2), "ceil_mode": True}), (2, {"stride": 3})],
 )
-def test_pooling_in_small_slabs(backend, rng, monkeypatch, pair, kernel, options):
+def test_pooling_in_small_slabs(backend, rng, monkeypatch, pair, kernel, options, batch):
     monkeypatch.setattr(backend, "slab_bytes", 1)
-    check_op(backend, *with_kernel(pair, kernel), [distinct(rng, (2, 5, 6, 7))], rng=rng, **options)
+    check_op(backend, *with_kernel(pair, kernel), [distinct(rng, (batch, 5, 6, 7))], rng=rng, **options)
 
 
 @pytest.mark.parametrize("pair", [MAX, AVG])

@@ -27,6 +27,7 @@ from xpcnn.functional.primitive import primitive
 from xpcnn.windows import Axis, Padding, Size, Windows, pair, remembers_geometry, windows
 
 SHAPES_KNOWN = 64  # whose windows a pooling remembers
+SHORT = 4  # images below which a copy to all taps at once goes through one number after the other
 
 
 @primitive
@@ -81,7 +82,7 @@ def max_pool_backward_from(
     if len(taps) == 1:
         xp.copyto(taps[0], dy)
     apart = _clear(backend, over, out)
-    if apart and over.is_inside:
+    if apart and over.is_inside and dy.shape[-1] >= SHORT:
         xp.copyto(_windows_of(backend, out, over)[::-1, ::-1], taps.reshape(*over.kernel, *dy.shape))
         return
     for k, (there, pixels) in enumerate(_taps(over), 1):
@@ -93,14 +94,24 @@ def max_pool_backward_from(
 
 
 def _fill_maxima(backend: Backend, x: Array, over: Windows, out: Array) -> None:
-    """Compare taps where they lie: one pass less than the knock-out, which copies them first to keep who won."""
-    (there, pixels), *taps = _taps(over)
-    if out[:, there[0], there[1]].shape != out.shape:
-        backend.xp.copyto(out, -math.inf)
-    backend.xp.copyto(out[:, there[0], there[1]], x[:, pixels[0], pixels[1]])
+    """Compare along the height, where runs are long, and then along the width: KH + KW passes, not KH * KW."""
+    rows = backend.scratch("taps", (x.shape[0], over.h.out, *x.shape[2:]), x.dtype)
+    _slide(backend, x, over.h, rows)
+    _slide(backend, rows.swapaxes(1, 2), over.w, out.swapaxes(1, 2))
+
+
+def _slide(backend: Backend, x: Array, axis: Axis, out: Array) -> None:
+    """Fill out with the maxima of windows along the second axis of x."""
+    xp = backend.xp
+    (there, pixels), *taps = [axis.overlap(i, 0, axis.out) for i in range(axis.kernel)]
+    best = x[:, pixels]
+    if best.shape != out.shape or not taps or out[:, taps[0][0]].shape != out.shape:
+        xp.copyto(out, -math.inf)
+        xp.copyto(out[:, there], best)
+        best = out
     for there, pixels in taps:
-        place = out[:, there[0], there[1]]
-        backend.xp.maximum(place, x[:, pixels[0], pixels[1]], out=place)
+        xp.maximum(best[:, there], x[:, pixels], out=out[:, there])
+        best = out
 
 
 def _gather(backend: Backend, x: Array, over: Windows) -> Array:

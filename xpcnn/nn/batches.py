@@ -61,7 +61,7 @@ class Batches:
 
     def __call__(self, x: Array) -> Array:
         """Return y for x (N, ...), an array that belongs to the caller."""
-        with no_grad(), self.backend.errstate():
+        with no_grad():
             pieces, sizes = self._pieces(x)
             if sizes is None:
                 y = self.whole(x)
@@ -70,7 +70,7 @@ class Batches:
             fill = self.shared.fill if isinstance(self.shared, graph.Compiled) else self._fill_as_written
 
             def work(piece: slice) -> None:
-                with no_grad(), self.backend.errstate():  # both belong to a thread
+                with no_grad():  # belongs to a thread
                     fill(y[piece], x[piece])
 
             self.backend.parallel(work, pieces, sizes.work * x.shape[0])
@@ -105,7 +105,8 @@ class Batches:
             found = self.sizes.get(key)
         if found is None:
             try:
-                y, (largest, work) = self._measure(x[:1])
+                with self.backend.errstate():
+                    y, (largest, work) = self._measure(x[:1])
             except XpcnnError:
                 self._forward(x)  # says the same of the whole batch
                 raise
@@ -130,7 +131,7 @@ class Batches:
         )
 
     def _as_written(self, x: Array) -> Array:
-        with self.backend.as_recorded():  # to the same bits
+        with self.backend.as_recorded(), self.backend.errstate():  # to the same bits
             return self._forward(x)
 
     def _fill_as_written(self, out: Array, x: Array) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from contextvars import ContextVar
+from contextvars import ContextVar, Token
 from typing import TYPE_CHECKING
 
 from xpcnn.backend import Array
@@ -17,8 +17,7 @@ gradients: ContextVar[bool] = ContextVar("xpcnn_gradients", default=True)  # whe
 traced_calls: ContextVar[list[tuple[Module, Array, Array]] | None] = ContextVar("xpcnn_trace", default=None)
 
 
-@contextlib.contextmanager
-def no_grad() -> Iterator[None]:
+class no_grad(contextlib.ContextDecorator):
     """Let forward keep nothing for backward, in this thread or task, for the length of a `with` block.
 
     Threads that a free-threaded Python starts inside of it begin with it, as with every context variable.
@@ -33,11 +32,18 @@ def no_grad() -> Iterator[None]:
     >>> y.shape
     (2, 8, 6, 6)
     """
-    token = gradients.set(False)
-    try:
-        yield
-    finally:
-        gradients.reset(token)
+
+    def __init__(self) -> None:
+        self._tokens: list[Token[bool]] = []
+
+    def _recreate_cm(self) -> no_grad:
+        return no_grad()  # each call of a decorated function has tokens of its own
+
+    def __enter__(self) -> None:
+        self._tokens.append(gradients.set(False))
+
+    def __exit__(self, *error: object) -> None:
+        gradients.reset(self._tokens.pop())
 
 
 def keeps_caches() -> bool:

@@ -205,8 +205,9 @@ class Memory:
     def meets(self, arrays: list[Any]) -> bool:
         """Whether one of `arrays` lies in it."""
         for array in arrays:
-            if getattr(array, "base", None) is None and id(array) not in self._owners:
-                continue  # memory of its own
+            owner = _owner(array)
+            if getattr(owner, "base", None) is None and id(owner) not in self._owners:
+                continue  # memory of its own, or a part of such
             piece = self._extent(array)
             if any(array is each for each in self._arrays) if piece is None else self._extents.meets(*piece):
                 return True

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from xpcnn.backend.base import Backend
-from xpcnn.backend.numpy import convolution, images, plans, products, trace
-from xpcnn.backend.numpy.memory import BlockPool, aligned, trim
+from xpcnn.backend.numpy import convolution, elementwise, images, plans, products, trace
+from xpcnn.backend.numpy.memory import SMALLEST, BlockPool, aligned, trim
 from xpcnn.backend.numpy.places import extent_of
 from xpcnn.backend.numpy.plain import PlainNumpyBackend
 from xpcnn.backend.numpy.quiet import quiet
@@ -34,7 +34,7 @@ SHARED_PRODUCT = 1e6
 # four times as much).
 SLAB_BYTES, SLAB_BYTES_OF_HELPERS = 1 << 20, 1 << 19
 
-FUSED: dict[str, Callable[..., Any]] = {**convolution.FUSED, **images.FUSED}
+FUSED: dict[str, Callable[..., Any]] = {**convolution.FUSED, **elementwise.FUSED, **images.FUSED}
 
 # Geometries whose padded buffers a thread keeps.
 BORDERED_KEPT = 64
@@ -159,6 +159,11 @@ class NumpyBackend(PlainNumpyBackend):
                 kept.clear()
             array = kept[key, dtype] = self.zeros(shape, dtype)
         return array
+
+    def duplicate(self, a: Any) -> Any:
+        if type(a) is np.ndarray and a.nbytes < SMALLEST:
+            return a.copy("K")
+        return super().duplicate(a)
 
     def place(self, a: Any) -> Any:
         return self.workers.place(a)

@@ -15,6 +15,7 @@ Bound = list[tuple[Callable[..., Any], Sequence[Any]]]  # what a replay plays: f
 _NEED_KEYWORD = (np.maximum, np.minimum)
 # What these functions of NumPy's do after they have looked at their arguments.
 _REDUCTIONS = {np.sum: np.add, np.prod: np.multiply, np.max: np.maximum, np.min: np.minimum}
+_CLIP = getattr(getattr(getattr(np, "_core", None), "umath", None), "clip", np.clip)  # as it is where that has moved
 
 
 class Call(NamedTuple):
@@ -41,14 +42,27 @@ def positional(call: Call) -> Call:
     function, args, options = call
     if "out" not in options:
         return call
+    if (
+        function is np.matmul
+        and len(options) == 1
+        and options["out"].flags.c_contiguous
+        and all(map(_is_matrix, (*args, options["out"])))
+    ):
+        return Call(np.dot, (*args, options["out"]))  # the same product of BLAS, less looking at its arguments
     if isinstance(function, np.ufunc) and function not in _NEED_KEYWORD:
         rest = {name: value for name, value in options.items() if name != "out"}
         return Call(function, (*args, options["out"]), rest)
+    if function is np.clip and len(args) == 3 and len(options) == 1 and isinstance(_CLIP, np.ufunc):
+        return Call(_CLIP, (*args, options["out"]))
     if len(args) == 1 and function in _REDUCTIONS:
         rest = {name: value for name, value in options.items() if name not in ("axis", "dtype", "out")}
         places = (*args, options.get("axis"), options.get("dtype"), options["out"])
         return Call(_REDUCTIONS[function].reduce, places, rest)
     return call
+
+
+def _is_matrix(a: Any) -> bool:
+    return type(a) is np.ndarray and a.ndim == 2 and (a.flags.c_contiguous or a.flags.f_contiguous)
 
 
 def bind(calls: Iterable[Call]) -> Bound:

@@ -48,7 +48,7 @@ class Blas:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._holders = 0
-        self._before: list[int] = []
+        self._before: list[tuple[Callable[[int], Any], int]] = []  # what sets BLAS back, and to how many threads
 
     @cached_property
     def libraries(self) -> list[Any]:
@@ -80,10 +80,11 @@ class Blas:
         """Begin a hold."""
         with self._lock:
             if self._holders == 0:
-                self._before = [get() for get, _ in self._switches]
-                for (_, set_to), threads in zip(self._switches, self._before, strict=True):
+                for get, set_to in self._switches:
+                    threads = get()
                     if threads != 1:
                         set_to(1)
+                        self._before.append((set_to, threads))
             self._holders += 1
 
     def release(self) -> None:
@@ -91,9 +92,9 @@ class Blas:
         with self._lock:
             self._holders -= 1
             if self._holders == 0:
-                for (_, set_to), threads in zip(self._switches, self._before, strict=True):
-                    if threads != 1:
-                        set_to(threads)
+                while self._before:
+                    set_to, threads = self._before.pop()
+                    set_to(threads)
 
 
 def _switch(library: Any) -> Switch:

@@ -24,6 +24,7 @@ from xpcnn.backend.numpy.arena import Arena, empty_like
 from xpcnn.backend.numpy.calls import Call, bind, reads_and_writes, refill, refill_all
 from xpcnn.backend.numpy.liveness import without_dead
 from xpcnn.backend.numpy.memory import SMALLEST, Block, BlockPool, aligned
+from xpcnn.backend.numpy.quiet import quiet
 from xpcnn.backend.numpy.regions import WORTH_A_HAND_OVER, Link, Region, play
 from xpcnn.backend.numpy.traced import TracedArray, deep_plain, plain
 from xpcnn.errors import BackendError
@@ -99,7 +100,7 @@ class Graph:
         link, blas = self._link, self._backend.blas
         blas.hold()
         try:
-            with np.errstate(all="ignore"):
+            with quiet():
                 if link is None or not link.play():
                     play(self._bound)
         finally:

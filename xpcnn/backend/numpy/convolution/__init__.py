@@ -154,7 +154,8 @@ def _packed(backend: Any, weight: Array, windows: Windows, groups: int, n: int, 
     if winograd.suits(backend, weight, windows, groups, n):
         form = "winograd"
     else:
-        form = "stacked" if tiles.stacks(windows) else "plain"
+        pixel_bytes = groups * weight.shape[1] * n * weight.dtype.itemsize
+        form = "stacked" if tiles.stacks(backend, windows, pixel_bytes) else "plain"
     if form not in packed:
         if form == "winograd":
             packed[form] = winograd.filters(backend, weight)

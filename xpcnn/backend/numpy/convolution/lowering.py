@@ -19,6 +19,8 @@ from xpcnn.windows import Axis, Windows
 
 Array = np.ndarray[Any, Any]
 
+SHORT = 128  # numbers of a run, up to which taps are copied along the width first, then in runs of all output rows
+
 
 def padded_rows(backend: Any, x: Array, windows: Windows, first: int, count: int) -> Array:
     """Return rows `first` to `first + count` of x (C, H, W, N) with zeros around as `windows` pads it.
@@ -44,6 +46,14 @@ def fill_columns(backend: Any, x: Array, windows: Windows, rows: range, cols: Ar
     needed = (len(rows) - 1) * h.stride + h.extent
     image = padded_rows(backend, x, windows, rows.start * h.stride - h.before, needed)
     c, y, z, n = image.strides
+    _, kh, kw, _, ow, count = cols.shape
+    if kh > 1 and h.stride == h.dilation == 1 and ow * count <= SHORT:  # a copy begins anew with each run
+        lowered = backend.scratch("lowered", (x.shape[0], kw, needed, ow, count), x.dtype)
+        along = backend.strided_view(image, lowered.shape, (c, z * w.dilation, y, z * w.stride, n))
+        backend.xp.copyto(lowered, along)
+        c, z, y, w_, n = lowered.strides
+        backend.xp.copyto(cols, backend.strided_view(lowered, cols.shape, (c, y, z, y, w_, n)))
+        return
     taps = backend.strided_view(image, cols.shape, (c, y * h.dilation, z * w.dilation, y * h.stride, z * w.stride, n))
     backend.xp.copyto(cols, taps)
 

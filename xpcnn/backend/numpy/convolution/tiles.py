@@ -13,6 +13,9 @@ from xpcnn.windows import Windows
 Array = Any
 Task = Callable[[], None]
 
+# Share of a tile's columns that all of a convolution may take to be one matrix: a call then takes longer than its work.
+FEW = 32
+
 
 def forward_tasks(
     backend: Any,
@@ -31,15 +34,25 @@ def forward_tasks(
     def tile(rows: range) -> None:
         tiles.multiply(matrix, tiles.lower(rows), tiles.result(y, rows))
         if bias is not None:
-            part = y[:, rows.start : rows.stop]
-            backend.xp.add(part, bias.reshape(-1, 1, 1, 1), out=part)
+            part = y.reshape(*y.shape[:2], -1)[:, rows.start : rows.stop]  # (F, R, OW*N)
+            backend.xp.add(part, bias.reshape(-1, 1, 1), out=part)
 
     return [lambda rows=rows: tile(rows) for rows in tiles]  # type: ignore[misc]
 
 
-def stacks(windows: Windows) -> bool:
-    """Say whether the product is a stack of matrices that share their rows in memory."""
-    return windows.h.out > 1 and windows.h.stride < windows.h.kernel and windows.h.dilation == 1
+def stacks(backend: Any, windows: Windows, pixel_bytes: int) -> bool:
+    """Say whether the product is a stack of matrices that share their rows in memory.
+
+    `pixel_bytes` are those of a pixel in all channels and images.
+    """
+    overlap = windows.h.out > 1 and windows.h.stride < windows.h.kernel and windows.h.dilation == 1
+    return overlap and not are_few(backend, windows, pixel_bytes)
+
+
+def are_few(backend: Any, windows: Windows, pixel_bytes: int) -> bool:
+    """Say whether all columns are one small matrix."""
+    h, w = windows.h, windows.w
+    return bool(FEW * h.kernel * w.kernel * h.out * w.out * pixel_bytes <= backend.column_bytes)
 
 
 def weight_matrix(backend: Any, weight: Array, groups: int, stacked: bool) -> Array:
@@ -63,13 +76,13 @@ class Tiles:
     def __init__(self, backend: Any, x: Array, windows: Windows, groups: int) -> None:
         self.backend, self.x, self.windows, self.groups = backend, x, windows, groups
         self.channels, self.n = x.shape[0] // groups, x.shape[3]
-        h = windows.h
-        self.stacked = stacks(windows)
+        h, pixel_bytes = windows.h, x.shape[0] * self.n * x.dtype.itemsize
+        self.stacked = stacks(backend, windows, pixel_bytes)
         taps = windows.w.kernel * (min(h.stride, h.kernel) if self.stacked else h.kernel)
-        row_bytes = x.shape[0] * taps * windows.w.out * self.n * x.dtype.itemsize
+        row_bytes = taps * windows.w.out * pixel_bytes
         self.rows = max(1, min(h.out, backend.column_bytes // max(1, row_bytes)))
-        threads = backend.get_num_threads()
-        self.rows = min(self.rows, -(-h.out // threads))
+        if not are_few(backend, windows, pixel_bytes):
+            self.rows = min(self.rows, -(-h.out // backend.get_num_threads()))
 
     def __iter__(self) -> Iterator[range]:
         return iter(split_evenly(self.windows.h.out, -(-self.windows.h.out // self.rows)))
