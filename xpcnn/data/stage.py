@@ -12,9 +12,9 @@ from typing import Any
 
 from xpcnn import random
 from xpcnn.backend import Array, Backend, backend_of
-from xpcnn.backend.graph import is_captured, tracing
+from xpcnn.backend.graph import tracing
 from xpcnn.data.transforms import LARGEST_PIXEL, ToFloat, Transform, is_channels_last, planned, prepare, values_of
-from xpcnn.errors import BackendError, ConfigError, ShapeError
+from xpcnn.errors import ConfigError, ShapeError
 from xpcnn.functional.layout import batch_first
 
 
@@ -58,10 +58,7 @@ def host_generator(transform: Transform) -> Any:
     """Return the generator from which a transform draws that is called directly; such a call is never replayed."""
     found = tracing()
     if found is not None:
-        reason = f"{type(transform).__name__} draws on the host; give a DataLoader the random transforms"
-        if is_captured():  # before anything is drawn: the call runs once more, as written
-            raise BackendError(reason)
-        found.fail(reason)
+        found.fail(f"{type(transform).__name__} draws on the host; give a DataLoader the random transforms")
     return random.generator()
 
 

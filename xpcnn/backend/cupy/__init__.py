@@ -157,6 +157,8 @@ class CupyBackend(Backend):
         # One piece for all but the largest images, and never a large part of the device.
         self.column_bytes = max(1 << 26, min(1 << 31, self.total_bytes // 16))
         self.captures = self.is_cuda and not is_portable()
+        # Modules that are compiled call their files by paths that begin at the package.
+        self.tools = (os.path.dirname(cupy.__file__) + os.sep, "cupy/", "cupy_backends/")
         self._tf32 = self._implicit_gemm = False
         self.graphs = GraphMemory(cupy, self.device)
         self.lanes: list[Any] = []  # copy streams and pinned memory that `prefetch` does not use just now

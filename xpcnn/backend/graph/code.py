@@ -84,9 +84,14 @@ def where() -> str:
     frame: types.FrameType | None = sys._getframe(1)
     while frame is not None:
         if is_users(frame.f_code.co_filename):
-            return f" ({frame.f_code.co_filename}:{frame.f_lineno}, in {frame.f_code.co_name})"
+            return line_of(frame.f_code, frame.f_lineno)
         frame = frame.f_back
     return ""
+
+
+def line_of(code: types.CodeType, number: int) -> str:
+    """Return a line of code as messages end with it."""
+    return f" ({code.co_filename}:{number}, in {code.co_name})"
 
 
 def levels_to_caller() -> int:

@@ -21,7 +21,7 @@ from xpcnn.backend.graph import guards
 from xpcnn.backend.graph.code import levels_to_caller
 from xpcnn.backend.graph.guards import Tokens, TooMuch
 from xpcnn.backend.graph.record import GRADIENTS, SETTING, Memory, NotReplayable, Record, overlap
-from xpcnn.backend.graph.tracing import Tracing, is_tracing
+from xpcnn.backend.graph.tracing import Refused, Tracing, is_tracing
 from xpcnn.errors import BackendError, ConfigError
 
 if TYPE_CHECKING:
@@ -229,7 +229,7 @@ class Compiled(Generic[P, R]):
 
     def _record(self, backend: Backend, case: _Case, args: Any, kwargs: Any, arrays: list[Any]) -> Any:
         tokens = Tokens(_is_array, backend.untraced)
-        tracing = Tracing(tokens, backend.tools)
+        tracing = Tracing(tokens, backend.tools, stops=not backend.capture_runs)
         if self._settle(backend, args, kwargs).meets(arrays):
             return self._as_written(backend, args, kwargs)
         copied = backend.duplicate if self._layout is None else functools.partial(self._layout, backend)
@@ -248,12 +248,14 @@ class Compiled(Generic[P, R]):
                 with backend.as_recorded(), backend.errstate():
                     replay = backend.capture(step)
                 ready = True
+        except Refused:
+            ready = False
         except BackendError as error:
             if not backend.capture_runs and isinstance(error, MemoryError):
                 tracing.undo()
             if backend.capture_runs or isinstance(error, MemoryError):
                 raise
-            tracing.fail(str(error))
+            tracing.fail(str(error), error)
         finally:
             tracing.put_back()
             if backend.capture_runs:
@@ -286,6 +288,7 @@ class Compiled(Generic[P, R]):
             result = record.first(arrays)
         else:
             result = record.replay(arrays)
+            record.replays = 0  # this one does the work of the call that was recorded
         case.free.append(record)
         return result
 

@@ -6,6 +6,7 @@ import collections
 import gc
 import sys
 import threading
+import traceback
 import types
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ from xpcnn.backend.graph.code import (
     globals_of,
     is_users,
     is_users_class,
+    line_of,
     look_up,
     put,
     where,
@@ -77,8 +79,22 @@ def note_host(note: Callable[[Callable[[], None]], bool] | None) -> None:
     _local.note = note
 
 
+class Refused(BaseException):
+    """Ends a trace that no replay can come of, past whatever the function catches; `Tracing.reason` says why."""
+
+
 class Tracing:
     """What is known of a function beyond its calls on arrays.
+
+    Parameters
+    ----------
+    tokens : Tokens
+        Of what is guarded.
+    tools : tuple of str
+        Paths of the backend's own code.
+    stops : bool
+        Whether to raise `Refused` as soon as there is a reason: where the function runs as written after a trace in
+        vain, it prints, draws and counts once.
 
     Attributes
     ----------
@@ -90,8 +106,8 @@ class Tracing:
         What each replay does on the host before it begins (where the backend does not do it in its place).
     """
 
-    def __init__(self, tokens: Tokens, tools: tuple[str, ...] = ()) -> None:
-        self.tokens, self._tools = tokens, tools
+    def __init__(self, tokens: Tokens, tools: tuple[str, ...] = (), stops: bool = False) -> None:
+        self.tokens, self._tools, self._stops = tokens, tools, stops
         # What the backend that traces does in its own way: noting what is done on the host, standing in for arrays.
         self.note: Callable[[Callable[[], None]], bool] | None = None
         self.seen: dict[int, Guarded] = {}
@@ -111,12 +127,12 @@ class Tracing:
         self.swapped: list[tuple[Any, Any, Any, Any]] = []
         self.containers: dict[int, Any] = {}  # lists and dicts in which something stands for arrays
         self.objects: dict[int, Any] = {}  # of the user's own
-        self.generators: dict[int, tuple[Any, Any]] = {}  # of random numbers, and their states
+        self.generators: dict[int, tuple[Any, Any, Any]] = {}  # of random numbers, and their states
         self.roots: dict[int, Any] = {}  # arrays that were there before
         self.used: set[int] = set()  # of roots, those that a call has read
         self._codes: set[Any] = set()
         self._profile: Any = None
-        self._is_collecting = False
+        self._is_collecting = self._is_running = False
 
     # --- the library's objects ----------------------------------------------------------------------------------------
 
@@ -135,16 +151,25 @@ class Tracing:
         self.hosted.append(function)
         return True
 
-    def fail(self, reason: str) -> None:
-        """Note why there can be no replay, with the line of the user's code; the function goes on as written."""
+    def fail(self, reason: str, error: BaseException | None = None) -> None:
+        """Note why there can be no replay, with the line of the user's code, which may have raised an error."""
         if self.reason is None:
-            self.reason = f"{reason}{where()}"
+            self.reason = f"{reason}{(self._raised(error) if error else '') or where()}"
+        if self._stops and self._is_running:
+            raise Refused
+
+    def _raised(self, error: BaseException) -> str:
+        """Return the line of the user's code below which an error was raised."""
+        frames = traceback.walk_tb((error.__cause__ or error).__traceback__)
+        lines = [line_of(frame.f_code, line) for frame, line in frames if self._is_users(frame.f_code.co_filename)]
+        return lines[-1] if lines else ""
 
     # --- the user's code ----------------------------------------------------------------------------------------------
 
     def __enter__(self) -> Tracing:
         _local.tracing = self
         traces[0] += 1
+        self._is_running = True
         self._collects = gc.isenabled()
         gc.disable()  # what runs when garbage is collected is no part of the function
         gc.callbacks.insert(0, self._begin_collection)
@@ -159,6 +184,7 @@ class Tracing:
         return self
 
     def __exit__(self, *details: object) -> None:
+        self._is_running = False
         if callable(self._profile) or self._profile is None:
             sys.setprofile(self._profile)
         else:
@@ -233,6 +259,8 @@ class Tracing:
         for name in arguments:
             if name in variables:
                 self.consider(variables[name])
+        if self._stops:
+            self._refuse_what_moves_on()
 
     def read_function(self, function: Any) -> None:
         """Guard what a function that is about to be traced reads."""
@@ -356,7 +384,7 @@ class Tracing:
                         self._note_attribute(attributes, name, MISSING)
 
     def _watch_draws(self, generator: Any) -> None:
-        self.generators[id(generator)] = generator, _drawn(generator)
+        self.generators[id(generator)] = generator, _drawn(generator), _bits(generator).state
 
     def _swap(self, place: Any, name: Any, value: Any) -> None:
         new = self._stand_in(value)
@@ -411,8 +439,8 @@ class Tracing:
             _local.tracing = before
 
     def _leave(self, undo: bool) -> None:
-        for generator, state in self.generators.values():
-            if _drawn(generator) != state:
+        for generator, drawn, _ in self.generators.values():
+            if _drawn(generator) != drawn:
                 self.fail(f"it draws random numbers from a {type(generator).__name__}")
         for thing in self.seen.values():
             reason = thing.leave_trace(self.states[id(thing)], undo)
@@ -428,7 +456,9 @@ class Tracing:
                 if self._has_arrays(new):
                     leaves = self._leaves(old)
                     number = not leaves and old is not MISSING and old is not None and self._is_read(name)
-                    if number or any(id(each) in self.used for each in leaves):
+                    # What a device's calls have read nobody knows: of a layer it is taken to be its own y or cache.
+                    unknown = self._stops and bool(leaves) and not isinstance(thing, Guarded) and self._is_read(name)
+                    if number or unknown or any(id(each) in self.used for each in leaves):
                         self.changes_host = True
                         self.fail(f"it reads the attribute {name!r} of {_named(thing)} that the last call has assigned")
                     self.array_effects.append((now, name, new))
@@ -442,10 +472,9 @@ class Tracing:
             if any(name not in now for name in attributes):
                 self.changes_host = True
                 self.fail(f"it deletes an attribute of {_named(thing)}")
+        self._refuse_what_moves_on()
         for each in self.read_values():
             place, name, value = each.place, each.name, each.value
-            if moves_on(value):
-                self.fail(f"it reads {name!r}, a {type(value).__name__}, which may be another at each call")
             if (
                 each.is_attribute
                 and not isinstance(place, type)
@@ -459,8 +488,16 @@ class Tracing:
                 if not isinstance(place, type):
                     put(place, name, _deep(now_there, self.tokens.untraced))
 
+    def _refuse_what_moves_on(self) -> None:
+        for each in self.read_values():
+            if moves_on(each.value):
+                self.fail(f"it reads {each.name!r}, a {type(each.value).__name__}, which may be another at each call")
+
     def undo(self) -> None:
-        """Give all objects the attributes that they had before."""
+        """Give all objects the attributes that they had before, and generators of random numbers their states."""
+        for generator, drawn, state in self.generators.values():
+            if _drawn(generator) != drawn:
+                _bits(generator).state = state
         for thing, attributes in self.before.values():
             vars(thing).clear()
             vars(thing).update(attributes)
@@ -536,9 +573,14 @@ def moves_on(value: Any) -> bool:
     return hasattr(type(value), "__next__") or isinstance(value, (collections.deque, bytearray, memoryview))
 
 
+def _bits(generator: Any) -> Any:
+    """Return what a generator of NumPy's draws from; None for anything else."""
+    return getattr(generator, "bit_generator", None) or getattr(generator, "_bit_generator", None)
+
+
 def _drawn(generator: Any) -> Any:
     """Return what tells whether a generator of NumPy's has drawn; None for anything else."""
-    bits = getattr(generator, "bit_generator", None) or getattr(generator, "_bit_generator", None)
+    bits = _bits(generator)
     return None if bits is None else repr(bits.state)
 
 
