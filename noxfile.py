@@ -210,6 +210,11 @@ def gpu_static(session: nox.Session) -> None:
     pytest(session, "-q", "-m", "gpu_static", "tests/gpu_static")
 
 
+# Tests that run on CuPy, or that CuPy's presence may change. The rest computes on NumPy or not at all: as in `tests`.
+ON_CUPY = "cupy or nccl or test_switch or test_import or test_commands or test_extras or test_gpu_round"
+_installed: list[Path] = []  # folders with the packages of the tests, made by this run of nox
+
+
 def on_emulated_gpu(session: nox.Session, *arguments: str, **environment: str) -> None:
     """Run pytest on CuPy below the launcher, whose Python finds the packages of the tests beside its own.
 
@@ -218,8 +223,10 @@ def on_emulated_gpu(session: nox.Session, *arguments: str, **environment: str) -
     launcher = str(Path(GPU_LAUNCHER or "").resolve())
     environment.setdefault("CUDA_ON_CPU_DEVICES", "2")
     packages = ROOT / ".nox" / "gpu_emulated"
-    install = ("python", "-m", "pip", "install", "-q", "--upgrade", "--target", str(packages))
-    session.run(launcher, *install, *group("test", "parallel"), external=True)
+    if packages not in _installed:
+        install = ("python", "-m", "pip", "install", "-q", "--upgrade", "--target", str(packages))
+        session.run(launcher, *install, *group("test", "parallel"), external=True)
+        _installed.append(packages)
     settings = {"XPCNN_TEST_BACKENDS": "cupy", "XPCNN_REQUIRE_GPU": "1", "PYTHONPATH": str(packages), **environment}
     command = ("python", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "2")
     session.run(launcher, *command, *arguments, *session.posargs, external=True, env=settings)
@@ -235,13 +242,14 @@ def on_emulated_gpu(session: nox.Session, *arguments: str, **environment: str) -
     ],
 )
 def gpu_emulated(session: nox.Session, late: str) -> None:
-    """The suite and a short training on CuPy, by the launcher that XPCNN_GPU_LAUNCHER names."""
+    """The suite's tests of CuPy and a short training, by the launcher that XPCNN_GPU_LAUNCHER names."""
     if not GPU_LAUNCHER:
         session.skip("gpu_emulated: not run, XPCNN_GPU_LAUNCHER names no launcher")
     if late:  # all of it is `nox -s trust`
-        on_emulated_gpu(session, "tests/backend", "tests/nn", "tests/training", CUDA_ON_CPU_LAZY=late)
+        folders = ("tests/backend", "tests/nn", "tests/training")
+        on_emulated_gpu(session, *folders, "-k", "cupy", CUDA_ON_CPU_LAZY=late)
         return
-    on_emulated_gpu(session, "tests")
+    on_emulated_gpu(session, "tests", "-k", ON_CUPY)
     # A minute of training; the slowest nets take minutes each on an emulated device.
     on_emulated_gpu(session, "-m", "convergence", "tests/convergence", "-k", "lenet5 or tiny")
 
@@ -271,7 +279,7 @@ def wheel(session: nox.Session) -> None:
     session.run("python", "-m", "build", "--outdir", str(outside / "dist"), str(ROOT), silent=True)
     (built,) = (outside / "dist").glob("*.whl")
     session.install("--force-reinstall", "--no-deps", str(built))
-    session.install(*BASE, *extra("cli"), *group("test"))
+    session.install(*BASE, *extra("cli"), *group("test", "parallel"))
     shutil.copytree(ROOT / "tests", outside / "tests", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", outside)
     shutil.copy(ROOT / "README.md", outside)
@@ -284,7 +292,7 @@ def wheel(session: nox.Session) -> None:
     session.run("xpcnn", "info")
     session.run("xpcnn", "recipes")
     subset = ["tests/datasets/test_mnist.py", "tests/nn", "tests/backend/test_import.py", "tests/test_public_api.py"]
-    session.run("python", "-m", "pytest", "-q", *subset, env={"XPCNN_TEST_BACKENDS": "numpy"})
+    session.run("python", "-m", "pytest", "-q", "-n", PROCESSES, *subset, env={"XPCNN_TEST_BACKENDS": "numpy"})
 
 
 @nox.session(python=NEWEST)
