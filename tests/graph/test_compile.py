@@ -402,7 +402,7 @@ def test_modes_and_frozen_parameters(captures, batches):
 def test_errors_come_as_written(captures):
     @xpcnn.compile
     def run(x, y):
-        return x @ y
+        return x + y
 
     def ones(*shape):
         return captures.asarray(np.ones(shape))
@@ -411,9 +411,9 @@ def test_errors_come_as_written(captures):
     said = contextlib.nullcontext() if captures.capture_runs else pytest.warns(RuntimeWarning, match="runs as written")
     with said:
         for _ in range(6):
-            with pytest.raises(ValueError, match=r"matmul|dimension mismatch"):
-                run(ones(2, 3), ones(2, 3))
-    same(run(ones(2, 3), ones(3, 1)), 3.0)
+            with pytest.raises(ValueError, match="broadcast"):
+                run(ones(2, 3), ones(2, 2))
+    same(run(ones(2, 3), ones(2, 1)), 2.0)
     with pytest.raises(ConfigError, match="function: expected something to call, got int"):
         xpcnn.compile(3)
 

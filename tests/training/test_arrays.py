@@ -34,7 +34,7 @@ def test_devices_pipes_and_folders_are_refused(tmp_path):
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("name", ["0.weight", "1.running_mean", "6.bias"])
-def test_numbers_that_are_none(tmp_path, name, value):
+def test_numbers_that_are_none(backend, tmp_path, name, value):
     state = host_state(net())
     state[name].flat[-1] = value
     (tmp_path / "a").write_bytes(encode(state))
@@ -45,7 +45,7 @@ def test_numbers_that_are_none(tmp_path, name, value):
     assert_same(before, arrays(model))
 
 
-def test_a_variance_below_0(tmp_path):
+def test_a_variance_below_0(backend, tmp_path):
     state = host_state(net())
     state["1.running_var"][2] = -1e-3
     (tmp_path / "a").write_bytes(encode(state))
@@ -77,7 +77,7 @@ def theirs(state, save=zipped, prefix=""):
 
 @pytest.mark.parametrize("prefix", ["", "module."])
 @pytest.mark.parametrize("save", FORMATS.values(), ids=FORMATS)
-def test_a_file_of_pytorch(tmp_path, save, prefix):
+def test_a_file_of_pytorch(backend, tmp_path, save, prefix):
     state = {name: array + np.float32(0.5) for name, array in host_state(net()).items()}
     (tmp_path / "a.pt").write_bytes(theirs(state, save, prefix))
     model = net()
@@ -98,7 +98,7 @@ def brain(array):
 
 
 @pytest.mark.parametrize(("dtype", "turn"), [("F16", lambda a: a.astype("f2")), ("BF16", brain)])
-def test_narrow_floats_of_safetensors(tmp_path, dtype, turn):
+def test_narrow_floats_of_safetensors(backend, tmp_path, dtype, turn):
     state = host_state(net())
     narrow = {name: turn(array) for name, array in state.items()}
     header, content = {}, b""

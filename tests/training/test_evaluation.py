@@ -39,7 +39,7 @@ def test_an_evaluation_follows_the_training(backend):
         assert found.accuracy == accuracy
 
 
-def test_ours_are_folded_and_ones_own_are_not(rng):
+def test_ours_are_folded_and_ones_own_are_not(backend, rng):
     class Own(nn.ReLU):
         """As the library's."""
 
@@ -47,7 +47,7 @@ def test_ours_are_folded_and_ones_own_are_not(rng):
     assert isinstance(fastest_forward(plain), nn.Inference)
     mixed = nn.Sequential(nn.Conv2d(1, 2, 3), Own())
     assert fastest_forward(mixed) is mixed
-    x = values(rng, (3, 1, 8, 8), "float32")
+    x = backend.asarray(values(rng, (3, 1, 8, 8), "float32"))
     plain.eval()
     with nn.no_grad():
         assert_close(fastest_forward(plain)(x), plain(x), tolerance=1e-5)

@@ -72,7 +72,7 @@ def test_on_another_backend(tmp_path, backend, other_backend):
 
 
 @pytest.mark.parametrize("name", models.names())
-def test_every_network_of_ours(tmp_path, name):
+def test_every_network_of_ours(backend, tmp_path, name):
     model = models.create(name)
     save_model(model, tmp_path / "a")
     found = load_model(tmp_path / "a")
@@ -81,21 +81,21 @@ def test_every_network_of_ours(tmp_path, name):
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float64"])
-def test_precisions(tmp_path, dtype):
+def test_precisions(backend, tmp_path, dtype):
     model = net().to(dtype=dtype)
     save_model(model, tmp_path / "a")
     assert_same(arrays(load_model(tmp_path / "a").model), arrays(model))
 
 
-def test_statistics_that_count(tmp_path):
+def test_statistics_that_count(backend, tmp_path):
     model = nn.Sequential(nn.BatchNorm1d(2, momentum=None))
-    model(np.ones((3, 2), "float32"))
+    model(backend.asarray(np.ones((3, 2), "float32")))
     save_model(model, tmp_path / "a")
     found = load_model(tmp_path / "a").model
-    assert int(found[0].num_batches_tracked) == 1
+    assert int(backend.to_numpy(found[0].num_batches_tracked)) == 1
 
 
-def test_the_same_model_gives_the_same_bytes_and_nothing_is_drawn(tmp_path):
+def test_the_same_model_gives_the_same_bytes_and_nothing_is_drawn(backend, tmp_path):
     model = net()
     state = random.get_state()
     for name in "ab":
@@ -105,7 +105,7 @@ def test_the_same_model_gives_the_same_bytes_and_nothing_is_drawn(tmp_path):
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
-def test_it_is_a_safetensors_file_of_parameters_too(file):
+def test_it_is_a_safetensors_file_of_parameters_too(backend, file):
     model = net()
     load_parameters(model, file)
     assert_same(arrays(load_model(file).model), arrays(model))
@@ -115,9 +115,9 @@ def test_it_is_a_safetensors_file_of_parameters_too(file):
     assert is_model_file(file)
 
 
-def test_what_the_model_was_called_with_is_remembered(tmp_path):
+def test_what_the_model_was_called_with_is_remembered(backend, tmp_path):
     model = net()
-    model(np.zeros((2, 1, 6, 6), "float32"))
+    model(backend.zeros((2, 1, 6, 6), "float32"))
     save_model(model, tmp_path / "a", transform=Pad(1))
     found = load_model(tmp_path / "a")
     assert found.image_shape == (1, 4, 4)
@@ -147,7 +147,7 @@ def halved(batch):
     return ToFloat()(batch) / 2
 
 
-def test_layers_and_transforms_of_ones_own(tmp_path):
+def test_layers_and_transforms_of_ones_own(backend, tmp_path):
     model = nn.Sequential(Stem(3, Scale(2.0)), nn.GlobalAvgPool2d(), nn.Flatten(), nn.Linear(3, 2))
     save_model(model, tmp_path / "a", transform=halved)
     with pytest.raises(DataError, match=r"a: layer '0.*' \(Scale\): Scale is not a class of xpcnn.nn; hand it over"):
@@ -159,8 +159,8 @@ def test_layers_and_transforms_of_ones_own(tmp_path):
     found = load_model(tmp_path / "a", layers=[Stem, Scale, halved])
     assert found.transform is halved
     assert_same(arrays(found.model), arrays(model))
-    x = np.random.default_rng(0).normal(size=(2, 1, 6, 6)).astype("float32")
-    np.testing.assert_array_equal(found.model(x), model.eval()(x))
+    x = backend.asarray(np.random.default_rng(0).normal(size=(2, 1, 6, 6)).astype("float32"))
+    np.testing.assert_array_equal(backend.to_numpy(found.model(x)), backend.to_numpy(model.eval()(x)))
 
 
 def test_what_cannot_be_saved_leaves_what_was_there(tmp_path, file):

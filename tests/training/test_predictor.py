@@ -9,7 +9,7 @@ import pytest
 
 from xpcnn import functional as F
 from xpcnn import nn, optim
-from xpcnn.backend import get_backend
+from xpcnn.backend import backend_of, get_backend
 from xpcnn.data import ChannelsFirst, Compose, DataLoader, Normalize, Pad, RandomCrop, RandomHorizontalFlip, Repeat
 from xpcnn.datasets import load_image, load_mnist, load_picture
 from xpcnn.errors import ConfigError, DataError, ShapeError
@@ -36,6 +36,12 @@ def expected(model, x):
     return shares / shares.sum(axis=1, keepdims=True)
 
 
+def host_shares(predictor, images):
+    """Return the probabilities on the host."""
+    found = predictor.probabilities(images)
+    return backend_of(found).to_numpy(found)
+
+
 def scaled(images):
     return np.ascontiguousarray(images.transpose(0, 3, 1, 2)).astype("float32") / 255
 
@@ -55,7 +61,7 @@ def test_arrays(backend):
         assert isinstance(probability, float)
 
 
-def test_numbers_where_classes_have_no_names():
+def test_numbers_where_classes_have_no_names(backend):
     model = colour_net()
     found = Predictor(model)(photos())
     assert [each.label for each in found] == expected(model, scaled(photos())).argmax(axis=1).tolist()
@@ -78,17 +84,17 @@ def test_large_inputs_go_in_batches(backend, size):
     assert backend.owns(found)
 
 
-def test_one_or_several_in_any_form(tmp_path):
+def test_one_or_several_in_any_form(backend, tmp_path):
     predictor = Predictor(colour_net(), image_shape=(3, 6, 6))
     images = photos(3)
     paths = []
     for i, image in enumerate(images):
         Image.fromarray(image).save(tmp_path / f"{i}.png")
         paths.append(tmp_path / f"{i}.png")
-    wanted = predictor.probabilities(images)
+    wanted = host_shares(predictor, images)
 
     def same(given, rows):
-        np.testing.assert_allclose(predictor.probabilities(given), wanted[rows], rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(host_shares(predictor, given), wanted[rows], rtol=1e-5, atol=1e-7)
 
     same(paths, slice(3))
     same([str(path) for path in paths], slice(3))
@@ -106,7 +112,7 @@ def test_one_or_several_in_any_form(tmp_path):
     assert predictor(images[:0]) == []
 
 
-def test_pictures_of_any_size_and_mode(tmp_path):
+def test_pictures_of_any_size_and_mode(backend, tmp_path):
     rgb, grey = Predictor(colour_net(), image_shape=(3, 6, 6)), Predictor(net(), image_shape=(6, 6))
     first, second = photos(2, 40)
     pictures = [Image.fromarray(first).resize((80, 33)), Image.fromarray(second)]
@@ -117,22 +123,22 @@ def test_pictures_of_any_size_and_mode(tmp_path):
             made.save(path)
             for predictor, channels in ((rgb, "RGB"), (grey, "L")):
                 image = load_picture(path, size=6, mode=channels)
-                np.testing.assert_array_equal(predictor.probabilities(path), predictor.probabilities(image))
+                np.testing.assert_array_equal(host_shares(predictor, path), host_shares(predictor, image))
                 if mode != "CMYK":
-                    np.testing.assert_array_equal(predictor.probabilities(made), predictor.probabilities(image))
+                    np.testing.assert_array_equal(host_shares(predictor, made), host_shares(predictor, image))
     array = np.asarray(pictures[0])
-    np.testing.assert_array_equal(rgb.probabilities(array), rgb.probabilities(pictures[0]))
-    both = rgb.probabilities([array, array[:20]])
-    np.testing.assert_allclose(both[:1], rgb.probabilities(pictures[0]), rtol=1e-5)
+    np.testing.assert_array_equal(host_shares(rgb, array), host_shares(rgb, pictures[0]))
+    both = host_shares(rgb, [array, array[:20]])
+    np.testing.assert_allclose(both[:1], host_shares(rgb, pictures[0]), rtol=1e-5)
 
 
-def test_fit_is_as_for_a_folder(tmp_path):
+def test_fit_is_as_for_a_folder(backend, tmp_path):
     Image.fromarray(photos(1, 40)[0]).resize((80, 33)).save(tmp_path / "a.png")
     found = []
     for fit in ("crop", "pad", "stretch"):
         predictor = Predictor(colour_net(), image_shape=(3, 6, 6), fit=fit)
         image = load_picture(tmp_path / "a.png", size=6, fit=fit)
-        np.testing.assert_array_equal(predictor.probabilities(tmp_path / "a.png"), predictor.probabilities(image))
+        np.testing.assert_array_equal(host_shares(predictor, tmp_path / "a.png"), host_shares(predictor, image))
         found.append(image)
     assert not np.array_equal(found[0], found[1])
     assert not np.array_equal(found[0], found[2])
@@ -151,17 +157,17 @@ def test_fit_is_as_for_a_folder(tmp_path):
         (3, lambda batch: 1 / 0, None),
     ],
 )
-def test_the_size_follows_from_what_the_model_was_called_with(channels, transform, shape):
+def test_the_size_follows_from_what_the_model_was_called_with(backend, channels, transform, shape):
     model = colour_net(channels=channels)
     assert Predictor(model, transform=transform).image_shape == (channels, None, None)
-    model(np.zeros((2, channels, 6, 6), "float32"))
+    model(backend.zeros((2, channels, 6, 6), "float32"))
     predictor = Predictor(model, transform=transform)
     assert predictor.image_shape == shape
     if shape is not None:
         assert len(predictor(Image.fromarray(photos(1, 30)[0]))) == 1
 
 
-def test_after_a_training_no_size_need_be_said():
+def test_after_a_training_no_size_need_be_said(backend):
     done = trainer()
     from .common import loader
 
@@ -170,7 +176,7 @@ def test_after_a_training_no_size_need_be_said():
     assert len(Predictor(done.model)(Image.fromarray(photos(1, 50)[0]))) == 1
 
 
-def test_after_a_training_on_parts_of_images_whole_ones_are_taken():
+def test_after_a_training_on_parts_of_images_whole_ones_are_taken(backend):
     """A crop takes images of many sizes: which one they had, the loader knew."""
     model = colour_net()
     optimizer = optim.SGD(model.parameters(), 0.01)
@@ -181,18 +187,18 @@ def test_after_a_training_on_parts_of_images_whole_ones_are_taken():
     assert predictor.image_shape == (10, 10, 3)
     wanted = expected(model, (scaled(images[:, 2:8, 2:8]) - 0.5) / 0.5)
     for given in (images, images.transpose(0, 3, 1, 2), [Image.fromarray(image) for image in images]):
-        np.testing.assert_allclose(predictor.probabilities(given), wanted, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(host_shares(predictor, given), wanted, rtol=1e-4, atol=1e-6)
 
 
-def test_where_no_size_is_known_pictures_stay_as_they_are(tmp_path):
+def test_where_no_size_is_known_pictures_stay_as_they_are(backend, tmp_path):
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.GlobalAvgPool2d(), nn.Flatten(), nn.Linear(4, 2))
     pictures = [Image.fromarray(photos(1, size)[0]) for size in (9, 9, 12)]
-    found = Predictor(model).probabilities(pictures)
+    found = host_shares(Predictor(model), pictures)
     for i, picture in enumerate(pictures):
         np.testing.assert_allclose(found[i : i + 1], expected(model, scaled(np.asarray(picture)[None])), rtol=1e-5)
 
 
-def test_photographed_digits(tmp_path):
+def test_photographed_digits(backend, tmp_path):
     _, test = load_mnist()
     model = nn.Sequential(nn.Flatten(), nn.Linear(28 * 28, 10))
     predictor = Predictor(model, digits=True)
@@ -200,37 +206,37 @@ def test_photographed_digits(tmp_path):
     photo.save(tmp_path / "a.png")
     image = load_image(tmp_path / "a.png")
     for given in (tmp_path / "a.png", photo, np.asarray(photo)):
-        np.testing.assert_array_equal(predictor.probabilities(given), predictor.probabilities(image))
+        np.testing.assert_array_equal(host_shares(predictor, given), host_shares(predictor, image))
     assert not np.array_equal(image, test.images[0])
     wanted = expected(model, test.images[:3, None].astype("float32") / 255)
-    np.testing.assert_allclose(predictor.probabilities(test.images[:3]), wanted, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(host_shares(predictor, test.images[:3]), wanted, rtol=1e-5, atol=1e-7)
     with pytest.raises(DataError, match="images: no digit found: "):
         predictor(Image.new("L", (50, 50)))
 
 
-def test_features():
+def test_features(backend):
     model = nn.Sequential(nn.Linear(4, 3))
-    model(np.zeros((1, 4), "float32"))
+    model(backend.zeros((1, 4), "float32"))
     x = np.random.default_rng(0).normal(size=(5, 4))
     predictor = Predictor(model)
-    np.testing.assert_allclose(predictor.probabilities(x), expected(model, x.astype("float32")), rtol=1e-5)
+    np.testing.assert_allclose(host_shares(predictor, x), expected(model, x.astype("float32")), rtol=1e-5)
     assert len(predictor(x[0])) == 1
     with pytest.raises(ShapeError, match=r"images: expected images of shape \(4,\), one or several, got \(5, 3\)"):
         predictor(x[:, :3])
 
 
-def test_probabilities_and_a_single_logit():
+def test_probabilities_and_a_single_logit(backend):
     x = np.random.default_rng(0).normal(size=(5, 4)).astype("float32")
     plain = nn.Linear(4, 3)
     ended = nn.Sequential(nn.Sequential(plain, nn.Softmax()))
     for model in (plain, ended):
-        model(x)
-    np.testing.assert_allclose(Predictor(ended).probabilities(x), Predictor(plain).probabilities(x), rtol=1e-5)
+        model(backend.asarray(x))
+    np.testing.assert_allclose(host_shares(Predictor(ended), x), host_shares(Predictor(plain), x), rtol=1e-5)
     single = nn.Sequential(nn.Linear(4, 1))
-    single(x)
-    second = 1 / (1 + np.exp(-single(x).astype(float)))
+    logit = backend.to_numpy(single(backend.asarray(x)))
+    second = 1 / (1 + np.exp(-logit.astype(float)))
     found = Predictor(single, classes=["no", "yes"])
-    np.testing.assert_allclose(found.probabilities(x), np.concatenate([1 - second, second], axis=1), rtol=1e-5)
+    np.testing.assert_allclose(host_shares(found, x), np.concatenate([1 - second, second], axis=1), rtol=1e-5)
     assert [each.label for each in found(x)] == ["yes" if share > 0.5 else "no" for share in second[:, 0]]
 
 
@@ -272,7 +278,7 @@ def test_what_the_library_changes_in_the_model_is_seen(backend):
             np.testing.assert_allclose(found, expected(model, scaled(photos())), rtol=1e-4, atol=1e-6)
 
 
-def test_the_form_of_use_is_made_once(monkeypatch):
+def test_the_form_of_use_is_made_once(backend, monkeypatch):
     from xpcnn.training import predictor as module
 
     made = []
@@ -291,14 +297,14 @@ def test_float16_models(backend):
     np.testing.assert_allclose(backend.to_numpy(found), wanted, atol=5e-3)
 
 
-def test_copies_pickles_and_threads():
+def test_copies_pickles_and_threads(backend):
     predictor = Predictor(colour_net(), classes=["a", "b", "c"], transform=Normalize(0.5, 0.5))
-    wanted = predictor.probabilities(photos())
+    wanted = host_shares(predictor, photos())
     for again in (copy.deepcopy(predictor), pickle.loads(pickle.dumps(predictor))):
-        np.testing.assert_array_equal(again.probabilities(photos()), wanted)
+        np.testing.assert_array_equal(host_shares(again, photos()), wanted)
         assert again.classes == ["a", "b", "c"]
     found = []
-    threads = [threading.Thread(target=lambda: found.append(predictor.probabilities(photos()))) for _ in range(4)]
+    threads = [threading.Thread(target=lambda: found.append(host_shares(predictor, photos()))) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -320,7 +326,7 @@ def test_top_and_what_notebooks_show():
     assert Prediction(1, 0.75, np.array([0.25, 0.75])).top() == [(1, 0.75), (0, 0.25)]
 
 
-def test_mistakes(tmp_path):
+def test_mistakes(backend, tmp_path):
     (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     predictor = Predictor(colour_net(), image_shape=(3, 6, 6))
     for given, error, text in (

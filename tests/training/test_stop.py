@@ -10,6 +10,8 @@ from xpcnn.training import Checkpointer
 
 from .common import arrays, assert_same, loader, net, trainer
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 
 class Stop:
     """Calls `stop` at an event of a step."""
