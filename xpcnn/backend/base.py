@@ -303,6 +303,10 @@ class Backend:
         """
         return contextlib.nullcontext()
 
+    def cuts(self) -> Any:
+        """Return what says how this thread cuts work."""
+        return None
+
     def demand(self, holds: Array, error: Exception) -> None:
         """Raise `error` unless every element of `holds` is true: when a value is next read, so that nothing waits."""
         flag = self.demand_flag(error)

@@ -46,6 +46,16 @@ class Entry:
         self.sums: list[tuple[str, int]] | None = None
 
 
+class Deferred:
+    """Stands for the caches of a forward that can be computed again."""
+
+    __slots__ = ()
+
+    def restore(self) -> None:
+        """Put the caches where this stands, in all entries of its forward."""
+        raise NotImplementedError
+
+
 Stack = list[Entry]
 
 
@@ -193,9 +203,11 @@ class Backward:
 _backward_now: ContextVar[Backward | None] = ContextVar("xpcnn_backward", default=None)
 
 
-def take(stack: Stack) -> Entry | None:
+def take(stack: Stack, restore: bool = True) -> Entry | None:
     """Take the last entry from a stack, to be given back if the backward that takes it raises; None for no entry."""
     while stack:
+        if restore and isinstance(stack[-1].cache, Deferred):
+            stack[-1].cache.restore()
         entry = stack.pop()
         if entry.cache is not GONE:
             backward = _backward_now.get()

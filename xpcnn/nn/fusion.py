@@ -209,7 +209,7 @@ def backward_through(passed: Passed, dy: Array, input_gradient: bool) -> Array:
     Caches go as they are used.
     """
     groups, caches = passed.groups, passed.caches
-    first = 0 if input_gradient else _first_needed(groups)
+    first = 0 if input_gradient else first_needed(groups)
     for i in range(len(groups) - 1, first - 1, -1):
         dy = groups[i].backward(dy, caches[i], input_gradient or i > first)
         caches[i] = None
@@ -218,7 +218,8 @@ def backward_through(passed: Passed, dy: Array, input_gradient: bool) -> Array:
     return dy if input_gradient else None
 
 
-def _first_needed(groups: Sequence[Group]) -> int:
+def first_needed(groups: Sequence[Group]) -> int:
+    """Return the index of the first group that a backward without dx has to reach."""
     for i, step in enumerate(groups):
         if any(map(needs_gradient, step.layers())):
             return i

@@ -27,6 +27,17 @@ def keeps_samples_apart(module: Module) -> bool:
     )
 
 
+def are_separate_and_ours(module: Module) -> bool:
+    """Whether a network is made of the library's own layers, and has none of them, and no parameter, twice."""
+    parts = list(module.modules())
+    parameters = [value for each in parts for value in vars(each).values() if isinstance(value, Parameter)]
+    return (
+        all(is_ours(each) and not each._forward_hooks for each in parts)
+        and len(set(map(id, parts))) == len(parts)
+        and len(set(map(id, parameters))) == len(parameters)
+    )
+
+
 def needs_gradient(module: Module) -> bool:
     """Whether a backward has to reach a module for the sake of a parameter inside, or of what only its user knows."""
     for value in vars(module).values():  # most often it is one of its own

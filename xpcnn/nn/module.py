@@ -57,7 +57,9 @@ class Module(Guarded):
 
     _forward_hooks: tuple[tuple[int, hooks.Hook], ...] = ()
 
-    unguarded = frozenset({"_kept", "_forwards", "_buffers", "_groups", "_live", "_sample_shape", "_stored_shape"})
+    unguarded = frozenset(
+        {"_kept", "_forwards", "_buffers", "_groups", "_live", "_replays", "_sample_shape", "_stored_shape"}
+    )
     _sample_shape: tuple[int, ...] | None = None  # of one sample of the last x that it was called with by itself
     _stored_shape: tuple[int, ...] | None = None  # of the image of which a loader made that, where a training knows it
 

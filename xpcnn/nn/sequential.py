@@ -9,15 +9,16 @@ from typing import Any, overload
 from xpcnn.backend import Array, graph, is_portable
 from xpcnn.backend.graph import guards
 from xpcnn.errors import ConfigError, XpcnnError
-from xpcnn.nn import hooks
+from xpcnn.nn import caches, hooks
 from xpcnn.nn.batches import Batches, Cost
 from xpcnn.nn.caches import Forward, forward_now
 from xpcnn.nn.contexts import is_traced, keeps_caches, no_grad, trace
 from xpcnn.nn.fusion import Call, Group, backward_through, forward_through, group
-from xpcnn.nn.inquiries import keeps_samples_apart
+from xpcnn.nn.inquiries import are_separate_and_ours, keeps_samples_apart
 from xpcnn.nn.module import Module
 from xpcnn.nn.parameter import Parameter
 from xpcnn.nn.precision import computes_in_float16
+from xpcnn.nn.replayed import Replays
 
 RECORDS = 8  # shapes of batches for which forwards that keep nothing have graphs
 
@@ -59,6 +60,7 @@ class Sequential(Module):
         self._layers = layers
         self._groups: tuple[int, list[Group]] | None = None
         self._live: tuple[int, Batches | None] | None = None
+        self._replays: tuple[int, Replays | None] | None = None
 
     @property
     def groups(self) -> Sequence[Group]:
@@ -75,7 +77,7 @@ class Sequential(Module):
         return self.groups if is_plain and not self._forward_hooks else ()
 
     def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"_groups": None, "_live": None}
+        return super().__getstate__() | {"_groups": None, "_live": None, "_replays": None}
 
     def append(self, layer: Module) -> Sequential:
         """Add a layer at the end."""
@@ -125,7 +127,12 @@ class Sequential(Module):
         return ((str(i), layer) for i, layer in enumerate(self._layers))
 
     def _call_outermost(self, x: Array) -> Array:
-        if not (self.training or keeps_caches() or is_traced() or graph.is_tracing()):
+        if is_traced() or graph.is_tracing():
+            return super()._call_outermost(x)
+        if keeps_caches():
+            replays = self._training()
+            return super()._call_outermost(x) if replays is None else replays.forward(x, super()._call_outermost)
+        if not self.training:
             batches = self._evaluation()
             with contextlib.suppress(XpcnnError):  # as written it says the same, and where
                 if batches is not None and batches.takes(x):
@@ -150,6 +157,22 @@ class Sequential(Module):
             before.sizes.clear()  # layers may be others
             return before
         return Batches(self._alone, self._measure, backend, RECORDS, quiet=True)
+
+    def _training(self) -> Replays | None:
+        """Return what replays forwards with their backwards; None where that cannot be."""
+        version = guards.version[0]
+        if self._replays is None or self._replays[0] != version:
+            vars(self)["_replays"] = version, self._make_replays()
+        return self._replays[1]  # type: ignore[index]
+
+    def _make_replays(self) -> Replays | None:
+        before = None if self._replays is None else self._replays[1]
+        if not self._groups_inside() or not are_separate_and_ours(self) or caches.checks_writes:
+            return None
+        backend = self.backend
+        if not (backend.capture_runs and backend.immediate) or is_portable() or computes_in_float16(self):
+            return None
+        return before if before is not None and before.backend is backend else Replays(self, backend)
 
     def _alone(self, x: Array) -> Array:
         """Return the last layer's y, in a thread that knows of no other forward."""
@@ -176,6 +199,12 @@ class Sequential(Module):
 
     def backward(self, dy: Array, *, input_gradient: bool = True) -> Array:
         """Return the first layer's dx."""
+        replays = None if self._replays is None else self._replays[1]
+        if replays is None:
+            return backward_through(self.take(), dy, input_gradient)
+        return replays.backward(dy, input_gradient, self._backward)
+
+    def _backward(self, dy: Array, input_gradient: bool) -> Array:
         return backward_through(self.take(), dy, input_gradient)
 
     def _parameters_read(self, cache: Any) -> Iterable[Parameter]:

@@ -87,9 +87,14 @@ class Record:
 
     changed = ""
 
+    @property
+    def filled(self) -> list[Any]:
+        """The parameters whose gradients were zero before, and are not after it."""
+        return [part for part, after in self._after if not after]
+
     # --- whether it holds -------------------------------------------------------------------------------------------
 
-    def holds(self) -> bool:
+    def holds(self, gradients: bool = True) -> bool:
         """Whether all that was read on the host is as it was."""
         if guards.version[0] != self._version:
             now = guards.version[0]
@@ -124,11 +129,16 @@ class Record:
                         return False
                 except TooMuch:
                     return False
-        for part, before in self._expected:
+        for part, before in self._expected if gradients else ():
             if part.grad_is_zero is not before:
                 self.changed = GRADIENTS
                 return False
         return True
+
+    def holds_of(self, kind: type) -> bool:
+        """Whether the objects of a class are as they were."""
+        tokens = Tokens(self._is_array, self._backend.untraced)
+        return all(_token(tokens, t, without) == token for t, token, without, _ in self._things if isinstance(t, kind))
 
     def settle(self) -> None:
         """Let objects of the library bring to order what the user has changed."""
@@ -181,6 +191,10 @@ class Record:
             self._copyto(out, self._template.array)
             return out
         return self._built(self._template, arrays)
+
+    def part(self, index: int, arrays: list[Any]) -> Any:
+        """Return one of the results alone, of a function that returns a tuple."""
+        return self._built(self._template.values[index], arrays)
 
     def _built(self, template: Any, arrays: list[Any]) -> Any:
         kind = type(template)

@@ -91,6 +91,9 @@ class NumpyBackend(PlainNumpyBackend):
         finally:
             local.slab_bytes, local.worth = before
 
+    def cuts(self) -> Any:
+        return self.slab_bytes, self.region_worth
+
     def for_array(self, array: Any) -> Backend:
         # While a step is recorded, what its thread computes goes to the recorder.
         return self if not self._recorders else getattr(self._local, "recorder", None) or self

@@ -9,6 +9,7 @@ its own, in which the graph uses a block again as soon as the function has dropp
 from __future__ import annotations
 
 import contextlib
+import copy
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -83,6 +84,15 @@ class Graph:
         """Leave out all work on memory of its own that neither comes to light elsewhere nor in the arrays `read`."""
         self.calls = without_dead(self.calls, self._own, list(read))
         self._bind()
+
+    def cut(self, mark: Callable[[], None]) -> tuple[Graph, Graph]:
+        """Return what is done before and after `mark`, which was noted on the way, as graphs over the same memory."""
+        place = next(i for i, call in enumerate(self.calls) if call.function is mark)
+        first, second = copy.copy(self), copy.copy(self)
+        first.calls, second.calls = self.calls[:place], self.calls[place + 1 :]
+        for half in (first, second):
+            half._bind()
+        return first, second
 
     def writes(self, array: Any) -> bool:
         """Whether a call writes to an array that is not the graph's own."""
