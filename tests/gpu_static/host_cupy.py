@@ -136,7 +136,8 @@ class HostCupyBackend(CupyBackend):
         self.column_bytes = 1 << 20
         self._tf32 = self._implicit_gemm = False
         self.fused = FUSED
-        self.merges = self.updates_where_ok = self.keeps_columns = True
+        self.merges = self.keeps_columns = True
+        self.update_limit = 1 << 20
         self.kernels = HostKernels()
         self.library = CpuCublas()
         stub = SimpleNamespace(

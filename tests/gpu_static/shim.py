@@ -169,7 +169,8 @@ class ShimBackend(FakeBackend):
     """The fake device with the kernels, run on the CPU."""
 
     fused = FUSED
-    merges = updates_where_ok = keeps_columns = multiplies_float16 = True
+    merges = keeps_columns = multiplies_float16 = True
+    update_limit = 1 << 20
     implicit_gemm = allow_tf32 = False
     compute_capability = (9, 0)
     multiprocessors = 3

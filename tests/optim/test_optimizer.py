@@ -321,8 +321,10 @@ def test_gradient_sums_made_in_parts_leave_nothing_out(backend, rng, monkeypatch
     assert np.isnan(backend.to_numpy(optimizer.gradient_sums()[0]))
 
 
-@pytest.mark.parametrize("when", [0, 2])
-def test_guard_leaves_everything_as_it_was(backend, make, when):
+@pytest.mark.parametrize(("when", "limit"), [(0, None), (2, None), (2, 5)], ids=["first", "later", "too large"])
+def test_guard_leaves_everything_as_it_was(backend, make, when, limit, monkeypatch):
+    if limit is not None:  # more numbers than a backend's kernel counts
+        monkeypatch.setattr(backend, "update_limit", min(limit, backend.update_limit))
     members = parameters()
     optimizer = make(members)
     train(optimizer, members, range(when))

@@ -43,8 +43,9 @@ class Backend:
 
     # Whether one kernel does neighbours of a chain, such as batch norm and ReLU (`functional/merged.py`).
     merges: bool = False
-    # Whether the updates of optimisers in `fused` take an `ok` (1,), and change nothing where it is False.
-    updates_where_ok: bool = False
+    # The most numbers that the updates of optimisers in `fused` take, which look at an `ok` (1,) and change nothing
+    # where it is False; 0 where there are none.
+    update_limit: int = 0
     # Whether a convolution keeps columns that are no larger than its result, rather than make them twice.
     keeps_columns: bool = False
     # Columns that one piece of a convolution may hold at a time, and the working set of one slab of channels.

@@ -187,7 +187,7 @@ class Flat:
     def _by_kernel(self, update: Update) -> Update | None:
         """Return the backend's kernel for an update where it looks at an `ok` by itself."""
         backend = self.backend
-        if not backend.updates_where_ok or not isinstance(update, partial) or len(self.chunks) > 1:
+        if self.size > backend.update_limit or not isinstance(update, partial) or len(self.chunks) > 1:
             return None
         kernel = backend.fused.get(update.func.__name__)
         return None if kernel is None else partial(kernel, **update.keywords)

@@ -140,7 +140,7 @@ class CupyBackend(Backend):
 
         from xpcnn.backend.cupy.capture import GraphMemory
         from xpcnn.backend.cupy.cublas import Cublas
-        from xpcnn.backend.cupy.kernels import Kernels
+        from xpcnn.backend.cupy.kernels import INDEX_LIMIT, Kernels
         from xpcnn.backend.cupy.updates import FUSED
 
         self.name = _name(device)
@@ -165,7 +165,8 @@ class CupyBackend(Backend):
         self.cublas: Cublas | None = None
         self.kernels = Kernels(cupy, device)
         self.fused: Mapping[str, Callable[..., Any]] = FUSED if self.is_cuda and not is_portable() else {}
-        self.merges = self.updates_where_ok = self.keeps_columns = bool(self.fused)
+        self.merges = self.keeps_columns = bool(self.fused)
+        self.update_limit = INDEX_LIMIT - 1 if self.fused else 0
         if self.is_cuda:
             self.cublas = Cublas(cupy, self.compute_capability)
         if os.environ.get("XPCNN_TF32") == "1":
