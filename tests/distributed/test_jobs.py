@@ -58,6 +58,13 @@ def test_ranks_end_where_one_does_and_twice_in_the_same_bits(tmp_path, alone, si
 
 
 @pytest.mark.parametrize("size", [2, 4])
+def test_sums_that_begin_within_backward_end_there_too(tmp_path, alone, size):
+    first = trained(tmp_path / "first", size, XPCNN_BUCKET_BYTES="1")
+    same(first, alone, 5e-5)
+    same(trained(tmp_path / "second", size, XPCNN_BUCKET_BYTES="1"), first)
+
+
+@pytest.mark.parametrize("size", [2, 4])
 def test_synchronised_statistics_are_those_of_one_rank(tmp_path, size):
     same(trained(tmp_path / "ranks", size, "norm", "sync"), trained(tmp_path / "one", 1, "norm"), 5e-4)
 

@@ -153,3 +153,13 @@ def test_a_timeout_is_a_number_of_seconds(monkeypatch, value):
     monkeypatch.setenv("XPCNN_DISTRIBUTED_TIMEOUT", value)
     with pytest.raises(ConfigError, match="XPCNN_DISTRIBUTED_TIMEOUT: expected seconds above 0"):
         xpcnn.distributed.init()
+
+
+@pytest.mark.parametrize("value", ["-1", "1e6", "many", "1.5"])
+def test_buckets_are_of_whole_bytes(monkeypatch, value):
+    from xpcnn.distributed import start
+
+    monkeypatch.setattr(start, "_world", None)
+    monkeypatch.setenv("XPCNN_BUCKET_BYTES", value)
+    with pytest.raises(ConfigError, match="XPCNN_BUCKET_BYTES: expected bytes, 0 for none"):
+        xpcnn.distributed.init()

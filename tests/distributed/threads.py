@@ -25,7 +25,7 @@ class ThreadCommunicator(Communicator):
     def __init__(self, meeting, rank):
         self.meeting, self.rank, self.size = meeting, rank, meeting.size
         self.local_rank, self.local_size, self.seconds, self.is_parting = rank, meeting.size, 0.0, False
-        self.calls = 0
+        self.calls = self.bucket_bytes = 0
 
     def exchange(self, value):
         self.meeting.there[self.rank] = value
@@ -43,6 +43,11 @@ class ThreadCommunicator(Communicator):
             total = {"sum": np.add, "max": np.maximum, "min": np.minimum}[op](total, other)
         a[...] = backend.asarray(total.astype(every[0].dtype))
         return a
+
+    def iallreduce(self, a):
+        """Add up what is there now: a gradient that comes later would be lost."""
+        self.allreduce(a)
+        return lambda: None
 
     def broadcast(self, a, root=0):
         backend = backend_of(a)

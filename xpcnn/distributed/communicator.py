@@ -10,7 +10,7 @@ import contextlib
 import json
 import time
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from xpcnn.backend import Array, Backend, backend_of
@@ -43,6 +43,12 @@ class Communicator:
         Which this is, from 0, and how many there are.
     seconds : float
         How long this rank has been in reductions, its waits for others included.
+    bucket_bytes : int
+        Gradients of so many bytes, to whole parameters, are added up while a trainer's backward still computes those of
+        earlier layers; 0, the default, adds up all after it. The same on all ranks, before training;
+        XPCNN_BUCKET_BYTES sets it at the start. Between ranks of one machine nothing is gained: its cores do the sums
+        and cannot compute meanwhile (`python bench/scaling.py`). Over a slow network try 65,536: what is sent in
+        larger pieces waits for a rank that answers, and a rank that computes does not.
     """
 
     def __init__(self, mpi: Any, world: Any, local_rank: int, local_size: int, board: Board | None = None) -> None:
@@ -50,6 +56,7 @@ class Communicator:
         self.rank, self.size = int(world.Get_rank()), int(world.Get_size())
         self.local_rank, self.local_size = local_rank, local_size
         self.seconds = 0.0
+        self.bucket_bytes = 0
         self.is_parting = False  # all ranks have agreed to end
         self._reducers: dict[int, Any] = {}
 
@@ -99,6 +106,27 @@ class Communicator:
         self._bring_back(backend, a, host)
         self.seconds += time.perf_counter() - began
         return a
+
+    def iallreduce(self, a: Array) -> Callable[[], None]:
+        """Begin what `allreduce` does, and return what waits for it.
+
+        Nobody may read or write `a` before. A device's array, and one that MPI cannot take as it lies, has its sum
+        when this returns.
+        """
+        if not backend_of(a).immediate or not a.flags.c_contiguous or a.dtype.char == "e":
+            self.allreduce(a)
+            return lambda: None
+        began = time.perf_counter()
+        request = self._world.Iallreduce(self._mpi.IN_PLACE, a, self._mpi.SUM)
+        self.seconds += time.perf_counter() - began
+
+        def wait() -> None:
+            began = time.perf_counter()
+            with self._waiting():
+                request.Wait()
+            self.seconds += time.perf_counter() - began
+
+        return wait
 
     def broadcast(self, a: Array, root: int = 0) -> Array:
         """Put the array of rank `root` in the place of every rank's, and return it."""

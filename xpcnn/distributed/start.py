@@ -46,7 +46,7 @@ def init() -> Communicator:
     BackendError
         mpi4py or an MPI is not there.
     ConfigError
-        XPCNN_DISTRIBUTED_TIMEOUT is no number above 0.
+        XPCNN_DISTRIBUTED_TIMEOUT is no number above 0, or XPCNN_BUCKET_BYTES no whole number.
 
     Examples
     --------
@@ -70,13 +70,15 @@ def joined() -> Communicator | None:
 
 
 def _join() -> Communicator:
-    timeout = _timeout()
+    timeout, bucket_bytes = _timeout(), _bucket_bytes()
     mpi = _import_mpi()
     world = mpi.COMM_WORLD.Dup()
     here = world.Split_type(mpi.COMM_TYPE_SHARED)
     local_rank, local_size = here.Get_rank(), here.Get_size()
     board = _meet(here, local_rank, local_size, world.Get_rank(), timeout)
     made = Communicator(mpi, world, local_rank, local_size, board)
+    if bucket_bytes is not None:
+        made.bucket_bytes = bucket_bytes
     ending.watch_over(made, (lambda: board.set_phase(ENDING)) if board is not None else None)
     _share_cores(here, local_rank, local_size)
     backend = get_backend().spread(local_rank)
@@ -107,6 +109,13 @@ def _timeout() -> float:
     if not 0.0 < seconds < float("inf"):
         raise ConfigError(f"XPCNN_DISTRIBUTED_TIMEOUT: expected seconds above 0, got {value!r}")
     return seconds
+
+
+def _bucket_bytes() -> int | None:
+    value = os.environ.get("XPCNN_BUCKET_BYTES", "").strip()
+    if value and not (value.isascii() and value.isdecimal()):
+        raise ConfigError(f"XPCNN_BUCKET_BYTES: expected bytes, 0 for none, got {value!r}")
+    return int(value) if value else None
 
 
 def _first_of(communicator: Communicator, value: Any) -> Any:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from xpcnn.backend import Array, Backend, backend_of
@@ -30,6 +32,25 @@ class Clock:
 
 
 clock = Clock()
+
+
+class _Thread(threading.local):
+    """What is told of gradients in a thread."""
+
+    receive: Callable[[Parameter], None] | None = None
+
+
+_thread = _Thread()
+
+
+@contextlib.contextmanager
+def receiving(receive: Callable[[Parameter], None]) -> Iterator[None]:
+    """Call `receive` with each parameter that has got a gradient in this thread, for the length of a `with` block."""
+    before, _thread.receive = _thread.receive, receive
+    try:
+        yield
+    finally:
+        _thread.receive = before
 
 
 class Parameter(Guarded):
@@ -200,6 +221,8 @@ class Parameter(Guarded):
             else:
                 backend_of(gradient).xp.add(self._grad, gradient, out=self._grad)
         self.grad_is_zero = False
+        if _thread.receive is not None:
+            _thread.receive(self)
 
     def to(self, backend: Backend) -> None:
         """Move to another backend."""

@@ -23,7 +23,7 @@ ALIGNMENT = 64  # bytes: a cache line, and the width of AVX-512
 # Elements that one thread updates at a time, so that all passes but the first find them in cache. Measured on two
 # cores of an EPYC (Zen 5), 1.7 million elements: Adam 3.7 ms with 2**17, 4.5 with 2**14, 4.5 in one piece.
 CHUNK = 1 << 17
-TAIL = 8  # numbers behind the gradients: what several ranks add up with them
+HEAD = 8  # numbers before the gradients, at least: what several ranks add up with them
 MASTER = "master"  # how a state calls the float32 copy of float16 parameters
 
 Update = Callable[..., None]
@@ -49,8 +49,11 @@ class Flat:
     ----------
     data, grad : (size,) array
         What the parameters' arrays are views of.
-    summed : (size + TAIL,) array
-        `grad`, and room behind it for what ranks add up beside gradients in one go.
+    summed : (head + size,) array
+        `grad`, and room before it for what ranks add up beside gradients in one go: before, because the gradients of
+        the first layers are complete last.
+    head : int
+        HEAD, or more so that `grad` begins at a multiple of 64 bytes.
     counters : dict
         The optimiser's numbers that change from step to step; all parameters of a buffer have taken part in the same.
     hyper_values : tuple of float or None
@@ -85,8 +88,9 @@ class Flat:
             return backend.place(backend.zeros(shape, dtype))
 
         self.data = self.master = zeros(size, dtype=self.dtype)
-        self.summed = zeros(size + TAIL, dtype=self.dtype)
-        self.grad = self.slope = self.summed[:size]
+        self.head = max(HEAD, step)
+        self.summed = zeros(self.head + size, dtype=self.dtype)
+        self.grad = self.slope = self.summed[self.head :]
         if self.is_narrow:
             self.master, self.slope = zeros(size), zeros(size)
         self.state = {name: zeros(size) for name in state}

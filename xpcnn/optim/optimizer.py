@@ -258,11 +258,15 @@ class Optimizer(Guarded):
         return [flat.grad for plan in self._plans for flat in plan.flats]
 
     def gradient_buffers(self) -> list[Array]:
-        """Return flat arrays that hold all gradients, after `collect`, each with TAIL numbers more (see `Flat.summed`).
+        """Return flat arrays that hold all gradients, after `collect`, each with HEAD numbers more (see `Flat.summed`).
 
         Whoever writes there changes the update.
         """
-        return [flat.summed for plan in self._plans for flat in plan.flats]
+        return [flat.summed for flat in self.flats()]
+
+    def flats(self) -> list[Flat]:
+        """Return the buffers as they are laid out now; `generation` changes with them."""
+        return [flat for plan in self._plans for flat in plan.flats]
 
     def state_buffers(self) -> list[Array]:
         """Return the flat arrays that hold the optimiser's state, as they lie on the backend."""

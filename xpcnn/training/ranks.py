@@ -180,6 +180,7 @@ def facts(trainer: Trainer, train: Any, validation: Any) -> dict[str, Any]:
         "nonfinite": trainer.nonfinite,
         "scaler": _said(trainer.scaler),
         "sync_batch_norm": trainer.sync_batch_norm,
+        "bucket_bytes": None if trainer.communicator is None else trainer.communicator.bucket_bytes,
         "epochs": trainer.epochs,
         "step": trainer.step,
     }

@@ -8,17 +8,19 @@ within forward and backward, nothing is recorded.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from xpcnn.backend import Array, backend_of
+from xpcnn.backend import Array, backend_of, graph
 from xpcnn.distributed import Communicator
 from xpcnn.errors import ConfigError
 from xpcnn.functional.part import Part, computing, part_of, present_part, present_parts
 from xpcnn.functional.precision import is_narrow
 from xpcnn.nn import BatchNorm1d, BatchNorm2d, Module
 from xpcnn.nn.precision import call
-from xpcnn.optim.flat import TAIL
+from xpcnn.optim.flat import HEAD
+from xpcnn.training.buckets import Buckets
 from xpcnn.training.metrics import write_hits
 from xpcnn.training.step import Step
 
@@ -60,6 +62,7 @@ class SharedStep(Step):
             )
         super().__init__(*arguments, compile=False if self.synchronises else compile, **options)
         self.reduce: Callable[[Array], Any] | None = communicator.allreduce if self.synchronises else None
+        self.buckets = Buckets(communicator, self.optimizer)
         self.flags: Sequence[float] = ()
         self.said: list[bool] | None = None
         self._averaged = [] if self.synchronises else _statistics(self.model)
@@ -81,26 +84,39 @@ class SharedStep(Step):
         total = sum(part.total for part in parts)
         xp.copyto(self._loss, 0.0)
         xp.copyto(self._hits, 0.0)
-        for x, labels, part in zip(batches, targets, parts, strict=True):
+        for i, (x, labels, part) in enumerate(zip(batches, targets, parts, strict=True), 1):
             weight = float(bool(part.size)) if self._sums else part.size / total
             with computing((part,)):
                 logits = call(self.model, x, self._is_float16)
                 loss = self.criterion(logits, labels)
                 dlogits = xp.multiply(self.criterion.backward(), weight)
-                self.model.backward(super()._scaled(dlogits), input_gradient=False)
+                with self._overlapping(i == len(parts)):
+                    self.model.backward(super()._scaled(dlogits), input_gradient=False)
             write_hits(logits, labels, self._part_hits)
             xp.add(self._loss, xp.multiply(loss, weight), out=self._loss)
             xp.add(self._hits, xp.multiply(self._part_hits, float(bool(part.size))), out=self._hits)
 
     def compute(self, x: Any, labels: Any) -> None:
         """Run forward and backward; leave this part's share of loss and right answers in the ledger."""
-        self._compute(x, labels)
+        with self._overlapping(not isinstance(x, tuple)):
+            self._compute(x, labels)
         part = present_part()
         if part is not None and not isinstance(x, tuple):
             xp = backend_of(x).xp
             xp.multiply(self._loss, self._weight(part), out=self._loss)
             if not part.size:
                 xp.multiply(self._hits, 0.0, out=self._hits)
+
+    def _overlapping(self, is_last: bool) -> contextlib.AbstractContextManager[None]:
+        """Return what lets sums of gradients begin within a backward, where it is the last of a step that does so."""
+        return self.buckets.watching() if is_last and self._overlaps() else contextlib.nullcontext()
+
+    def _overlaps(self) -> bool:
+        """Whether sums may begin within backward: on the host, and where no others stand there."""
+        if not self.communicator.bucket_bytes or not self.immediate or self.synchronises:
+            return False
+        buffers = self.optimizer.gradient_buffers()
+        return bool(buffers) and not any(is_narrow(each.dtype) for each in buffers)
 
     def update_where_finite(self) -> None:
         """Update the parameters, or nothing at all where the loss or a gradient is not finite."""
@@ -126,6 +142,8 @@ class SharedStep(Step):
     def _at_once(self, x: Any, labels: Any) -> None:
         compute, update = self.compiled
         try:
+            if self.buckets.prepare(self._overlaps()):
+                self._forget()
             compute(x, labels)
             self._reduce()
             with self.backend.as_recorded(), self.backend.errstate():
@@ -161,18 +179,25 @@ class SharedStep(Step):
                 self.communicator.allreduce(array)
             self.said = None
             return
-        first, *others = buffers
-        tail = first[first.size - TAIL :]
-        tail[0:2] = row
+        head = buffers[0][:HEAD]
+        head[0:2] = row
         if self.immediate:
-            tail[2 : 2 + len(self.flags)] = self.flags
-        self.communicator.allreduce(first)
-        for array in others:
-            self.communicator.allreduce(array)
-        row[...] = tail[0:2]
+            head[2 : 2 + len(self.flags)] = self.flags
+        if not self._overlaps():
+            for array in buffers:
+                self.communicator.allreduce(array)
+        elif self.buckets.finish():
+            self._forget()
+        row[...] = head[0:2]
         self.said = None
         if self.immediate:
-            self.said = [value > 0 for value in tail[2 : 2 + len(self.flags)].tolist()]  # on the host
+            self.said = [value > 0 for value in head[2 : 2 + len(self.flags)].tolist()]  # on the host
+
+    def _forget(self) -> None:
+        """Drop recorded backwards, which begin sums at other places than those to come."""
+        compute = self.compiled[0]
+        if isinstance(compute, graph.Compiled):
+            compute.forget()
 
     def _average_statistics(self) -> None:
         """Give all ranks the mean of their running statistics, so that there is one model and not one a rank."""

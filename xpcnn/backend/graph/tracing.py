@@ -132,7 +132,7 @@ class Tracing:
         self.used: set[int] = set()  # of roots, those that a call has read
         self._codes: set[Any] = set()
         self._profile: Any = None
-        self._is_collecting = self._is_running = False
+        self._is_collecting = self._is_running = self._is_on_host = False
 
     # --- the library's objects ----------------------------------------------------------------------------------------
 
@@ -147,7 +147,11 @@ class Tracing:
     def host(self, function: Callable[[], None]) -> bool:
         """Take in what is done on the host; say whether it is, or will be, done without the caller."""
         if self.note is not None:
-            return self.note(function)
+            self._is_on_host = True  # what it calls is done again with it, whatever that is
+            try:
+                return self.note(function)
+            finally:
+                self._is_on_host = False
         self.hosted.append(function)
         return True
 
@@ -216,7 +220,7 @@ class Tracing:
     def _watch(self, frame: types.FrameType, event: str, argument: Any) -> None:
         if callable(self._profile):
             self._profile(frame, event, argument)
-        if self._is_collecting:
+        if self._is_collecting or self._is_on_host:
             return
         if event == "call":
             code = frame.f_code
