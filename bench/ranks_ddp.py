@@ -1,5 +1,6 @@
 """Two ranks of this library beside two of PyTorch's DistributedDataParallel on gloo: `python bench/ranks_ddp.py`.
 
+Writes results/ranks-ddp.json; --markdown prints the guide's table from it.
 One run: rounds take turns, each starts both ranks anew and gives the median of its steps. The same net, global batch,
 update rule and number of threads; needs mpi4py with an MPI, and PyTorch.
 """
@@ -114,6 +115,24 @@ def round_of(library: str, net: str, options: argparse.Namespace) -> float:
     return harness.median(json.loads(line))
 
 
+def rows(results: dict[str, Any]) -> list[list[str]]:
+    """The medians of the rounds, their ratio, and its range over rounds."""
+    found = [["net", "ours, ms", "DDP, ms", "DDP / ours", "in each round"]]
+    for net, times in results["nets"].items():
+        mine, peer = (harness.median(times[library]) for library in LIBRARIES)
+        each = [theirs / own for own, theirs in zip(*(times[library] for library in LIBRARIES), strict=True)]
+        said = harness.milliseconds(mine), harness.milliseconds(peer), f"{peer / mine:.2f}"
+        found.append([net, *said, f"{min(each):.2f} to {max(each):.2f}"])
+    return found
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """The table as the guide on several processes has it."""
+    heading, *others = rows(results)
+    lines = [f"| {' | '.join(heading)} |", "|---" * len(heading) + "|"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in others)])
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--nets", nargs="*", default=list(NETS))
@@ -122,24 +141,24 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--warmup", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--markdown", action="store_true", help="print the guide's table, from results/ranks-ddp.json")
     parser.add_argument("--rank", choices=LIBRARIES, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.markdown:
+        print(markdown(json.loads((harness.RESULTS / "ranks-ddp.json").read_text())))
+        return 0
     if options.rank:
         work = {"xpcnn": ours, "torch": torch_s}[options.rank]
         print(json.dumps(work(options.nets[0], options.batch, options.steps, options.warmup)), flush=True)
         return 0
-    rows = [["net", "ours ms", "DDP ms", "ratio", "ours, each round", "DDP, each round"]]
     results: dict[str, Any] = {"facts": harness.facts(), "ranks": options.ranks, "batch": options.batch, "nets": {}}
     for net in options.nets:
         times: dict[str, list[float]] = {library: [] for library in LIBRARIES}
         for _ in range(options.rounds):
             for library in LIBRARIES:
                 times[library].append(round_of(library, net, options))
-        mine, peer = (harness.median(times[library]) for library in LIBRARIES)
-        each = [" ".join(harness.milliseconds(t) for t in times[library]) for library in LIBRARIES]
-        rows.append([net, harness.milliseconds(mine), harness.milliseconds(peer), f"{peer / mine:.2f}", *each])
         results["nets"][net] = times
-    print(harness.table(rows))
+    print(harness.table(rows(results)))
     print(f"written: {harness.write('ranks-ddp.json', results).name}")
     return 0
 

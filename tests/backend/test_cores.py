@@ -4,6 +4,7 @@ import sys
 
 import pytest
 
+import xpcnn
 from xpcnn.backend.numpy import cores, threads, workers
 from xpcnn.errors import ConfigError
 
@@ -91,6 +92,31 @@ def test_the_default_is_the_tightest_limit(monkeypatch, environment, granted, ex
     monkeypatch.setattr(cores, "affinity", lambda: 4)
     monkeypatch.setattr(cores, "quota", lambda: granted)
     assert made.size == expected
+
+
+@pytest.mark.parametrize(("available", "expected"), [(2, 2), (4, 4), (8, 4), (16, 4), (64, 4)])
+def test_one_process_takes_no_more_than_can_share_a_recorded_step(monkeypatch, available, expected):
+    made = pool(monkeypatch)
+    monkeypatch.setattr(cores, "affinity", lambda: available)
+    monkeypatch.setattr(cores, "quota", lambda: None)
+    assert made.size == (expected if threads.has_lock() else available)
+    monkeypatch.setenv("XPCNN_NUM_THREADS", "64")
+    assert threads.ThreadPool().size == available
+
+
+@pytest.mark.parametrize(("available", "expected"), [(2, None), (7, None), (8, 2), (16, 4), (64, 16)])
+def test_cores_that_one_process_leaves_idle_are_for_ranks(monkeypatch, available, expected):
+    with xpcnn.use_backend("numpy") as backend:
+        pass
+    monkeypatch.setattr(backend, "pool", pool(monkeypatch))
+    monkeypatch.setattr(backend.pool, "_size", min(available, 4))
+    monkeypatch.setattr(cores, "affinity", lambda: available)
+    monkeypatch.setattr(cores, "quota", lambda: None)
+    said = [line for line in backend.hints() if "mpiexec" in line]
+    assert len(said) == (expected is not None)
+    assert not said or f"uses 4 of {available} cores: `mpiexec -n {expected} xpcnn train --distributed`" in said[0]
+    monkeypatch.setattr(cores, "_granted", available)  # in a job
+    assert not any("mpiexec" in line for line in backend.hints())
 
 
 def test_what_makes_no_sense_is_still_an_error(monkeypatch):

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from xpcnn.backend.base import Backend
-from xpcnn.backend.numpy import convolution, elementwise, images, plans, products, trace
+from xpcnn.backend.numpy import convolution, cores, elementwise, images, plans, products, trace
 from xpcnn.backend.numpy.memory import SMALLEST, BlockPool, aligned, trim
 from xpcnn.backend.numpy.places import extent_of
 from xpcnn.backend.numpy.plain import PlainNumpyBackend
@@ -300,6 +300,12 @@ class NumpyBackend(PlainNumpyBackend):
             architecture = library.info().get("architecture", "")
             if "avx512f" in flags and architecture in ("Haswell", "Zen", "Sandybridge"):
                 lines.append(f"the {architecture} kernel does not use this processor's AVX-512: update NumPy")
+        ranks = cores.idle_ranks(self.get_num_threads())
+        if ranks > 1:
+            lines.append(
+                f"one process uses {self.get_num_threads()} of {cores.available()} cores: "
+                f"`mpiexec -n {ranks} xpcnn train --distributed` uses all (xpcnn guide distributed)"
+            )
         return lines
 
 

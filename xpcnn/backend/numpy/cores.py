@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 
 from xpcnn.errors import ConfigError
 
+MOST_PROCESSES = 4  # that play a recorded step together, the caller included; more were never measured
 # What the ranks of this machine leave to this one (`divide`): cores of the scheduler's, and how many share the quota.
 _granted: int | None = None
 _sharers = 1
@@ -41,11 +42,22 @@ def divide(mine: Sequence[int], masks: Sequence[Sequence[int]]) -> int:
     return _granted
 
 
-def default_threads() -> int:
-    """Return how many threads to use where nobody says: cores, within the quota and OMP_NUM_THREADS."""
+def available() -> int:
+    """Return how many cores the scheduler, the other ranks of a job and the quota leave to this process."""
     granted = quota()
-    limits = (affinity(), None if granted is None else granted // _sharers, from_openmp())
-    return max(1, min(limit for limit in limits if limit is not None))
+    return affinity() if granted is None else max(1, min(affinity(), granted // _sharers))
+
+
+def default_threads(most: int | None = None) -> int:
+    """Return how many threads to use where nobody says: what is available, within OMP_NUM_THREADS, `most` at most."""
+    return min(limit for limit in (available(), from_openmp(), most) if limit is not None)
+
+
+def idle_ranks(threads: int) -> int:
+    """Return how many processes of so many threads there are cores for; 1 in a job, or where somebody says how many."""
+    if _granted is not None or asked_for() is not None or from_openmp() is not None:
+        return 1
+    return available() // threads
 
 
 def asked_for() -> int | None:

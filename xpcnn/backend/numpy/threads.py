@@ -203,7 +203,9 @@ class ThreadPool:
         """How many threads work at once, the caller included."""
         if self._size is None:
             asked = cores.asked_for()
-            self._size = min(cores.default_threads() if asked is None else asked, _usable_cores())
+            # Beyond so many there are no worker processes, and threads wait for each other at the lock; ranks do not.
+            most = cores.MOST_PROCESSES if has_lock() else None
+            self._size = min(cores.default_threads(most) if asked is None else asked, _usable_cores())
         return self._size
 
     @size.setter

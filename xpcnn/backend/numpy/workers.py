@@ -18,10 +18,10 @@ from typing import Any
 
 from xpcnn.backend.numpy import worker as page
 from xpcnn.backend.numpy.arena import PAGE, Arena, new_arena, privatise_after_fork
+from xpcnn.backend.numpy.cores import MOST_PROCESSES
 from xpcnn.backend.numpy.threads import ThreadPool
 from xpcnn.errors import BackendError, ConfigError
 
-MOST = 4  # processes at once, the caller included; more were never measured
 GLANCE = 256  # turns of a spin between looks at whether a helper sleeps; as many looks between those at its life
 PATIENCE = 5.0  # seconds that a helper has for ending by itself
 # A helper's products take its one thread; it must not spin up others when it starts.
@@ -188,12 +188,12 @@ class WorkerProcesses:
     @property
     def arena(self) -> Arena | None:
         """The shared memory; None where no helpers are to be had for the present number of threads."""
-        if self._failed or not 2 <= self.pool.size <= MOST or not _wanted():
+        if self._failed or not 2 <= self.pool.size <= MOST_PROCESSES or not _wanted():
             return None
         if not self._tried:
             with self._making:
                 if not self._tried:
-                    self._arena = new_arena((MOST - 1) * PAGE) if _has_interpreter() else None
+                    self._arena = new_arena((MOST_PROCESSES - 1) * PAGE) if _has_interpreter() else None
                     self._tried = True
         return self._arena
 
