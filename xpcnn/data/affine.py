@@ -14,6 +14,8 @@ from xpcnn.errors import ConfigError
 from xpcnn.functional.primitive import primitive
 
 _WORK = 40.0  # elementary operations for a pixel
+_LIVE = 5  # numbers a pixel of a piece: fresh arrays of more than a piece takes cost more in pages than in arithmetic
+_PLACES = "y", "x", "top", "left"
 
 
 @dataclass(frozen=True)
@@ -82,20 +84,21 @@ class RandomAffine(Stage):
         angle, right, down, factor = (backend.asarray(each) for each in draws)
         xp = backend.xp
         cos, sin = xp.cos(angle) / factor, xp.sin(angle) / factor
-        x = unit_floats(backend, x)
         count, channels, height, width = x.shape
-        padded = backend.empty((count, channels, height + 2, width + 2), "float32")
-        padded.fill(self.fill)
-        padded[:, :, 1:-1, 1:-1] = x
         out = backend.empty(x.shape, "float32")
 
         def sample(part: range) -> None:
             some = slice(part.start, part.stop)
-            sample_bilinear(backend, padded[some], cos[some], sin[some], right[some], down[some], out[some])
+            padded = backend.empty((len(part), channels, height + 2, width + 2), "float32")
+            padded.fill(self.fill)
+            padded[:, :, 1:-1, 1:-1] = unit_floats(backend, x[some])
+            sample_bilinear(backend, padded, cos[some], sin[some], right[some], down[some], out[some])
 
         work = _WORK * x.size
-        parts = split_evenly(count, backend.get_num_threads() if backend.shares(work) else 1)
-        backend.parallel(sample, parts, work, products=False)
+        threads = backend.get_num_threads() if backend.shares(work) else 1
+        slab = backend.slab_bytes
+        pieces = 1 if slab is None else -(-_LIVE * 4 * count * height * width // slab)
+        backend.parallel(sample, split_evenly(count, -(-pieces // threads) * threads), work, products=False)
         return out
 
 
@@ -112,28 +115,37 @@ def sample_bilinear(
     rows = (xp.arange(0, height, dtype="float32") - (height - 1) / 2).reshape(1, height, 1) - down.reshape(-1, 1, 1)
     columns = (xp.arange(0, width, dtype="float32") - (width - 1) / 2).reshape(1, 1, width) - right.reshape(-1, 1, 1)
     cos, sin = cos.reshape(-1, 1, 1), sin.reshape(-1, 1, 1)
+    y, x, top, left = (backend.scratch(f"affine {name}", (count, height, width), "float32") for name in _PLACES)
+    corner, index = (backend.scratch(f"affine {name}", y.shape, "int64") for name in ("corner", "index"))
     # From the corner of the border on, and no further than the border: beyond it everything is alike.
-    y = xp.clip((cos * rows + (height + 1) / 2) - sin * columns, 0, height + 1)  # (N, H, W)
-    x = xp.clip((sin * rows + (width + 1) / 2) + cos * columns, 0, width + 1)
-    top, left = xp.minimum(xp.floor(y), height), xp.minimum(xp.floor(x), width)
-    y, x = y - top, x - left
+    xp.subtract(cos * rows + (height + 1) / 2, sin * columns, out=y)
+    xp.add(sin * rows + (width + 1) / 2, cos * columns, out=x)
+    for place, whole, last in ((y, top, height), (x, left, width)):
+        xp.clip(place, 0, last + 1, out=place)
+        xp.floor(place, out=whole)
+        xp.clip(whole, 0, last, out=whole)
+        xp.subtract(place, whole, out=place)
     stride, plane = width + 2, (height + 2) * (width + 2)
-    first = xp.arange(0, count, dtype="int64").reshape(-1, 1, 1) * (channels * plane)
-    corner = (top * stride + left).astype("int64") + first
+    xp.multiply(top, stride, out=top)
+    xp.add(top, left, out=top)
+    corner[...] = top
+    xp.add(corner, xp.arange(0, count, dtype="int64").reshape(-1, 1, 1) * (channels * plane), out=corner)
     flat = padded.reshape(-1)
     for channel in range(channels):
-        upper = _between(xp, flat, corner, x)
-        lower = _between(xp, flat, corner + stride, x)
+        xp.add(corner, channel * plane, out=index)
+        upper = _between(xp, flat, index, x)
+        xp.add(index, stride - 1, out=index)  # the line below
+        lower = _between(xp, flat, index, x)
         xp.subtract(lower, upper, out=lower)
         xp.multiply(lower, y, out=lower)
         xp.add(upper, lower, out=out[:, channel])
-        corner = corner + plane
 
 
 def _between(xp: Any, flat: Array, index: Array, share: Array) -> Array:
-    """Return what lies by `share` between the values at `index` and those behind them."""
+    """Return what lies by `share` between the values at `index` and those behind them; leaves `index` at these."""
     left = xp.take(flat, index)
-    difference = xp.take(flat, index + 1)
+    xp.add(index, 1, out=index)
+    difference = xp.take(flat, index)
     xp.subtract(difference, left, out=difference)
     xp.multiply(difference, share, out=difference)
     return xp.add(left, difference, out=left)
