@@ -237,13 +237,13 @@ class Each(Once):
     once = False
 
 
-def test_rank_0_alone_calls_what_is_to_be_called_once():
+def test_rank_0_alone_calls_what_is_to_be_called_once(backend):
     def work(communicator):
         callbacks = [Once(), Each()]
         trainer(communicator, callbacks=callbacks).fit(loader(), epochs=1)
         return [each.calls for each in callbacks]
 
-    assert as_ranks(2, work) == [[6, 6], [0, 6]]
+    assert as_ranks(2, work, backend.name) == [[6, 6], [0, 6]]
 
 
 def test_evaluation_counts_each_image_once(backend):
@@ -255,37 +255,36 @@ def test_evaluation_counts_each_image_once(backend):
             assert found.loss == pytest.approx(alone.loss, rel=1e-6)
 
 
-def test_evaluation_of_a_recipe_keeps_the_order():
+def test_evaluation_of_a_recipe_keeps_the_order(backend):
     from xpcnn.recipes.evaluation import evaluate
 
-    with xpcnn.use_backend("numpy"):
+    xpcnn.manual_seed(0)
+    alone = evaluate(net(), loader(shuffle=False))
+
+    def work(communicator):
         xpcnn.manual_seed(0)
-        alone = evaluate(net(), loader(shuffle=False))
+        return evaluate(net(), loader(shuffle=False), communicator)
 
-        def work(communicator):
-            xpcnn.manual_seed(0)
-            return evaluate(net(), loader(shuffle=False), communicator)
-
-        for found in as_ranks(4, work):
-            np.testing.assert_allclose(found.probabilities, alone.probabilities, rtol=1e-5)
-            np.testing.assert_array_equal(found.labels, alone.labels)
-            assert found.metrics.accuracy == alone.metrics.accuracy
+    for found in as_ranks(4, work, backend.name):
+        np.testing.assert_allclose(*map(backend.to_numpy, (found.probabilities, alone.probabilities)), rtol=1e-5)
+        np.testing.assert_array_equal(*map(backend.to_numpy, (found.labels, alone.labels)))
+        assert found.metrics.accuracy == alone.metrics.accuracy
 
 
-def test_any_iterable_of_batches_is_shared_out():
-    data = [(np.random.default_rng(i).normal(size=(5, 1, 6, 6)).astype("float32"), labels()[:5]) for i in range(4)]
+def test_any_iterable_of_batches_is_shared_out(backend):
+    images = [np.random.default_rng(i).normal(size=(5, 1, 6, 6)).astype("float32") for i in range(4)]
+    data = [(backend.asarray(x), backend.asarray(labels()[:5])) for x in images]
 
     def work(communicator=None):
         made = trainer(communicator)
         made.fit(data, data, epochs=2)
         return outcome(made)
 
-    with xpcnn.use_backend("numpy"):
-        close(as_ranks(2, work)[0], work())
+    close(as_ranks(2, work, backend.name)[0], work())
 
 
 @pytest.mark.parametrize("norm", [False, True])
-def test_a_checkpoint_goes_on_bit_by_bit_and_on_other_numbers_of_ranks(tmp_path, norm):
+def test_a_checkpoint_goes_on_bit_by_bit_and_on_other_numbers_of_ranks(backend, tmp_path, norm):
     def work(communicator, epochs, folder=None, resume=False):
         made = trainer(communicator, norm=norm)
         if folder is not None and (communicator is None or communicator.rank == 0):
@@ -293,17 +292,16 @@ def test_a_checkpoint_goes_on_bit_by_bit_and_on_other_numbers_of_ranks(tmp_path,
         made.fit(loader(), epochs=epochs, resume=resume)
         return outcome(made)
 
-    with xpcnn.use_backend("numpy"):
-        whole = as_ranks(2, lambda c: work(c, 3))
-        as_ranks(2, lambda c: work(c, 1, tmp_path))
-        resumed = as_ranks(2, lambda c: work(c, 3, tmp_path, True))
-        alike([whole[0], *resumed])
-        if not norm:
-            import shutil
+    whole = as_ranks(2, lambda c: work(c, 3), backend.name)
+    as_ranks(2, lambda c: work(c, 1, tmp_path), backend.name)
+    resumed = as_ranks(2, lambda c: work(c, 3, tmp_path, True), backend.name)
+    alike([whole[0], *resumed])
+    if not norm:
+        import shutil
 
-            for step in ("step-0000000018", "step-0000000015"):
-                shutil.rmtree(tmp_path / step, ignore_errors=True)
-            close(work(None, 3, tmp_path, True), whole[0])
+        for step in ("step-0000000018", "step-0000000015"):
+            shutil.rmtree(tmp_path / step, ignore_errors=True)
+        close(work(None, 3, tmp_path, True), whole[0])
 
 
 # --- what is not alike ---------------------------------------------------------------------------------------------
@@ -324,20 +322,20 @@ DIFFERENT = {
 
 
 @pytest.mark.parametrize("what", DIFFERENT)
-def test_a_rank_that_has_something_else_is_named(what):
+def test_a_rank_that_has_something_else_is_named(backend, what):
     make, data = DIFFERENT[what]
     with pytest.raises(ConfigError, match=rf"rank 1: {what}.*as rank 0 has it"):
-        as_ranks(2, lambda c: make(c).fit(data(c), epochs=1))
+        as_ranks(2, lambda c: make(c).fit(data(c), epochs=1), backend.name)
 
 
-def test_parameters_start_as_those_of_rank_0():
+def test_parameters_start_as_those_of_rank_0(backend):
     def work(communicator):
         made = trainer(communicator)
         made.model[0].weight.data[...] = communicator.rank
         made.fit(loader(), epochs=0)
-        return float(made.model[0].weight.data.max())
+        return float(backend.to_numpy(made.model[0].weight.data.max()))
 
-    assert as_ranks(2, work) == [0.0, 0.0]
+    assert as_ranks(2, work, backend.name) == [0.0, 0.0]
 
 
 class Spoil:
@@ -346,9 +344,9 @@ class Spoil:
             made.model[0].bias.data[0] += 1e-3
 
 
-def test_a_rank_that_drifts_is_named():
+def test_a_rank_that_drifts_is_named(backend):
     with pytest.raises(StateError, match=r"random state of rank 1 are not those of the others"):
-        as_ranks(3, lambda c: trainer(c, callbacks=[Spoil()]).fit(loader(), epochs=1))
+        as_ranks(3, lambda c: trainer(c, callbacks=[Spoil()]).fit(loader(), epochs=1), backend.name)
 
 
 @pytest.mark.parametrize(

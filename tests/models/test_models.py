@@ -79,35 +79,36 @@ def test_shapes_and_a_step(backend, rng, name, batch):
 
 
 @pytest.mark.parametrize(("name", "options"), [("tiny", {"weight_scale": 0.01}), ("conv8", {}), ("three-layer", {})])
-def test_weights_drawn_small_make_every_class_as_likely(name, options, rng):
+def test_weights_drawn_small_make_every_class_as_likely(backend, name, options, rng):
     net = models.create(name, **options)
     with nn.no_grad():
-        logits = net(values(rng, (16, *NETS[name][0]), "float32"))
-    assert float(nn.CrossEntropyLoss()(logits, rng.integers(0, 10, 16))) == pytest.approx(math.log(10), rel=0.02)
+        logits = net(backend.asarray(values(rng, (16, *NETS[name][0]), "float32")))
+    loss = nn.CrossEntropyLoss()(logits, backend.asarray(rng.integers(0, 10, 16)))
+    assert float(backend.to_numpy(loss)) == pytest.approx(math.log(10), rel=0.02)
 
 
 @pytest.mark.parametrize("name", sorted(NETS.keys() - {"resnet32", "resnet56"}))  # which are made as resnet20 is
-def test_gradients(rng, name):
+def test_gradients(backend, rng, name):
     options, shape = SMALL.get(name, ({}, (2, *NETS[name][0])))
     net = models.create(name, **options)
     if name in SMALL:
         # With all at zero a scale before batch norm has no gradient but that of eps, and nothing to compare.
         for layer in net.modules():
             if isinstance(layer, nn.BatchNorm2d):
-                layer.bias.data[...] = values(rng, layer.bias.shape) / 4
+                layer.bias.data[...] = backend.asarray(values(rng, layer.bias.shape, "float32") / 4)
     # A step this small moves none of the many thousand ReLUs over its kink.
-    report = gradcheck(net, distinct(rng, shape, "float64"), max_entries=2, eps=1e-7)
+    report = gradcheck(net, backend.asarray(distinct(rng, shape, "float64")), max_entries=2, eps=1e-7)
     assert report, report
 
 
 @every_net
-def test_a_seed_means_the_same_net_on_every_backend(name):
+def test_a_seed_means_the_same_net_on_every_backend(name, backend, other_backend):
     states = []
-    for backend_name in ("numpy", "fake"):
+    for where in (backend.name, other_backend):
         manual_seed(5)
-        with use_backend(backend_name) as backend:
+        with use_backend(where) as active:
             net = models.create(name)
-            states.append({key: backend.to_numpy(array) for key, array in net.state_dict().items()})
+            states.append({key: active.to_numpy(array) for key, array in net.state_dict().items()})
     assert list(states[0]) == list(states[1])
     for key, array in states[0].items():
         assert np.array_equal(array, states[1][key])
@@ -181,9 +182,9 @@ def test_numbers_that_are_none(name):
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_a_step_compiled_is_the_step_as_written(name, rng):
+def test_a_step_compiled_is_the_step_as_written(backend, name, rng):
     options, shape = SMALL[name]
-    x = values(rng, shape, "float32")
+    x = backend.asarray(values(rng, shape, "float32"))
     losses, states = [], []
     before = xpcnn.get_num_threads()
     xpcnn.set_num_threads(2)
@@ -194,6 +195,7 @@ def test_a_step_compiled_is_the_step_as_written(name, rng):
             optimizer = optim.SGD(net.parameters(), 0.05, momentum=0.9)
             criterion = nn.MSELoss() if name == "unet" else nn.CrossEntropyLoss()
             y = np.zeros((shape[0], 3, *shape[2:]), "float32") if name == "unet" else np.arange(shape[0])
+            y = backend.asarray(y)
 
             def step(x, y, net=net, optimizer=optimizer, criterion=criterion):
                 optimizer.zero_grad()
@@ -203,8 +205,8 @@ def test_a_step_compiled_is_the_step_as_written(name, rng):
                 return loss
 
             run = xpcnn.compile(step) if compiled else step
-            losses.append([float(run(x, y)) for _ in range(5)])
-            states.append(net.state_dict())
+            losses.append([float(backend.to_numpy(run(x, y))) for _ in range(5)])
+            states.append({key: backend.to_numpy(array) for key, array in net.state_dict().items()})
     finally:
         xpcnn.set_num_threads(before)
     assert losses[0] == losses[1]

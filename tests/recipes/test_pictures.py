@@ -35,12 +35,12 @@ def folder(tmp_path_factory):
     return write(tmp_path_factory.mktemp("pictures") / "set", size=(32, 32))
 
 
-def test_a_folder_is_trained_on_and_read_back(folder, tmp_path):
+def test_a_folder_is_trained_on_and_read_back(backend, folder, tmp_path):
     done = recipes.run("lenet5", data=str(folder), epochs=8, batch_size=8, out=tmp_path / "run")
     assert done.kind == "pictures"
     assert (len(done.test), done.test.classes) == (6, list(SHADES))
     assert done.metrics.accuracy == 1
-    assert done.model.eval()(np.zeros((1, 3, 32, 32), np.float32)).shape == (1, 3)
+    assert done.model.eval()(backend.zeros((1, 3, 32, 32), "float32")).shape == (1, 3)
     about = json.loads((tmp_path / "run" / "run.json").read_text())["data"]
     assert (about["names"], about["classes"], about["image_shape"]) == (list(SHADES), 3, [3, 32, 32])
     again = recipes.load(tmp_path / "run")
@@ -50,7 +50,7 @@ def test_a_folder_is_trained_on_and_read_back(folder, tmp_path):
     assert predictor(folder / "green" / "0.png")[0].label == "green"
 
 
-def test_the_same_run_resumed(folder, tmp_path):
+def test_the_same_run_resumed(backend, folder, tmp_path):
     from tests.recipes.test_runs import StopAt
 
     options = {"data": str(folder), "epochs": 2, "batch_size": 8, "augment": "photo", "seed": 3}
@@ -64,7 +64,7 @@ def test_the_same_run_resumed(folder, tmp_path):
         recipes.run(out=tmp_path / "run", resume=True, augment="shift")
 
 
-def test_grey_pictures_of_several_sizes(tmp_path):
+def test_grey_pictures_of_several_sizes(backend, tmp_path):
     root = write(tmp_path / "set", ("dark", "light"), grey=True)
     write(root, ("green",), size=(50, 31), grey=True)
     done = recipes.run("conv8", data=str(root), epochs=1, batch_size=4)
@@ -74,13 +74,13 @@ def test_grey_pictures_of_several_sizes(tmp_path):
 
 
 @pytest.mark.parametrize("name", recipes.names())
-def test_every_recipe_is_built_to_the_pictures(name, folder):
+def test_every_recipe_is_built_to_the_pictures(backend, name, folder):
     done = recipes.run(name, data=str(folder), epochs=1, batch_size=8, image_size=20)
     assert done.evaluation.probabilities.shape == (6, 3)
     assert done.model._sample_shape == (3, 20, 20)
 
 
-def test_a_last_batch_of_one_image_is_left_out(folder, tmp_path):
+def test_a_last_batch_of_one_image_is_left_out(backend, folder, tmp_path):
     """Batch norm makes nothing of it: 24 images in batches of 23."""
     done = recipes.run("lenet5", data=str(folder), epochs=1, batch_size=23)
     assert len(done.history.steps["loss"]) == 1
@@ -94,7 +94,7 @@ def test_what_cannot_be_built_leaves_no_folder(folder, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_parts_are_taken_as_they_are(tmp_path):
+def test_parts_are_taken_as_they_are(backend, tmp_path):
     for part, count, seed in (("train", 6, 0), ("val", 3, 1), ("test", 2, 2)):
         write(tmp_path / "set" / part, ("dark", "light"), count, seed=seed)
     train, validation, test = load_pictures(tmp_path / "set", Pictures(28))
@@ -105,7 +105,7 @@ def test_parts_are_taken_as_they_are(tmp_path):
     assert len(done.history.epochs["validation_loss"]) == 2
 
 
-def test_large_sets_stay_on_the_disk(folder, monkeypatch):
+def test_large_sets_stay_on_the_disk(backend, folder, monkeypatch):
     whole = recipes.run("lenet5", data=str(folder), epochs=1, batch_size=8)
     monkeypatch.setattr("xpcnn.recipes.pictures._IN_MEMORY", 1000)
     lazy = recipes.run("lenet5", data=str(folder), epochs=1, batch_size=8)
@@ -127,7 +127,7 @@ def test_each_class_is_held_out_by_its_share(rng):
         hold_out(dataset.subset(slice(61)), 0.2)
 
 
-def test_patience_holds_out_and_stops_with_the_best_weights(folder):
+def test_patience_holds_out_and_stops_with_the_best_weights(backend, folder):
     done = recipes.run("lenet5", data=str(folder), epochs=60, batch_size=8, patience=2)
     losses = list(done.history.epochs["validation_loss"])
     assert len(losses) < 60
@@ -136,10 +136,10 @@ def test_patience_holds_out_and_stops_with_the_best_weights(folder):
 
 
 @pytest.mark.parametrize("name", ["shift", "photo"])
-def test_augmented_images_keep_their_form(name, rng):
+def test_augmented_images_keep_their_form(backend, name, rng):
     for shape in ((28, 28), (3, 40, 24)):
         images = rng.integers(0, 256, (4, *shape), dtype=np.uint8)
-        x = Compose(*augmentation(name, shape))(images)
+        x = backend.to_numpy(Compose(*augmentation(name, shape))(backend.asarray(images)))
         assert x.shape == (4, 1 if len(shape) == 2 else 3, *shape[-2:])
         assert (x.min(), x.max()) >= (0, 0)
         assert x.max() <= 1
@@ -208,7 +208,7 @@ def test_the_learning_rate_goes_with_the_batch(folder, tmp_path):
     assert recipes.run("lenet5", **options, lr=0.3).settings.lr == 0.3
 
 
-def test_arrays_in_a_file(tmp_path):
+def test_arrays_in_a_file(backend, tmp_path):
     train, test = load_mnist()
     np.savez(
         tmp_path / "set.npz",

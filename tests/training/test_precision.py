@@ -203,7 +203,7 @@ def test_resumed_equals_undisturbed(backend, tmp_path, optimiser, stop):
     assert resumed.skipped == straight.skipped > 0
 
 
-def test_a_checkpoint_with_a_scaler_wants_one(tmp_path):
+def test_a_checkpoint_with_a_scaler_wants_one(backend, tmp_path):
     mine = half_trainer(checkpoint=Checkpointer(tmp_path))
     mine.fit(loader())
     other = trainer("momentum", "none", checkpoint=Checkpointer(tmp_path))

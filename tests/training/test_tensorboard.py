@@ -60,7 +60,7 @@ def test_the_numbers_of_the_history(backend, tmp_path, every):
     assert len(expected(made.history, every)) > 12
 
 
-def test_a_second_fit_goes_on(tmp_path):
+def test_a_second_fit_goes_on(backend, tmp_path):
     made = trainer(callbacks=[TensorBoard(tmp_path)])
     made.fit(loader(), epochs=1)
     made.fit(loader(), epochs=1)
@@ -68,7 +68,7 @@ def test_a_second_fit_goes_on(tmp_path):
 
 
 @pytest.mark.parametrize("stop", [4, 6, 9])
-def test_a_resumed_training_writes_each_number_once(tmp_path, stop):
+def test_a_resumed_training_writes_each_number_once(backend, tmp_path, stop):
     def made(*others):
         callbacks = [TensorBoard(tmp_path / "board"), *others]
         return trainer(callbacks=callbacks, checkpoint=Checkpointer(tmp_path / "run", every_steps=2))
