@@ -34,11 +34,18 @@ def is_users_class(kind: type) -> bool:
 
 
 def put(place: Any, name: str, value: Any) -> None:
-    """Let a namespace or a cell hold a value."""
-    if isinstance(place, types.CellType):
-        place.cell_contents = value
-    else:
+    """Let a namespace, a cell, a class or an object with slots hold a value, or none if that is `MISSING`."""
+    if isinstance(place, dict):
         place[name] = value
+        if value is MISSING:
+            del place[name]
+        return
+    name = "cell_contents" if isinstance(place, types.CellType) else name
+    kind: Any = type if isinstance(place, type) else object
+    if value is MISSING:
+        kind.__delattr__(place, name)
+    else:
+        kind.__setattr__(place, name, value)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -57,7 +64,7 @@ def attributes_of(code: types.CodeType) -> frozenset[str]:
 
 
 def look_up(place: Any, name: str) -> Any:
-    """Return what a namespace, a cell or a class holds now."""
+    """Return what a namespace, a cell, a class or an object with slots holds now."""
     if isinstance(place, types.CellType):
         try:
             return place.cell_contents
@@ -65,7 +72,13 @@ def look_up(place: Any, name: str) -> Any:
             return MISSING
     if isinstance(place, dict):
         return place.get(name, MISSING)
-    return vars(place).get(name, MISSING)
+    return vars(place).get(name, MISSING) if isinstance(place, type) else getattr(place, name, MISSING)
+
+
+def slots_of(kind: type) -> list[str]:
+    """Return the names of the slots of a class's objects."""
+    attributes = (pair for each in kind.__mro__ for pair in vars(each).items())
+    return [name for name, value in attributes if isinstance(value, types.MemberDescriptorType)]
 
 
 def functions_of(code: types.CodeType, variables: dict[str, Any]) -> list[types.FunctionType]:

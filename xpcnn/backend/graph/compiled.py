@@ -269,8 +269,11 @@ class Compiled(Generic[P, R]):
                 tracing.changes_host = True
                 tracing.fail(str(error))
         if tracing.reason is not None:
-            if not backend.capture_runs:
+            if backend.capture_runs:
+                result = _untraced(outcome[0], backend)
+            else:
                 tracing.undo()
+                result = self._as_written(backend, args, kwargs)  # an error of the user's own comes from here
             if tracing.changes_host and case.second_chances:
                 case.second_chances -= 1
                 self._calls = 0
@@ -278,9 +281,7 @@ class Compiled(Generic[P, R]):
                 case.reason = tracing.reason
             if case.reason is not None:
                 self._say(case.reason)
-            if not backend.capture_runs:
-                return self._as_written(backend, args, kwargs)
-            return _untraced(outcome[0], backend)
+            return result
         if arrays and arrays[0].ndim:
             family = _family(arrays)
             self._largest[family] = max(arrays[0].shape[0], self._largest.get(family, 0))

@@ -25,9 +25,11 @@ from xpcnn.backend.graph.code import (
     line_of,
     look_up,
     put,
+    slots_of,
     where,
 )
 from xpcnn.backend.graph.guards import PLAIN, Guarded, Tokens, TooMuch
+from xpcnn.backend.graph.watch import unwatch, unwatched, watch
 
 # Modules whose functions tell what no replay could know, or do what no replay would do again.
 OUTSIDE = frozenset({"random", "_random", "time", "secrets", "posix", "nt", "_io", "socket", "numpy.random"})
@@ -36,6 +38,7 @@ HANDED_ON = tuple(STANDARD + each for each in ("logging", "queue.py", "threading
 SET_UP = frozenset(
     {"manual_seed", "generator", "set_state", "set_num_threads", "set_backend", "set_winograd"}
 )  # the library's own
+UNWATCHED = frozenset({"__dict__", "vars", "deepcopy"})  # ways to an attribute past what watches it
 OUTSIDE_TYPES = frozenset({"Random", "SystemRandom", "Generator", "RandomState", "TextIOWrapper", "BufferedWriter"})
 
 _local = threading.local()
@@ -129,7 +132,8 @@ class Tracing:
         self.objects: dict[int, Any] = {}  # of the user's own
         self.generators: dict[int, tuple[Any, Any, Any]] = {}  # of random numbers, and their states
         self.roots: dict[int, Any] = {}  # arrays that were there before
-        self.used: set[int] = set()  # of roots, those that a call has read
+        self.used: set[int] = set()  # of roots, those that a call has read or, on a device, that were looked up
+        self._watched: set[tuple[type, str]] = set()
         self._codes: set[Any] = set()
         self._profile: Any = None
         self._is_collecting = self._is_running = self._is_on_host = False
@@ -189,6 +193,9 @@ class Tracing:
 
     def __exit__(self, *details: object) -> None:
         self._is_running = False
+        for kind, name in self._watched:
+            unwatch(kind, name)
+        self._watched.clear()
         if callable(self._profile) or self._profile is None:
             sys.setprofile(self._profile)
         else:
@@ -347,7 +354,8 @@ class Tracing:
         elif isinstance(value, types.MethodType):
             self.consider(value.__self__, depth + 1)
         elif isinstance(value, guards.BY_IDENTITY):
-            return
+            if isinstance(value, type):
+                self._note_class(value)
         elif type(value).__name__ in OUTSIDE_TYPES and _drawn(value) is not None:
             self._watch_draws(value)
         elif hasattr(value, "__dict__") and self._is_users_class(type(value)) and id(value) not in self.objects:
@@ -358,6 +366,9 @@ class Tracing:
             self._enter(value)
             if depth < 4:
                 self.consider(attributes, depth + 1)
+        elif self._is_users_class(type(value)):
+            for name in slots_of(type(value)):
+                self._meet(value, name)
 
     def _enter(self, thing: Any) -> None:
         """Put what stands for an array in a trace in the place of each that an object holds."""
@@ -377,15 +388,45 @@ class Tracing:
                 self._swap(attributes, name, value)
             if type(value).__name__ in OUTSIDE_TYPES:
                 self.consider(value)
-        # Plain attributes of the user's own classes are read as the object's, unless something nearer hides them.
-        kinds = [kind for kind in type(thing).__mro__ if self._is_users_class(kind)]
-        for kind in kinds:
-            for name, value in list(vars(kind).items()):
-                if not name.startswith("__") and isinstance(value, PLAIN_VALUES):
-                    for other in kinds:
-                        self._note_attribute(other, name, look_up(other, name))
-                    if name not in attributes:
-                        self._note_attribute(attributes, name, MISSING)
+            if self._stops and self._is_running and self._has_arrays(value):
+                self._watch_attribute(thing, name)
+        # Attributes of the user's own classes are read as the object's, unless something nearer hides them.
+        for name in self._note_class(type(thing)):
+            if name not in attributes:
+                self._note_attribute(attributes, name, MISSING)
+
+    def _note_class(self, kind: type) -> list[str]:
+        """Guard attributes of a class and those below it; return their names."""
+        kinds = [each for each in kind.__mro__ if self._is_users_class(each)]
+        found = {
+            name: None
+            for each in kinds
+            for name, value in list(vars(each).items())
+            if not name.startswith("__") and unwatched(value) is not MISSING
+        }
+        for name in found:
+            for each in kinds:
+                self._note_attribute(each, name, unwatched(look_up(each, name)))
+        return list(found)
+
+    def _watch_attribute(self, thing: Any, name: str) -> None:
+        key = type(thing), name
+        if key in self._watched or (isinstance(thing, Guarded) and name in thing.unguarded):
+            return
+        if watch(*key, tracing):
+            self._watched.add(key)
+
+    def looks_up(self, value: Any) -> None:
+        """Take arrays in an attribute as read: a device's calls do not tell which they read."""
+        self.used.update(id(each) for each in self._leaves(value))
+
+    def assigns(self, thing: Any, name: str, value: Any) -> None:
+        """Refuse an array in the place of one that was looked up: the next call must look up the new one."""
+        _, attributes = self.before.get(id(thing), (thing, {}))
+        old = attributes.get(name)
+        if value is not old and self._has_arrays(value) and any(id(each) in self.used for each in self._leaves(old)):
+            self.changes_host = True
+            self.fail(_reads_what_it_assigned(thing, name))
 
     def _watch_draws(self, generator: Any) -> None:
         self.generators[id(generator)] = generator, _drawn(generator), _bits(generator).state
@@ -460,11 +501,10 @@ class Tracing:
                 if self._has_arrays(new):
                     leaves = self._leaves(old)
                     number = not leaves and old is not MISSING and old is not None and self._is_read(name)
-                    # What a device's calls have read nobody knows: of a layer it is taken to be its own y or cache.
-                    unknown = self._stops and bool(leaves) and not isinstance(thing, Guarded) and self._is_read(name)
+                    unknown = self._stops and bool(leaves) and not self.names_read.isdisjoint(UNWATCHED)
                     if number or unknown or any(id(each) in self.used for each in leaves):
                         self.changes_host = True
-                        self.fail(f"it reads the attribute {name!r} of {_named(thing)} that the last call has assigned")
+                        self.fail(_reads_what_it_assigned(thing, name))
                     self.array_effects.append((now, name, new))
                     self.assigned.setdefault(id(thing), set()).add(name)
                     now[name] = _deep(new, self.tokens.untraced)
@@ -489,8 +529,7 @@ class Tracing:
             if now_there is not value and not self._is_same(value, now_there):
                 self.changes_host = True
                 self.fail(f"it sets {name!r} to another value")
-                if not isinstance(place, type):
-                    put(place, name, _deep(now_there, self.tokens.untraced))
+                put(place, name, _deep(now_there, self.tokens.untraced))
 
     def _refuse_what_moves_on(self) -> None:
         for each in self.read_values():
@@ -502,6 +541,9 @@ class Tracing:
         for generator, drawn, state in self.generators.values():
             if _drawn(generator) != drawn:
                 _bits(generator).state = state
+        for place, name, value, *_ in self.values.values():
+            if look_up(place, name) is not value:
+                put(place, name, value)
         for thing, attributes in self.before.values():
             vars(thing).clear()
             vars(thing).update(attributes)
@@ -586,6 +628,10 @@ def _drawn(generator: Any) -> Any:
     """Return what tells whether a generator of NumPy's has drawn; None for anything else."""
     bits = _bits(generator)
     return None if bits is None else repr(bits.state)
+
+
+def _reads_what_it_assigned(thing: Any, name: str) -> str:
+    return f"it reads the attribute {name!r} of {_named(thing)} that the last call has assigned"
 
 
 def _named(thing: Any) -> str:
