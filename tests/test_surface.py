@@ -171,7 +171,7 @@ ARRAYS = {"x", "weight", "bias", "cols", "gamma", "beta", *WRITTEN, "target", "l
 def names():
     functions = [name for name in F.__all__ if not name.endswith("_backward")]
     classes = [name for name in nn.__all__ if isinstance(getattr(nn, name), type)]
-    others = {"Module", "Parameter", "Inference"}  # a base class, and what takes no part in a forward as a layer does
+    others = {"Module", "Parameter", "Inference", "no_grad"}  # a base class, and what is no layer of a forward
     return [*functions, *(name for name in classes if name not in others)]
 
 

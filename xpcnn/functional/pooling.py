@@ -110,7 +110,9 @@ def _slide(backend: Backend, x: Array, axis: Axis, out: Array) -> None:
         xp.copyto(out[:, there], best)
         best = out
     for there, pixels in taps:
-        xp.maximum(best[:, there], x[:, pixels], out=out[:, there])
+        place = out[:, there]
+        # CuPy copies an operand that is another view of where the result goes.
+        xp.maximum(place if best is out else best[:, there], x[:, pixels], out=place)
         best = out
 
 

@@ -36,6 +36,9 @@ class no_grad(contextlib.ContextDecorator):
     def __init__(self) -> None:
         self._tokens: list[Token[bool]] = []
 
+    def __repr__(self) -> str:
+        return "no_grad()"
+
     def _recreate_cm(self) -> no_grad:
         return no_grad()  # each call of a decorated function has tokens of its own
 
