@@ -15,14 +15,15 @@ import numpy
 PACKAGE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))) + os.sep
 STANDARD = os.path.dirname(os.path.abspath(os.__file__)) + os.sep
 _NUMPY = os.path.dirname(os.path.abspath(numpy.__file__)) + os.sep
+_THREADS = f"{os.sep}threadpoolctl.py"  # the one other library that the package calls within a step
 MISSING = object()  # what a name stands for that is not there
 READS_ATTRIBUTES = frozenset({"LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR", "DELETE_ATTR"})
 LOOKS_AT_ALL = frozenset({"__dict__", "vars", "getattr", "setattr", "hasattr", "deepcopy", "copy"})
 
 
 def is_users(filename: str | None) -> bool:
-    """Whether a file is code of the user's own: neither the library's, nor NumPy's, nor Python's."""
-    if not filename or filename.startswith((PACKAGE, _NUMPY, "<frozen")):
+    """Whether a file is code of the user's own: neither the library's, nor what it stands on, nor Python's."""
+    if not filename or filename.startswith((PACKAGE, _NUMPY, "<frozen")) or filename.endswith(_THREADS):
         return False
     return not filename.startswith(STANDARD) or f"{os.sep}site-packages{os.sep}" in filename
 
