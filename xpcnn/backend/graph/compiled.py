@@ -270,7 +270,9 @@ class Compiled(Generic[P, R]):
                 tracing.fail(str(error))
         if tracing.reason is not None:
             if backend.capture_runs:
-                result = _untraced(outcome[0], backend)
+                if self._writes:
+                    _write_back(backend, slots, arrays)
+                result = _untraced(outcome[0], backend, slots, arrays)
             else:
                 tracing.undo()
                 result = self._as_written(backend, args, kwargs)  # an error of the user's own comes from here
@@ -427,16 +429,25 @@ def _with_arrays(value: Any, there: Iterator[Any]) -> Any:
     return value
 
 
-def _untraced(value: Any, backend: Backend) -> Any:
-    """Return nested results with plain arrays."""
+def _write_back(backend: Backend, slots: list[Any], arrays: list[Any]) -> None:
+    """Let the caller's arrays hold what a function has written to their copies."""
+    pairs = list(zip(arrays, slots, strict=True))
+    changed = [pair for pair in pairs if len({backend.to_numpy(each).tobytes() for each in pair}) > 1]
+    for array, slot in changed:
+        backend.xp.copyto(array, slot)
+
+
+def _untraced(value: Any, backend: Backend, slots: list[Any], arrays: list[Any]) -> Any:
+    """Return nested results with plain arrays, and the caller's own where a function gives back an argument."""
     kind = type(value)
     if kind is tuple or kind is list:
-        return kind([_untraced(each, backend) for each in value])
+        return kind([_untraced(each, backend, slots, arrays) for each in value])
     if kind is dict:
-        return {name: _untraced(each, backend) for name, each in value.items()}
+        return {name: _untraced(each, backend, slots, arrays) for name, each in value.items()}
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return kind(*[_untraced(each, backend) for each in value])
-    return backend.untraced(value)
+        return kind(*[_untraced(each, backend, slots, arrays) for each in value])
+    plain = backend.untraced(value)
+    return next((array for array, slot in zip(arrays, slots, strict=True) if plain is slot), plain)
 
 
 def _is_array(value: Any) -> bool:
