@@ -46,7 +46,7 @@ MNIST_BEST = Recipe(
     callbacks=_average,
     validates=False,
     batch_size=128,
-    epochs=10,
+    epochs=7,
     accuracy=0.996,
     relative_time=15.0,
 )
