@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from tests.backend.processes import python
+from tests.backend.processes import ROOT, python
 
 STEP = """
 import json, sys
@@ -25,12 +25,12 @@ x = rng.standard_normal((5, 4, 9, 8), dtype="float32")
 dy = rng.standard_normal(layer(x).shape, dtype="float32")
 layer.backward(dy)
 layer.zero_grad()
-passed = []
+passed, package = [], xpcnn.__path__[0].replace("\\\\", "/") + "/"
 
 def look(frame, event, argument):
     name = frame.f_code.co_filename.replace("\\\\", "/")
-    if event == "call" and "/xpcnn/" in name:
-        passed.append([name.rpartition("/xpcnn/")[2], frame.f_code.co_name])
+    if event == "call" and name.startswith(package):
+        passed.append([name.removeprefix(package), frame.f_code.co_name])
 
 sys.setprofile(look)
 y = layer(x)
@@ -113,7 +113,7 @@ def test_a_debugger_stops_at_each_of_the_three_products(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "pdb", str(tmp_path / "mine.py")],
         input="\n".join(typed) + "\n",
-        env=os.environ | {"XPCNN_PORTABLE": "1"},
+        env=os.environ | {"XPCNN_PORTABLE": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=100,
