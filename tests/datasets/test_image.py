@@ -10,6 +10,7 @@ import pytest
 
 from tests.mutations import check_reader
 from xpcnn.datasets import load_image, load_mnist
+from xpcnn.datasets.ink import NoDigit, find_ink
 from xpcnn.errors import DataError
 
 Image = pytest.importorskip("PIL.Image")
@@ -109,6 +110,26 @@ def test_noisy_background_is_no_ink(tmp_path, rng):
         canvas = drawn(digit, 3, ((50, 80), (60, 9)), 60, 200) + rng.normal(0, 6, (214, 153))
         images.append(load_image(saved(np.clip(canvas, 0, 255).astype(np.uint8), tmp_path)))
     assert (recognised(images) == test.labels[:30]).sum() >= 28
+
+
+@pytest.mark.parametrize("name", ["digit.png", "digit.jpg"])
+def test_a_sheet_in_the_corner_of_the_dark(tmp_path, name):
+    """Paper is less than a tenth of the picture, and the light of most of it is none."""
+    _, test = load_mnist()
+    images = []
+    for digit in test.images[:30]:
+        sheet = drawn(digit, 1, ((4, 4), (4, 4)), 0, 255)
+        images.append(load_image(saved(np.pad(sheet, ((0, 94), (0, 94))), tmp_path, name)))
+    assert (recognised(images) == test.labels[:30]).sum() >= 28
+
+
+@pytest.mark.parametrize("shade", [0, 255])
+def test_single_pixels_are_no_digit(tmp_path, shade):
+    """Densest is the mean of nine pixels where none of the four dots lies."""
+    picture = np.full((30, 30), 255 - shade, np.uint8)
+    picture[10:13:2, 10:13:2] = shade
+    with pytest.raises(NoDigit, match="nothing larger than a speck"):
+        find_ink(picture[None].astype(np.float32), noise=2.0)
 
 
 def png(width, height, rows=b"", bits=8, colour=0):

@@ -30,6 +30,7 @@ _CUT = 0.35  # of the outline of a figure's box: one that touches the border ove
 _FRAME_EDGE, _FRAME_AREA = 0.9, 0.08  # of a frame: the share of its box's outline, and of the picture
 _RIM = 2  # pixels at the edge of a frame that are of neither colour
 _SMALLEST = 12  # pixels a side that a digit needs within a frame
+_ONLY_SPECKS = "nothing larger than a speck stands out from the background"
 _MEDIAN_OF_NINE = (  # exchanges that bring the median of nine to the fifth place (N. Devillard, "Fast median search")
     (1, 2), (4, 5), (7, 8), (0, 1), (3, 4), (6, 7), (1, 2), (4, 5), (7, 8), (0, 3),
     (5, 8), (4, 7), (3, 6), (1, 4), (2, 5), (4, 7), (4, 2), (6, 4), (4, 2),
@@ -158,6 +159,8 @@ def _along_the_ink(away: np.ndarray, faintest: float, noise: float) -> np.ndarra
     found = connected_components(strong)
     largest = found.sums(distance) * np.where(_touches(found, strong.shape), 1e-6, 1)
     pixels = away[:, found.labels == largest.argmax() + 1]  # (C, pixels)
+    if not pixels.any():  # dots of one pixel stand most densely round a pixel that is none of them
+        raise NoDigit(_ONLY_SPECKS)
     direction = np.linalg.eigh(pixels @ pixels.T)[1][:, -1]
     if (direction @ pixels).sum() < 0:
         direction = -direction
@@ -170,7 +173,9 @@ def _in_even_light(ink: np.ndarray, away: np.ndarray, background: np.ndarray) ->
     light = np.sqrt((background * background).sum(axis=0))
     if (away.mean(axis=0)[ink > 0.5 * ink.max()]).mean() > 0:
         return ink
-    even: np.ndarray = ink * (np.quantile(light, 0.9) / np.maximum(light, max(_DARKEST * light.max(), 1.0)))
+    darkest = max(_DARKEST * light.max(), 1.0)
+    level = max(np.quantile(light, 0.9), darkest)  # a sheet may be a small part of a picture that is black elsewhere
+    even: np.ndarray = ink * (level / np.maximum(light, darkest))
     return even
 
 
@@ -180,7 +185,7 @@ def _chosen(found: Components, mass: np.ndarray, shape: tuple[int, int], speck: 
     heights, widths = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
     large = np.maximum(heights, widths) > speck * max(shape)
     if not large.any():
-        raise NoDigit("nothing larger than a speck stands out from the background")
+        raise NoDigit(_ONLY_SPECKS)
     touching = _touches(found, shape)
     main = int(np.where(large, mass, 0).argmax())
     inside = large & ~touching
