@@ -1,8 +1,9 @@
 """Every check of the project, each in a virtual environment of its own: `nox`, or `nox -s NAME`; `nox -l` lists them.
 
 A plain `nox` is lint, types, the tests on NumPy and on the strict fake device with the newest Python found here, a
-short training run, jobs of several ranks, and a thousand tests of the built wheel with the oldest; `nox -s tests` takes
-every Python. It needs no GPU, and some minutes on two cores. What is passed after `--` goes to the tool of the session.
+short training run, jobs of several ranks, and part of the tests on the built wheel with the oldest; `nox -s tests`
+takes every Python. It needs no GPU, and some minutes on two cores. What is passed after `--` goes to the tool of the
+session.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import nox
@@ -101,17 +103,22 @@ def cuda_extra() -> str | None:
     return None if version is None or capability is None else driver["fitting"](version, capability)
 
 
+def cupy_for(session: nox.Session, backends: str) -> list[str]:
+    """Return the CuPy to install where it is asked for and a device answers; skip where none does."""
+    if "cupy" not in backends:
+        return []
+    name = cuda_extra()
+    if name is None:
+        message = "cupy: not run, no CUDA device answers here (nvidia-smi should list one)"
+        if GPU_IS_REQUIRED:
+            session.error(f"{message}, and XPCNN_REQUIRE_GPU=1 asks for it")
+        session.skip(message)
+    return extra(name)
+
+
 def install_for(session: nox.Session, backends: str) -> None:
-    """Install what the tests need, and CuPy where it is asked for and a device answers."""
-    cupy: list[str] = []
-    if "cupy" in backends:
-        name = cuda_extra()
-        if name is None:
-            message = "cupy: not run, no CUDA device answers here (nvidia-smi should list one)"
-            if GPU_IS_REQUIRED:
-                session.error(f"{message}, and XPCNN_REQUIRE_GPU=1 asks for it")
-            session.skip(message)
-        cupy = extra(name)
+    """Install what the tests need."""
+    cupy = cupy_for(session, backends)
     groups = group("test", "parallel", "onnx", "notebook", "docs")
     session.install(*BASE, *extra("cli", "onnx", "sklearn", "tensorboard", "web"), *groups, *cupy)
 
@@ -142,7 +149,7 @@ def free_threaded(session: nox.Session) -> None:
 @nox.parametrize("backend", ["numpy", "fake", "cupy"], ids=["numpy", "fake", "cupy"])
 def convergence(session: nox.Session, backend: str) -> None:
     """Training on MNIST to an accuracy."""
-    install_for(session, backend)
+    session.install(*BASE, *group("test"), *cupy_for(session, backend))
     pytest(session, "-q", "-m", "convergence", "tests/convergence", XPCNN_TEST_BACKENDS=backend)
 
 
@@ -206,8 +213,16 @@ def gpu_static(session: nox.Session) -> None:
         session.skip("gpu_static: CuPy's wheel for CUDA and g++ are there on Linux alone")
     if not shutil.which("g++"):
         session.error("gpu_static: needs g++ (Debian and Ubuntu: apt-get install g++)")
-    session.install(*BASE, *extra("cli"), *group("test", "gpu_static"))
-    pytest(session, "-q", "-m", "gpu_static", "tests/gpu_static")
+    session.install(*BASE, *extra("cli"), *group("test", "parallel", "gpu_static"))
+    kept = ROOT / ".nox" / "gpu_static" / "kernels"  # each is compiled by one process
+    kept.mkdir(parents=True, exist_ok=True)
+    session.env["XPCNN_SHIM_FOLDER"] = str(kept)
+    # A file stays in one process: its last test asks whether every kernel was launched by those before it.
+    pytest(session, "-q", "-n", PROCESSES, "--dist", "loadfile", "-m", "gpu_static", "tests/gpu_static")
+    # The suite once more, with every fused primitive of the fake device done by its CUDA kernel.
+    folders = ("tests/functional", "tests/nn", "tests/optim")
+    plugin = ("-p", "tests.gpu_static.with_kernels")
+    pytest(session, "-q", "-n", PROCESSES, *plugin, *folders, XPCNN_TEST_BACKENDS="fake")
 
 
 # Tests that run on CuPy, or that CuPy's presence may change. The rest computes on NumPy or not at all: as in `tests`.
@@ -278,6 +293,11 @@ def wheel(session: nox.Session) -> None:
         shutil.rmtree(old)
     session.run("python", "-m", "build", "--outdir", str(outside / "dist"), str(ROOT), silent=True)
     (built,) = (outside / "dist").glob("*.whl")
+    files = {path for path in (ROOT / "xpcnn").rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+    expected = {path.relative_to(ROOT).as_posix() for path in files if path.name != "README.md"}
+    packed = {name for name in zipfile.ZipFile(built).namelist() if name.startswith("xpcnn/")}
+    if packed != expected:
+        session.error(f"wheel: not as the source has them: {', '.join(sorted(packed ^ expected))}")
     session.install("--force-reinstall", "--no-deps", str(built))
     session.install(*BASE, *extra("cli"), *group("test", "parallel"))
     shutil.copytree(ROOT / "tests", outside / "tests", ignore=shutil.ignore_patterns("__pycache__"))
@@ -291,7 +311,8 @@ def wheel(session: nox.Session) -> None:
     session.run("python", "-W", "error", "-c", "from xpcnn.datasets import load_mnist; print(*load_mnist(), sep='\\n')")
     session.run("xpcnn", "info")
     session.run("xpcnn", "recipes")
-    subset = ["tests/datasets/test_mnist.py", "tests/nn", "tests/backend/test_import.py", "tests/test_public_api.py"]
+    nn = [f"tests/nn/test_{name}.py" for name in ("sequential", "module", "state", "loss", "inference", "replayed")]
+    subset = ["tests/datasets/test_mnist.py", *nn, "tests/backend/test_import.py", "tests/test_public_api.py"]
     session.run("python", "-m", "pytest", "-q", "-n", PROCESSES, *subset, env={"XPCNN_TEST_BACKENDS": "numpy"})
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import hashlib
+import os
 import re
+import shutil
 import subprocess
 import tempfile
 import threading
@@ -54,19 +57,31 @@ def translation(text: str) -> str:
 
 
 @functools.cache
+def compiler() -> str:
+    """Return what g++ says it is."""
+    return subprocess.run(["g++", "--version"], capture_output=True, text=True, check=True).stdout
+
+
+@functools.cache
 def library(char: str, text: str, defines: tuple[str, ...] = ()) -> ctypes.CDLL:
-    """Compile kernels for a dtype."""
-    folder = Path(tempfile.mkdtemp(prefix="xpcnn-shim-"))
-    code = folder / "kernels.cpp"
-    code.write_text(translation(text), encoding="utf-8")
-    target = folder / "kernels.so"
+    """Compile kernels for a dtype; in XPCNN_SHIM_FOLDER, if set, they stay, named by all that they are made of."""
+    code = translation(text)
     # No contraction: a product and a sum are rounded apart, as in NumPy. No unique symbols: shared memory of a template
     # would be that of the first library which has it.
     command = ["g++", "-O1", "-std=c++17", "-shared", "-fPIC", "-ffp-contract=off", "-fwrapv", "-fno-gnu-unique"]
-    command += [f"-DREAL={TYPES[char]}", *defines, f"-I{HERE}", str(code), "-o", str(target)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return ctypes.CDLL(str(target))
+    command += [f"-DREAL={TYPES[char]}", *defines, f"-I{HERE}"]
+    made_of = "\0".join([compiler(), *command, (HERE / "shim.h").read_text(encoding="utf-8"), code])
+    with tempfile.TemporaryDirectory(prefix="xpcnn-shim-") as own:
+        shared = Path(os.environ.get("XPCNN_SHIM_FOLDER") or own)
+        target = shared / f"{hashlib.sha256(made_of.encode()).hexdigest()}.so"
+        if not target.exists():
+            source_file, made = Path(own, "kernels.cpp"), Path(own, "kernels.so")
+            source_file.write_text(code, encoding="utf-8")
+            done = subprocess.run([*command, str(source_file), "-o", str(made)], capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+            whole = shutil.copy(made, target.with_suffix(f".{os.getpid()}"))  # other processes see it whole or not
+            os.replace(whole, target)
+        return ctypes.CDLL(str(target))
 
 
 class CpuKernels:
