@@ -1,7 +1,8 @@
 """Bytes and multiply-adds of a convolution by im2col and by the implicit product, counted: no device is needed.
 
 Bytes are those of whole arrays, each read or written once, for forward, dx and dW of a layer with bias; what tiles read
-again comes from a cache, where it fits. Multiply-adds count what a tile computes beyond the edge of the result.
+again comes from a cache, where it fits. Multiply-adds count what a tile computes beyond the edge of the result. Beside
+them stands what the statistics of a batch norm after the layer take: a pass over y, or the moments that tiles leave.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from xpcnn.backend.cupy import convolution
 from xpcnn.windows import windows
 
 MULTIPROCESSORS = 132  # of an H100
-FLOAT = 4  # bytes
+FLOAT, MOMENTS = 4, 16  # bytes, of a number and of what a tile leaves for a channel
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Cost:
 
     bytes: int
     multiply_adds: int
+    statistics_bytes: int
 
 
 def costs(layer: Layer) -> tuple[Cost, Cost]:
@@ -61,7 +63,7 @@ def costs(layer: Layer) -> tuple[Cost, Cost]:
     forward = (x + columns) + (columns + weight + y) + 2 * y  # fill, product, bias
     dx = (weight + y + columns) + (columns + x)  # product, collect
     dw = (x + columns) + (y + columns + weight) + y  # fill, product, db
-    im2col = Cost(FLOAT * (forward + dx + dw), 3 * layer.filters * taps * positions)
+    im2col = Cost(FLOAT * (forward + dx + dw), 3 * layer.filters * taps * positions, FLOAT * y)
 
     shape = (layer.filters, layer.image[0], layer.kernel, layer.kernel)
     products = [convolution.forward_shape(shape, over, layer.batch)]
@@ -72,7 +74,10 @@ def costs(layer: Layer) -> tuple[Cost, Cost]:
     work += across * tile.columns * down * tile.rows * shares * share
     parts = 2 * shares * weight if shares > 1 else 0
     implicit = (x + weight + y) + (y + weight + x) + (y + x + parts + weight) + y
-    return im2col, Cost(FLOAT * implicit, work)
+    rows, columns, _ = convolution.extents(products[0])
+    tiles, _ = convolution.choose(rows, columns, MULTIPROCESSORS).grid(rows, columns)
+    moments = 2 * MOMENTS * tiles * layer.filters  # written and read
+    return im2col, Cost(FLOAT * implicit, work, moments)
 
 
 def tiled(rows: int, columns: int, depth: int) -> int:
@@ -84,13 +89,18 @@ def tiled(rows: int, columns: int, depth: int) -> int:
 
 def table() -> Iterator[str]:
     """Yield the lines of a Markdown table."""
-    yield "| convolution, batch | MB by im2col | implicit | share | 10^9 multiply-adds | in tiles |"
-    yield "|---|---|---|---|---|---|"
+    yield (
+        "| convolution, batch | MB by im2col | implicit | share | MB for statistics | of tiles | 10^9 multiply-adds "
+        "| in tiles |"
+    )
+    yield "|---|---|---|---|---|---|---|---|"
     for layer in LAYERS:
         ours, theirs = reversed(costs(layer))
         cells = (
             f"{layer.name}, {layer.batch}", f"{theirs.bytes / 1e6:.0f}", f"{ours.bytes / 1e6:.0f}",
-            f"{ours.bytes / theirs.bytes:.2f}", f"{theirs.multiply_adds / 1e9:.2f}", f"{ours.multiply_adds / 1e9:.2f}",
+            f"{ours.bytes / theirs.bytes:.2f}", f"{theirs.statistics_bytes / 1e6:.1f}",
+            f"{ours.statistics_bytes / 1e6:.1f}",
+            f"{theirs.multiply_adds / 1e9:.2f}", f"{ours.multiply_adds / 1e9:.2f}",
         )  # fmt: skip
         yield f"| {' | '.join(cells)} |"
 

@@ -87,6 +87,16 @@ def cases() -> Iterator[tuple[str, Callable[[], list[Any]]]]:
 
         yield f"batch_norm {shape}", norm
 
+    def after_convolution() -> list[Any]:
+        manual_seed(0)
+        with implicit_gemm(True):
+            net = nn.Sequential(nn.Conv2d(4, 70, 3, bias=False), nn.BatchNorm2d(70))
+            y = net(batch_last(33, 4, 11, 9))
+            dx = net.backward(batch_last(*y.shape))
+        return [y, dx, *(each.grad for each in net.parameters()), *(each for _, each in net.named_buffers())]
+
+    yield "batch_norm after a conv2d without columns", after_convolution
+
     def rest() -> list[Any]:
         manual_seed(0)
         y, cache = F.relu(batch_last(130, 7))

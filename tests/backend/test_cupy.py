@@ -65,6 +65,22 @@ def convolutional(batch, channels=16, side=16):
     return trainer, x, backend.asarray(rng.integers(0, 10, batch))
 
 
+def normalised(dtype, compiled):
+    """A trainer and a batch of a network whose batch norms follow convolutions, one of them in a residual sum."""
+    xpcnn.manual_seed(0)
+    body = nn.Sequential(nn.Conv2d(20, 20, 3, padding=1, bias=False), nn.BatchNorm2d(20))
+    model = nn.Sequential(
+        nn.Conv2d(2, 20, 3, stride=2, padding=1, bias_init=lambda shape, *rest: np.full(shape, 500.0)),
+        nn.BatchNorm2d(20), nn.ReLU(), nn.Residual(body), nn.ReLU(), nn.Flatten(), nn.Linear(500, 10),
+    )  # fmt: skip
+    model.to(dtype=dtype)
+    trainer = Trainer(model, optim.SGD(model.parameters(), 0.01), nn.CrossEntropyLoss(), compile=compiled)
+    backend = xpcnn.get_backend()
+    rng = np.random.default_rng(0)
+    x = backend.asarray(rng.normal(size=(6, 2, 9, 9)).astype(np.float32))
+    return trainer, x, backend.asarray(rng.integers(0, 10, 6))
+
+
 class TestMemoryOfGraphs:
     def test_a_dropped_graph_gives_it_back(self, gpu):
         step, x, _ = add_and_scale(gpu)
@@ -443,3 +459,38 @@ class TestImplicitGemm:
             gpu.implicit_gemm = False
         for columnless, usual in zip(trained[True], trained[False], strict=True):
             np.testing.assert_allclose(columnless, usual, rtol=1e-4, atol=1e-6)
+
+    @pytest.mark.parametrize("dtype", ["float32", "tf32", "float16"])
+    @pytest.mark.parametrize("compiled", [False, True])
+    def test_batch_norm_takes_its_statistics_from_tiles(self, gpu, monkeypatch, dtype, compiled):
+        """No pass of its own over what a convolution wrote, and the same training as with one, at large means."""
+        names, launch, fused = [], gpu.kernels.launch, gpu.fused
+
+        def noted(name, *rest):
+            names.append(name)
+            launch(name, *rest)
+
+        monkeypatch.setattr(gpu.kernels, "launch", noted)
+        monkeypatch.setattr(gpu, "tools", (*gpu.tools, __file__))  # what is noted is no part of the step
+        trained, counts = [], []
+        try:
+            gpu.implicit_gemm, gpu.allow_tf32 = True, dtype == "tf32"
+            for left_out in ("conv2d_sums", None):
+                monkeypatch.setattr(gpu, "fused", {name: fused[name] for name in fused if name != left_out})
+                trainer, x, labels = normalised("float32" if dtype == "tf32" else dtype, compiled)
+                for _ in range(5):
+                    trainer.train_batch(x, labels)
+                counts.append([names.count(name) for name in ("batch_norm_sums", "batch_norm_train")])
+                names.clear()
+                arrays = [each.data for each in trainer.model.parameters()]
+                arrays += [each for _, each in trainer.model.named_buffers()]
+                trained.append([gpu.to_numpy(each).astype(float) for each in arrays])
+        finally:
+            gpu.implicit_gemm = gpu.allow_tf32 = False
+        (passes, norms), (passes_left, same) = counts
+        assert passes == norms == same > 0
+        assert passes_left == 0
+        bound = 1e-2 if dtype == "float16" else 1e-4
+        for tiled, usual in zip(*trained, strict=True):
+            assert np.isfinite(tiled).all()
+            np.testing.assert_allclose(tiled, usual, rtol=bound, atol=bound * np.abs(usual).max())

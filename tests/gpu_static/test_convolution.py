@@ -76,6 +76,75 @@ def test_forward(case, tile, way, has_bias, seed):
     agree(got, conv2d_forward.portable(portable, *stored(arrays, ("float32",)), over, 1), way)
 
 
+@given(convolutions(), st.sampled_from(TILES), WAYS, st.sampled_from([None, 0.0, 1e3, 1e4]), SEEDS)
+def test_sums(case, tile, way, mean, seed):
+    """Mean and variance of each channel of y, which is the forward's, against those of its numbers in float64."""
+    over, c, f, n = case
+    rng = np.random.default_rng(seed)
+    x, weight = (rng.standard_normal(shape) for shape in ((c, over.h.size, over.w.size, n), (f, c, *over.kernel)))
+    arrays = stored((x, weight, None if mean is None else rng.standard_normal(f) + mean), way)
+    got = run("conv2d_sums", tile, way, *arrays, over, 1)
+    if over.is_pointwise or over.is_whole:
+        assert got is NotImplemented
+        return
+    assert implicit.kernels.launched[-2:] == ["convolve", "merge_moments"]
+    y, sums = got
+    np.testing.assert_array_equal(y._host, run("conv2d_forward", tile, way, *arrays, over, 1)._host)
+    check_sums(y._host, sums._host)
+
+
+def check_sums(y, sums):
+    """Hold sums of y - y_0 and of its square to the rounding of float32, relative to what y differs from its mean."""
+    assert sums.shape == (len(y), 1, 2)
+    rows = y.reshape(len(y), -1).astype(np.float64)
+    first, n, eps = rows[:, 0], rows.shape[1], np.finfo(np.float32).eps
+    mean, variance = first + sums[:, 0, 0] / n, (sums[:, 0, 1] - sums[:, 0, 0] ** 2 / n) / n
+    differences = rows - rows.mean(axis=1, keepdims=True)
+    assert (np.abs(mean - rows.mean(axis=1)) <= 8 * eps * np.abs(differences).max(axis=1)).all()
+    np.testing.assert_allclose(variance, np.mean(differences**2, axis=1), rtol=16 * eps, atol=0)
+
+
+@pytest.mark.parametrize("size", [1e-12, 1e18])
+@pytest.mark.parametrize("n", [1, 300])
+def test_sums_of_squares_beyond_the_dtype(size, n):
+    rng, over, way = np.random.default_rng(0), windows((7, 6), 3, padding=1), ("float32", False)
+    x, weight = rng.standard_normal((5, 7, 6, n)) * size, rng.standard_normal((20, 5, 3, 3))
+    y, sums = run("conv2d_sums", TILES[2], way, *stored((x, weight, None), way), over, 1)
+    check_sums(y._host, sums._host)
+
+
+def test_sums_of_numbers_a_step_apart():
+    """Where even the nearest float is far from the mean, by what the numbers differ."""
+    rng, over, way = np.random.default_rng(0), windows((7, 6), 3, padding=1), ("float32", False)
+    x, weight = rng.standard_normal((5, 7, 6, 41)) * 1e-4, rng.standard_normal((20, 5, 3, 3))
+    y, sums = run("conv2d_sums", TILES[2], way, *stored((x, weight, np.full(20, 1e4)), way), over, 1)
+    assert np.ptp(y._host) < 10 * np.spacing(np.float32(1e4))
+    check_sums(y._host, sums._host)
+
+
+@pytest.mark.parametrize("value", [0.1, 1e4, 1e30])
+def test_sums_of_equal_numbers_are_zero(value):
+    x, weight = np.zeros((5, 7, 6, 41)), np.ones((20, 5, 3, 3))
+    bias, way = np.full(20, value) * np.arange(1, 21), ("float32", False)
+    _, sums = run("conv2d_sums", TILES[2], way, *stored((x, weight, bias), way), windows((7, 6), 3), 1)
+    np.testing.assert_array_equal(sums._host, 0)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("place", [0, 819, None])  # in the first tile, in the last, or in one channel of y alone
+def test_what_is_not_finite_makes_its_channel_nan(value, place):
+    x, weight = np.random.default_rng(0).random((1, 6, 6, 41)), np.ones((3, 1, 1, 2))
+    bias, way = np.zeros(3), ("float32", False)
+    (bias if place is None else x).reshape(-1)[place or 0] = value
+    y, sums = run("conv2d_sums", TILES[3], way, *stored((x, weight, bias), way), windows((6, 6), (1, 2)), 1)
+    scale, shift = device(np.ones(3, np.float32)), device(np.zeros(3, np.float32))
+    out = implicit.empty((3, y.size // 3), np.float32)
+    implicit.fused["batch_norm_train"](implicit, y.reshape(3, -1), scale, shift, 1e-5, out, sums=sums)
+    affected = np.arange(3) == 0 if place is None else np.ones(3, bool)
+    assert np.isnan(out._host[affected]).all()
+    assert np.isfinite(out._host[~affected]).all()
+
+
 @given(convolutions(), st.sampled_from(TILES), WAYS, SEEDS)
 def test_input_gradient(case, tile, way, seed):
     over, c, f, n = case

@@ -47,7 +47,7 @@ def test_groups():
         nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.ReLU(), nn.Residual(nn.Conv2d(3, 3, 1)), nn.ReLU(), nn.MaxPool2d(2),
         nn.Residual(nn.ReLU()), nn.Flatten(), nn.Dropout(0.5), nn.Linear(3, 3),
     ]  # fmt: skip
-    assert kinds(net) == ["Call", "Chain", "ResidualSum", "Call", "Call", "Chain", "Call"]
+    assert kinds(net) == ["Chain", "ResidualSum", "Call", "Call", "Chain", "Call"]
     assert [layer for each in group(net) for layer in each.layers()] == net
     assert kinds([]) == []
 

@@ -57,6 +57,14 @@ def conv2d_forward(
 
 
 @primitive
+def conv2d_sums(
+    backend: Backend, x: Array, weight: Array, bias: Array | None, windows: Windows, groups: int
+) -> tuple[Array, Array | None]:
+    """Return y as `conv2d_forward` does, and what a backend has summed up of it for `batch_norm_train`: here None."""
+    return conv2d_forward(backend, x, weight, bias, windows, groups), None
+
+
+@primitive
 def conv2d_gradients(
     backend: Backend,
     dy: Array,
@@ -294,17 +302,32 @@ def conv2d(
     >>> float(y[0, 0, 4, 4]), float(y[0, 0, 0, 0])  # 27 products inside, 12 in a corner
     (27.0, 12.0)
     """
+    y, cache, _ = convolve(x, weight, bias, stride, padding, dilation, groups)
+    return y, cache
+
+
+def convolve(
+    x: Array,
+    weight: Array,
+    bias: Array | None = None,
+    stride: Size = 1,
+    padding: Padding = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+    with_sums: bool = False,
+) -> tuple[Array, ConvCache, Array | None]:
+    """Do what `conv2d` does; return, `with_sums`, those of `conv2d_sums` too, where the backend has them."""
     backend, x, weight, bias = take("x weight bias", x, weight, bias)
     windows = _check(x, weight, bias, stride, padding, dilation, groups)
     images, groups = batch_last(backend, x), int(groups)  # (C, H, W, N)
     cache = ConvCache(images, weight, bias is not None, windows, groups)
     if not x.shape[0]:
-        return batch_first(backend.zeros((weight.shape[0], *windows.out, 0), x.dtype)), cache
+        return batch_first(backend.zeros((weight.shape[0], *windows.out, 0), x.dtype)), cache, None
     with backend.errstate():
         if not backend.multiplies(x.dtype):
             images, weight, bias = cast_all(backend, (images, weight, bias), "float32")
             y = conv2d_forward(backend, images, weight, bias, windows, groups)
-            return batch_first(cast(backend, y, x.dtype)), cache
+            return batch_first(cast(backend, y, x.dtype)), cache, None
         if _keeps_columns(backend, images, weight, windows, groups):
             rows = range(windows.h.out)
             columns = backend.empty((weight[0].size, *windows.out, x.shape[0]), x.dtype)
@@ -312,8 +335,11 @@ def conv2d(
                 backend, images, windows, rows, columns.reshape(x.shape[1], *windows.kernel, *columns.shape[1:])
             )
             y = conv2d_forward(backend, columns, _of_pixels(weight), bias, _pixels(windows), 1)
-            return batch_first(y), cache._replace(columns=columns)
-        return batch_first(conv2d_forward(backend, images, weight, bias, windows, groups)), cache
+            return batch_first(y), cache._replace(columns=columns), None
+        if with_sums:
+            y, sums = conv2d_sums(backend, images, weight, bias, windows, groups)
+            return batch_first(y), cache, sums
+        return batch_first(conv2d_forward(backend, images, weight, bias, windows, groups)), cache, None
 
 
 def _keeps_columns(backend: Backend, x: Array, weight: Array, windows: Windows, groups: int) -> bool:

@@ -22,8 +22,9 @@ class LinearCache(NamedTuple):
 def linear(x: Array, weight: Array, bias: Array | None = None) -> tuple[Array, LinearCache]:
     """Multiply by a matrix and add a bias.
 
-    Each sum is within its number of terms times eps of the dtype (float16: float32's and one rounding) times the sum of
-    the terms' sizes; it is inf or nan where a term is, or where sums of terms overflow.
+    Each sum is within its number of terms times eps of the dtype (float16: float32's and one rounding; on a GPU, where
+    the product is rounded before a bias is added, two) times the sum of the terms' sizes; it is inf or nan where a term
+    is, or where sums of terms overflow.
 
     Parameters
     ----------

@@ -45,10 +45,12 @@ def batch_norm_train(
     momentum: float = 0.0,
     other: Array | None = None,
     rectify: bool = False,
+    sums: Array | None = None,
 ) -> tuple[Array, Array, Array, Array]:
     """Fill out (C, n) with the normalised x (C, n), and move `running` statistics (`move_statistics`).
 
-    An `other` (C, n) is added to it, and with `rectify` what is below 0 becomes 0.
+    An `other` (C, n) is added to it, and with `rectify` what is below 0 becomes 0. A backend whose `conv2d_sums` has
+    left `sums` of x need not read x for them; here they follow from x.
 
     Returns
     -------
@@ -170,8 +172,20 @@ class BatchNormOp(ChannelOp):
         self.training, self.momentum, self.eps, self.ndim = training, momentum, eps, ndim
         self.batches, self.share = batches, momentum
         self.signature = training, momentum, eps
+        self.sums: Array = None
         self.dgamma: Array = None
         self.dbeta: Array = None
+
+    @property
+    def takes_sums(self) -> bool:
+        """Whether `take_sums` saves it a pass over x."""
+        return self.training
+
+    def take_sums(self, sums: Array | None) -> None:
+        """Take what `conv2d_sums` has found of the x to come, or None."""
+        self.sums = sums
+        if sums is not None:
+            self.signature = None  # they are none of `arrays`, which are of the dtype of x
 
     @property
     def stores_float16(self) -> bool:  # type: ignore[override]
@@ -214,13 +228,14 @@ class BatchNormOp(ChannelOp):
         """Do the forward of training on rows (C, n), with what may come after it; return centre, offset and scale."""
         running = self.running_mean[channels], self.running_var[channels]
         arrays = rows, self.gamma[channels], self.beta[channels]
+        sums = None if self.sums is None else self.sums[channels]
         if isinstance(self.share, float):
             centre, offset, _, scale = batch_norm_train(
-                backend, *arrays, self.eps, result, running, self.share, other, rectify
+                backend, *arrays, self.eps, result, running, self.share, other, rectify, sums
             )
         else:
             centre, offset, variance, scale = batch_norm_train(
-                backend, *arrays, self.eps, result, other=other, rectify=rectify
+                backend, *arrays, self.eps, result, other=other, rectify=rectify, sums=sums
             )
             move_statistics(backend, *running, centre, offset, variance, self.share, rows.shape[1])
         return centre, offset, scale
@@ -302,8 +317,8 @@ def batch_norm(
     """Normalise every channel over the batch (and the image).
 
     Rounding is some eps of the dtype times the largest |x - mean| / sqrt(variance + eps), however large the mean, as
-    long as variance and sums of dy (x - mean) are finite in the dtype (float32 for float16); beyond, and where `x`
-    holds nan or inf, a channel is nan.
+    long as variance and sums of dy (x - mean) are finite in the dtype (float32 for float16); beyond, a channel is nan,
+    or right where a backend sums up in a wider one (CuPy), and nan where `x` holds nan or inf.
 
     Parameters
     ----------

@@ -91,6 +91,7 @@ class SyncBatchNormOp(BatchNormOp):
 
     is_collective = True
     stores_float16 = False
+    takes_sums = False
 
     def __init__(self, *arrays: Array, **options: Any) -> None:
         super().__init__(*arrays, **options)

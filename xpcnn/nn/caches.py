@@ -219,6 +219,13 @@ def take(stack: Stack, restore: bool = True) -> Entry | None:
     return None
 
 
+def drop(stack: Stack) -> None:
+    """Drop the last entry of a stack, for a backward that needs nothing of it."""
+    entry = take(stack, restore=False)
+    if entry is not None:
+        entry.cache = GONE
+
+
 def use_up() -> None:
     """Say that a part of the backward at work is done with its cache, so that an error can give nothing back."""
     backward = _backward_now.get()

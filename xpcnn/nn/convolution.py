@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from xpcnn.backend import Array
-from xpcnn.functional.convolution import conv2d, conv2d_backward
+from xpcnn.functional.convolution import conv2d_backward, convolve
 from xpcnn.nn import init
 from xpcnn.nn.module import Module
 from xpcnn.nn.weights import check_channels, new_parameter
@@ -73,7 +73,11 @@ class Conv2d(Module):
 
     def forward(self, x: Array) -> Array:
         """Return y (N, F, OH, OW) for x (N, C, H, W)."""
-        y, cache = conv2d(
+        return self.forward_with_sums(x, False)[0]
+
+    def forward_with_sums(self, x: Array, with_sums: bool = True) -> tuple[Array, Array | None]:
+        """Return y, and what the backend has summed up of it for a batch norm that follows, or None."""
+        y, cache, sums = convolve(
             x,
             self.weight.data,
             None if self.bias is None else self.bias.data,
@@ -81,9 +85,10 @@ class Conv2d(Module):
             padding=self.padding,
             dilation=self.dilation,
             groups=self.groups,
+            with_sums=with_sums,
         )
         self.keep(cache)
-        return y
+        return y, sums
 
     def backward(self, dy: Array, *, input_gradient: bool = True) -> Array:
         """Return dx (N, C, H, W) for dy (N, F, OH, OW)."""

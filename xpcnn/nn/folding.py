@@ -173,7 +173,10 @@ def fold(model: Module) -> Path:
     while groups:
         part = groups.popleft()
         if isinstance(part, Chain):
-            _add_chain(path, part.members)
+            if part.convolution is None:
+                _add_chain(path, part.members)
+            else:
+                _add_product(path, part.convolution, part.members)
         elif isinstance(part, ResidualSum):
             _add_sum(path, part.block)
             _add_chain(path, part.followers)
@@ -184,7 +187,7 @@ def fold(model: Module) -> Path:
             elif type(layer) is Concat:
                 _add_branches(path, layer)
             elif type(layer) is Conv2d or type(layer) is Linear:
-                _add_product(path, layer, groups)
+                _add_product(path, layer, _take_chain(groups))
             else:
                 path.steps.append(_AsItIs(layer))
                 path.is_fresh = path.is_fresh and type(layer) is Flatten
@@ -220,15 +223,20 @@ def _add_branches(path: Path, layer: Concat) -> None:
     path.is_known = path.is_known and all(branch.is_known for branch in paths)
 
 
-def _add_product(path: Path, layer: Conv2d | Linear, groups: deque[Group]) -> None:
+def _take_chain(groups: deque[Group]) -> Sequence[ChannelLayer]:
+    """Take the layers of the next group where that is a chain alone."""
+    if not groups or not isinstance(groups[0], Chain) or groups[0].convolution is not None:
+        return ()
+    members = groups[0].members
+    groups.popleft()
+    return members
+
+
+def _add_product(path: Path, layer: Conv2d | Linear, following: Sequence[ChannelLayer]) -> None:
     """Add a convolution or dense layer with all that can go into it, and the chain behind it."""
     backend = backend_of(layer.weight.data)
     weight = backend.copy(layer.weight.data)
     bias = None if layer.bias is None else backend.copy(layer.bias.data)
-    following: Sequence[ChannelLayer] = ()
-    if groups and isinstance(groups[0], Chain):
-        following = groups[0].members
-        groups.popleft()
     for norm in following:
         if not isinstance(norm, BatchNorm1d | BatchNorm2d) or not _folds(layer, norm):
             break

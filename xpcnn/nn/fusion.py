@@ -1,7 +1,8 @@
 """Which layers of a network run together: the groups that `Sequential` steps through and `Inference` folds.
 
 A group is a layer that is called, a chain of neighbours that keep channels apart, or the sum of a residual block with
-the chain after it. Only what the library knows is fused: a subclass with a forward or backward of its own is called.
+the chain after it. A chain that begins with a batch norm takes in the convolution before it, for the statistics. Only
+what the library knows is fused: a subclass with a forward or backward of its own is called.
 """
 
 from __future__ import annotations
@@ -13,10 +14,13 @@ from xpcnn.backend import Array, backend_of
 from xpcnn.functional.addition import AddOp
 from xpcnn.functional.layout import batch_first, batch_last
 from xpcnn.functional.precision import cast_batch
-from xpcnn.nn.caches import Span, use_up
+from xpcnn.nn.caches import Span, drop, use_up
 from xpcnn.nn.channelwise import ChannelLayer, backward_chain, forward_chain
+from xpcnn.nn.convolution import Conv2d
 from xpcnn.nn.inquiries import call_backward, needs_gradient, remember_buffers
 from xpcnn.nn.module import Module
+from xpcnn.nn.naming import name_layer
+from xpcnn.nn.normalization import BatchNorm2d
 from xpcnn.nn.residual import Residual, add
 
 
@@ -61,23 +65,51 @@ class Call(Group):
 
 
 class Chain(Group):
-    """Neighbouring channelwise layers, run as one chain while their numbers are in the cache."""
+    """Neighbouring channelwise layers, run as one chain while their numbers are in the cache.
 
-    __slots__ = ("members",)
+    A convolution before a batch norm may sum up for it what it writes (`conv2d_sums`).
+    """
 
-    def __init__(self, members: Sequence[ChannelLayer]) -> None:
-        self.members = tuple(members)
+    __slots__ = ("convolution", "members")
+
+    def __init__(self, members: Sequence[ChannelLayer], convolution: Conv2d | None = None) -> None:
+        self.members, self.convolution = tuple(members), convolution
 
     def forward(self, x: Array) -> tuple[Array, Any]:
-        return forward_chain(_bind(self.members), x, self.members)
+        ops, x = self.begin(x)
+        return forward_chain(ops, x, self.members)
 
     def backward(self, dy: Array, cache: Any, input_gradient: bool) -> Array:
         dx = backward_chain(self.members, cache, dy)
         use_up()
-        return dx if input_gradient else None
+        return self.end(dx, input_gradient)
+
+    def begin(self, x: Array) -> tuple[list[Any], Array]:
+        """Return the operations of its members, and what the first of them takes."""
+        if self.convolution is None:
+            return _bind(self.members), x
+        ops = _bind(self.members)
+        if not ops[0].takes_sums:
+            return ops, self.convolution(x)
+        try:
+            y, sums = self.convolution.forward_with_sums(x)
+        except BaseException as error:
+            name_layer(error, self.convolution)
+            raise
+        ops[0].take_sums(sums)
+        return ops, y
+
+    def end(self, dx: Array, input_gradient: bool) -> Array:
+        """Return dx of the group for that of its members."""
+        if self.convolution is None:
+            return dx if input_gradient else None
+        if input_gradient or needs_gradient(self.convolution):
+            return call_backward(self.convolution, dx, input_gradient)
+        drop(self.convolution._kept)
+        return None
 
     def layers(self) -> Sequence[Module]:
-        return self.members
+        return self.members if self.convolution is None else (self.convolution, *self.members)
 
     def chained(self, cache: Any) -> Iterator[Module]:
         yield from self.members
@@ -104,10 +136,11 @@ class ResidualSum(Group):
         other = x if self.block.shortcut is None else self.block.shortcut(x)
         *steps, tail = groups
         x, passed = forward_through(steps, x)
+        ops, x = tail.begin(x)
         total = AddOp(batch_last(backend_of(other), other))
         members = (*tail.members, None, *self.followers)
-        y, cache = forward_chain([*_bind(tail.members), total, *_bind(self.followers)], x, members)
-        return y, ((passed, total), members, cache)
+        y, cache = forward_chain([*ops, total, *_bind(self.followers)], x, members)
+        return y, ((passed, tail, total), members, cache)
 
     def backward(self, dy: Array, cache: Any, input_gradient: bool) -> Array:
         body, members, cache = cache
@@ -115,13 +148,15 @@ class ResidualSum(Group):
             dy = backward_chain(members, cache, dy)
             use_up()
             return call_backward(self.block, dy, input_gradient)
-        passed, total = body
+        passed, tail, total = body
         total.make_gradient(backend_of(total.other))
         dy = backward_chain(members, cache, dy)
         use_up()
         gradient, total.gradient = batch_first(total.gradient), None
         if gradient.dtype != dy.dtype:  # of a chain that computes in float32 on float16
             gradient = cast_batch(backend_of(gradient), gradient, dy.dtype)
+        steps = passed.groups
+        dy = tail.end(dy, input_gradient or first_needed(steps) < len(steps))
         dx = backward_through(passed, dy, input_gradient)
         shortcut = self.block.shortcut
         if shortcut is not None:
@@ -149,9 +184,13 @@ def group(layers: Iterable[Module], fuses: Callable[[Module], bool] | None = Non
 
     def end_chain() -> None:
         before = groups[-1].layer if groups and isinstance(groups[-1], Call) else None
-        if chain and type(before) is Residual and not before._forward_hooks:
+        if not chain:
+            return
+        if type(before) is Residual and not before._forward_hooks:
             groups[-1] = ResidualSum(before, chain)
-        elif chain:
+        elif type(before) is Conv2d and not before._forward_hooks and isinstance(chain[0], BatchNorm2d):
+            groups[-1] = Chain(chain, before)
+        else:
             groups.append(Chain(chain))
         chain.clear()
 

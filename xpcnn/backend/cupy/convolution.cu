@@ -11,7 +11,6 @@
 // on its way to registers. -DTENSOR_CORES rounds operands to TF32, which changes no Half, and multiplies by mma.sync,
 // from compute capability 8.0 on. No atomics: runs are bit-identical. Indices are 32-bit.
 
-#define BLOCK 256
 #define WARP 32
 #define WARPS (BLOCK / WARP)
 #define DEPTH WARPS  // a warp fetches one row of a slice, and reads its tap once
@@ -33,6 +32,7 @@
 #define RUN 4
 #define PAD 4   // so that lanes along the depth do, when they store
 #endif
+#define ACROSS (COLUMNS / PART_COLUMNS)  // threads that share a row
 static_assert(PART_ROWS * PART_COLUMNS * BLOCK == ROWS * COLUMNS, "a thread for each part of a tile");
 
 struct alignas(16) Four {
@@ -249,7 +249,8 @@ struct Slice {
     }
 };
 
-// A thread's part of the tile, at rows row(i) and columns column(j), and what a slice adds to it.
+// A thread's part of the tile, at rows row(i) and columns column(j), and what a slice adds to it; `across` is its number
+// among those that share a row, where 0 has the first column.
 #ifdef TENSOR_CORES
 struct Sums {
     float at[PART_ROWS][PART_COLUMNS];
@@ -259,6 +260,7 @@ struct Sums {
     __device__ static int column(int j) {
         return threadIdx.x / WARP / WARPS_DOWN * WARP_COLUMNS + j / 2 * 8 + threadIdx.x % 4 * 2 + j % 2;
     }
+    __device__ static int across() { return threadIdx.x / WARP / WARPS_DOWN * 4 + threadIdx.x % 4; }
     __device__ void add(const Four (*a)[(ROWS + PAD) / 4], const Four (*b)[(COLUMNS + PAD) / 4]) {
         int lane = threadIdx.x % WARP, depth = lane % 4, other = depth + 4;
         unsigned q[PART_COLUMNS / 2][2];
@@ -282,6 +284,7 @@ struct Sums {
     float at[PART_ROWS][PART_COLUMNS];
     __device__ static int row(int i) { return (threadIdx.x / THREADS_ACROSS + i / 4 * THREADS_DOWN) * 4 + i % 4; }
     __device__ static int column(int j) { return (threadIdx.x % THREADS_ACROSS + j / 4 * THREADS_ACROSS) * 4 + j % 4; }
+    __device__ static int across() { return threadIdx.x % THREADS_ACROSS; }
     __device__ void add(const Four (*a)[(ROWS + PAD) / 4], const Four (*b)[(COLUMNS + PAD) / 4]) {
 #pragma unroll
         for (int depth = 0; depth < DEPTH; ++depth) {
@@ -327,15 +330,75 @@ __device__ void multiply(const Left& left, const Right& right, int row, int colu
     }
 }
 
+// --- batch norm's sums -----------------------------------------------------------------------------------------------
+
+// Shared memory of a tile's statistics; a row of parts is longer by one, so that neighbours meet different banks.
+struct Statistics {
+    float centre[ROWS], part[ROWS][ACROSS + 1];
+};
+
+// In thread r < ROWS the sum of f(number, centre[r]) over the first `count` columns of row r.
+template <class F>
+__device__ float row_sum(const Sums& sums, int count, Statistics& shared, F f) {
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < PART_ROWS; ++i) {
+        int row = Sums::row(i);
+        float sum = 0;
+#pragma unroll
+        for (int j = 0; j < PART_COLUMNS; ++j)
+            if (Sums::column(j) < count) sum += f(sums.at[i][j], shared.centre[row]);
+        shared.part[row][Sums::across()] = sum;
+    }
+    __syncthreads();
+    float total = 0;
+    for (int k = 0; k < ACROSS && threadIdx.x < ROWS; ++k) total += shared.part[threadIdx.x][k];
+    return total;
+}
+
+// The mean of each row of a tile, and the sum of the squares of its numbers' differences from that: a large mean costs
+// no digits. float sums up shares of both, which overflow only where they do themselves.
+__device__ void store_moments(const Sums& sums, int row, int column, const Convolution& g, double* moments) {
+    __shared__ Statistics shared;
+    int count = min(COLUMNS, g.h.windows * g.w.windows * g.batch - column);
+    float share = 1.f / count;
+#pragma unroll
+    for (int i = 0; i < PART_ROWS; ++i)
+        if (Sums::across() == 0) shared.centre[Sums::row(i)] = sums.at[i][0];  // the mean, if they are equal: exactly
+    float shift = row_sum(sums, count, shared, [=](float value, float first) { return (value - first) * share; });
+    double mean = 0;
+    if (threadIdx.x < ROWS) {
+        mean = (double)shared.centre[threadIdx.x] + (double)shift;
+        shared.centre[threadIdx.x] = (float)mean;
+    }
+    float square = row_sum(sums, count, shared, [=](float value, float centre) {
+        float difference = value - centre;
+        return difference * (difference * share);
+    });
+    int f = row + threadIdx.x;
+    if (threadIdx.x >= ROWS || f >= g.outputs) return;
+    double rest = mean - (double)shared.centre[threadIdx.x];  // what the float has cut off
+    double* mine = moments + 2 * (f * gridDim.x + blockIdx.x);
+    mine[0] = mean;
+    mine[1] = count * ((double)square - rest * rest);
+}
+
 // --- kernels ---------------------------------------------------------------------------------------------------------
 
-// Block (column tile, row tile): the forward, or dx for the pixels of one residue by the stride.
-extern "C" __global__ void convolve(const S* x, const S* weight, const S* bias, Convolution g, S* y) {
+// Block (column tile, row tile): the forward, or dx for the pixels of one residue by the stride. `moments` of each row
+// and column tile, (F, tiles, 2), where it is not null.
+extern "C" __global__ void convolve(const S* x, const S* weight, const S* bias, Convolution g, S* y, double* moments) {
     WindowsByTap windows = {x, g};
     Filters filters = {weight, g};
     int row = blockIdx.y * ROWS, column = blockIdx.x * COLUMNS;
     Sums sums;
     multiply(filters, windows, row, column, 0, g.inputs * g.h.taps * g.w.taps, sums);
+#pragma unroll
+    for (int i = 0; i < PART_ROWS; ++i) {
+        int f = row + Sums::row(i);
+        float shift = bias && f < g.outputs ? (float)bias[f] : 0.f;
+        for (int j = 0; j < PART_COLUMNS; ++j) sums.at[i][j] = (float)S(sums.at[i][j] + shift);
+    }
     bool in_runs = g.batch % RUN == 0;  // then neighbouring columns are images of one window
 #pragma unroll
     for (int j = 0; j < PART_COLUMNS; ++j) {
@@ -347,16 +410,36 @@ extern "C" __global__ void convolve(const S* x, const S* weight, const S* bias, 
             int f = row + Sums::row(i);
             if (f >= g.outputs) continue;
             S* to = y + ((f * g.h.out_size + h) * g.w.out_size + w) * g.batch + p.low;
-            float shift = bias ? (float)bias[f] : 0.f;
             if (!in_runs) {
-                *to = S(sums.at[i][j] + shift);
+                *to = S(sums.at[i][j]);
                 continue;
             }
             Run run;
-            for (int e = 0; e < RUN; ++e) run.at[e] = S(sums.at[i][j + e] + shift);
+            for (int e = 0; e < RUN; ++e) run.at[e] = S(sums.at[i][j + e]);
             *(Run*)to = run;
         }
     }
+    if (moments) store_moments(sums, row, column, g, moments);
+}
+
+// Block (channel): from the moments of its tiles what batch_norm_sums would leave, in one segment: the sums of y - y_0
+// and of its square, y_0 being the channel's first number (Chan, Golub and LeVeque 1983, Algorithms for computing the
+// sample variance).
+extern "C" __global__ void merge_moments(const double* moments, const S* y, int tiles, int positions, double* partial) {
+    int f = blockIdx.x;
+    double origin = (double)(T)y[f * positions], sum = 0, squares = 0;
+    for (int tile = threadIdx.x; tile < tiles; tile += BLOCK) {
+        const double* mine = moments + 2 * (f * tiles + tile);
+        int count = min(COLUMNS, positions - tile * COLUMNS);
+        double shift = mine[0] - origin;
+        sum += count * shift;
+        squares += mine[1] + count * shift * shift;
+    }
+    sum = block_sum(sum);
+    squares = block_sum(squares);
+    if (threadIdx.x != 0) return;
+    partial[2 * f] = sum;
+    partial[2 * f + 1] = squares;
 }
 
 // Block (column tile in a share, row tile): dW, or what `share` columns of dy add to it. `parts` is (shares, F, K).

@@ -155,12 +155,18 @@ def extents(shape: np.ndarray[Any, Any]) -> tuple[int, int, int]:
     return int(found["outputs"]), int(columns), int(depth)
 
 
-def convolve(backend: Any, x: Array, weight: Array, bias: Array | None, shape: Any, y: Array) -> None:
-    """Launch a forward, or a part of dx."""
+def convolve(
+    backend: Any, x: Array, weight: Array, bias: Array | None, shape: Any, y: Array, sums: Array | None = None
+) -> None:
+    """Launch a forward, or a part of dx; fill `sums` (F, 1, 2) with those of `conv2d_sums`."""
     rows, columns, _ = extents(shape)
     tile = choose(rows, columns, backend.multiprocessors)
+    across, down = tile.grid(rows, columns)
     kernels = kernels_for(backend, tile, x.dtype)
-    kernels.launch("convolve", x.dtype, tile.grid(rows, columns), x, weight, bias, shape, y)
+    moments = None if sums is None else backend.empty((rows, across, 2), np.float64)
+    kernels.launch("convolve", x.dtype, (across, down), x, weight, bias, shape, y, moments)
+    if sums is not None:
+        kernels.launch("merge_moments", x.dtype, (rows,), moments, y, across, columns, sums)
 
 
 @fused
@@ -174,13 +180,34 @@ def conv2d_forward(
     packed: dict[str, Array] | None = None,
 ) -> Any:
     """Return y (F, OH, OW, N) for x (C, H, W, N)."""
+    result = forward(backend, x, weight, bias, windows, groups)
+    return result if result is NotImplemented else result[0]
+
+
+@fused
+def conv2d_sums(backend: Any, x: Array, weight: Array, bias: Array | None, windows: Windows, groups: int) -> Any:
+    """Return y (F, OH, OW, N) for x (C, H, W, N), and (F, 1, 2) sums of a channel's y - y_0 and of its square."""
+    return forward(backend, x, weight, bias, windows, groups, with_sums=True)
+
+
+def forward(
+    backend: Any,
+    x: Array,
+    weight: Array,
+    bias: Array | None,
+    windows: Windows,
+    groups: int,
+    with_sums: bool = False,
+) -> Any:
+    """Return y and, `with_sums`, what `conv2d_sums` returns."""
     given = [x, weight] if bias is None else [x, weight, bias]
     shape = (weight.shape[0], *windows.out, x.shape[3])
     if not takes(backend, windows, groups, *given) or not fits_shape(shape):
         return NotImplemented
     y = backend.empty(shape, x.dtype)
-    convolve(backend, x, weight, bias, forward_shape(tuple(weight.shape), windows, x.shape[3]), y)
-    return y
+    sums = backend.empty((shape[0], 1, 2), np.float64) if with_sums else None
+    convolve(backend, x, weight, bias, forward_shape(tuple(weight.shape), windows, x.shape[3]), y, sums)
+    return y, sums
 
 
 @fused

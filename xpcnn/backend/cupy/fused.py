@@ -196,19 +196,24 @@ def batch_norm_train(
     momentum: float = 0.0,
     other: Array | None = None,
     rectify: bool = False,
+    sums: Array | None = None,
 ) -> Any:
-    """Fill out (C, n) with the normalised x (C, n); return centre, offset, variance and 1/sqrt(variance + eps)."""
+    """Fill out (C, n) with the normalised x (C, n); return centre, offset, variance and 1/sqrt(variance + eps).
+
+    `sums` (C, 1, 2) are those of x - x_0 and of its square, where `conv2d_sums` has left them.
+    """
     given = [x, out] if other is None else [x, out, other]
     if not fits(*given, computed=(gamma, beta, *(running or ()))) or x.shape[0] > ROWS_LIMIT:
         return NotImplemented
     channels, n = x.shape
     cut = segments(backend, channels, n)
-    partial = backend.empty((channels, cut, 2), np.float64)
     results = [backend.empty((channels,), gamma.dtype) for _ in range(4)]
     launch = backend.kernels.launch
-    launch("batch_norm_sums", x.dtype, (cut, channels), x, partial, n)
+    if sums is None:
+        sums = backend.empty((channels, cut, 2), np.float64)
+        launch("batch_norm_sums", x.dtype, (cut, channels), x, sums, n)
     settings = (None, None, 0.0, 0.0) if running is None else (*running, momentum, n / (n - 1))
-    arrays = x, gamma, beta, float(eps), partial, n, cut, other, int(rectify), out, *results, *settings
+    arrays = x, gamma, beta, float(eps), sums, n, sums.shape[1], other, int(rectify), out, *results, *settings
     launch("batch_norm_train", x.dtype, (cut, channels), *arrays)
     return tuple(results)
 

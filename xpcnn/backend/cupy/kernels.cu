@@ -3,7 +3,6 @@
 // C-contiguous, so neighbouring threads touch neighbouring numbers. No atomics: runs are bit-identical. Indices are
 // 32-bit; the callers see to it that sizes fit.
 
-#define BLOCK 256
 #define FOR_EACH(i, n) for (int i = blockIdx.x * BLOCK + threadIdx.x; i < (n); i = (n))
 
 struct Geometry {
@@ -11,20 +10,6 @@ struct Geometry {
     int kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w, top, left;
     int first_row, rows, out_w;  // the output rows first_row to first_row + rows
 };
-
-// The sum over a block's threads, the same on each: a tree of fixed shape.
-__device__ double block_sum(double value) {
-    __shared__ double part[BLOCK];
-    part[threadIdx.x] = value;
-    __syncthreads();
-    for (int half = BLOCK / 2; half > 0; half /= 2) {
-        if (threadIdx.x < half) part[threadIdx.x] += part[threadIdx.x + half];
-        __syncthreads();
-    }
-    double sum = part[0];
-    __syncthreads();
-    return sum;
-}
 
 // A thread's sum as two numbers that together have the digits of a double (Knuth's TwoSum): GPUs for graphics do one
 // operation on doubles in the time of 64.
@@ -295,7 +280,8 @@ extern "C" __global__ void batch_norm_train(const S* x, const T* gamma, const T*
     T m = (T)exact, rest = (T)(exact - m);  // one T is too coarse for a mean far above the deviations
     double spread = (squares - sum * (sum / n)) / n;
     if (spread < 0) spread = 0;
-    T v = (T)spread, s = (T)(1 / sqrt(spread + (double)eps));
+    double variance_and_eps = spread + (double)eps;  // where that is inf, s is nan, not 0
+    T v = (T)spread, s = (T)(sqrt(variance_and_eps) / variance_and_eps);
     T factor = gamma[c] * s, shift = beta[c];
     along_row(x + start, other ? other + start : other, nullptr, out + start, n, [=](T a, T b, T) {
         T y = (a - m - rest) * factor + shift;

@@ -1,5 +1,5 @@
-// The types of numbers, which every other file begins with: S is what they are stored in, float, double or Half, given by
-// -DREAL=; T is what they are computed in.
+// What every other file begins with: the types of numbers and the sum of a block. S is what numbers are stored in, float,
+// double or Half, given by -DREAL=; T is what they are computed in.
 
 #ifdef __CUDACC_RTC__  // cuda_fp16.h is not on every machine that can compile kernels
 __device__ float widen(unsigned short bits) {
@@ -48,3 +48,19 @@ struct Computed<Half> {
 
 typedef REAL S;
 typedef Computed<S>::type T;
+
+#define BLOCK 256  // threads of a block
+
+// The sum over a block's threads, the same on each: a tree of fixed shape.
+__device__ double block_sum(double value) {
+    __shared__ double part[BLOCK];
+    part[threadIdx.x] = value;
+    __syncthreads();
+    for (int half = BLOCK / 2; half > 0; half /= 2) {
+        if (threadIdx.x < half) part[threadIdx.x] += part[threadIdx.x + half];
+        __syncthreads();
+    }
+    double sum = part[0];
+    __syncthreads();
+    return sum;
+}
