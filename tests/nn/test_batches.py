@@ -44,8 +44,8 @@ def x(request, backend, rng, monkeypatch):
 
 
 def graphs(model):
-    batches = model._live[1]  # none where nothing is recorded
-    return 0 if batches is None else batches.whole.graphs + batches.shared.graphs
+    evaluation = model._live[1]  # none where nothing is recorded
+    return 0 if evaluation is None else evaluation.batches.whole.graphs + evaluation.batches.shared.graphs
 
 
 def on_host(array):
@@ -199,5 +199,5 @@ def test_the_switch(x, monkeypatch):
     other = copy.deepcopy(model)
     for _ in range(4):
         same(forward(other, x), expected)
-    assert other._live[1] is None or isinstance(other._live[1].whole, Compiled)
+    assert other._live[1] is None or isinstance(other._live[1].batches.whole, Compiled)
     assert not graphs(other)

@@ -4,6 +4,7 @@ import copy
 import gc
 import pickle
 import threading
+import tracemalloc
 import weakref
 
 import numpy as np
@@ -15,7 +16,8 @@ import xpcnn
 from xpcnn import nn, optim
 from xpcnn.backend.graph import compiled
 from xpcnn.errors import ShapeError, StateError
-from xpcnn.nn import replayed
+from xpcnn.nn import evaluated, replayed
+from xpcnn.nn.caches import Deferred
 
 WARM = replayed.CALLS_BEFORE + 2
 
@@ -87,6 +89,8 @@ EVENTS = (
     "step", "step", "step", "step and dx", "small", "two forwards", "add up", "inner backward", "no backward", "eval",
     "no grad", "freeze", "thaw", "seed", "new gradient array", "other layout", "x written", "forget", "rate", "bad x",
     "bad dy", "mode between", "learn", "double", "copy", "inner forward", "eval twice", "statistics between",
+    "look", "look at many", "explain", "explain many", "look at it written", "look inside", "look, learn", "look again",
+    "look, copy", "look, hook", "look, rate",
 )  # fmt: skip
 
 
@@ -144,6 +148,10 @@ class Program:
             self.note(model(3 * x), model.backward(dy, input_gradient=False))
             self.note(model[7].backward(dy), model[5].backward(np.ones((4, 36), "float32")))
             model.forget()
+        elif event.startswith(("look", "explain")):
+            model.eval()
+            self.look(event)
+            model.train()
         elif event == "no grad":
             with xpcnn.no_grad():
                 self.note(model(x))
@@ -204,6 +212,50 @@ class Program:
             model.forget()
         self.note(*state_of(model).values())
 
+    def look(self, event):
+        """Do an event in evaluation mode."""
+        model, mine, dy = self.model, batch(self.i)[0], np.full((4, 3), 0.25, "float32")
+        many, dy_many = batch(self.i, 44)[0], np.full((44, 3), 0.25, "float32")
+        if event == "look at many":
+            self.note(*[model(many) for _ in range(3)])
+        elif event == "explain many":
+            self.note(model(many), model[7].backward(dy_many), model(many), model.backward(dy_many))
+        elif event == "look":
+            self.note(*[model(each * mine) for each in range(12)])
+        elif event == "explain":
+            self.note(model(mine), model.backward(dy), model(2 * mine), model.backward(dy, input_gradient=False))
+        elif event == "look at it written":
+            y = model(mine)
+            mine[...] = 0
+            self.note(y, model.backward(dy))
+        elif event == "look inside":
+            self.note(model(mine), model[7].backward(dy), model[5].backward(np.ones((4, 36), "float32")))
+        elif event == "look, learn":
+            y = model(mine)
+            self.optimizer.step()
+            with pytest.raises(StateError, match="backward: expected the parameters that its forward read"):
+                model.backward(dy)
+            self.note(y)
+        elif event == "look again":
+            self.note(model(mine), model(-mine), model.backward(dy))
+            with pytest.raises(StateError, match="expected a forward before it"):
+                model.backward(dy)
+        elif event == "look, copy":
+            self.note(model(mine), copy.deepcopy(model)(mine), pickle.loads(pickle.dumps(model))(mine))
+            with xpcnn.no_grad():
+                self.note(model(-mine))
+            self.note(model.backward(dy))
+        elif event == "look, hook":
+            with model[2].register_forward_hook(lambda module, x, y: self.note(y)):
+                self.note(model(mine))
+            self.note(model.backward(dy), model(mine))
+            with model[2].register_forward_hook(lambda module, x, y: self.note(y)):
+                self.note(model.backward(dy))
+        elif event == "look, rate":
+            y = model(mine)
+            model[1].eps *= 2
+            self.note(y, model.backward(dy))
+
 
 @settings(deadline=None, max_examples=40)
 @given(st.lists(st.sampled_from(EVENTS), min_size=1, max_size=14), st.booleans())
@@ -239,6 +291,57 @@ def test_a_step_is_replayed_both_ways():
     model.backward(criterion.backward(), input_gradient=False)
     assert pair.replays == before + 1
     assert not any(entry.cache is not nn.caches.GONE for each in model.modules() for entry in each._kept)
+
+
+@pytest.mark.parametrize("n", [1, 44])
+def test_in_evaluation_mode_caches_are_computed_for_a_backward_alone(n, monkeypatch):
+    monkeypatch.setattr(xpcnn.get_backend(), "slab_bytes", 1 << 13)  # 44 images in pieces
+    model, (x, _) = network().eval(), batch(0, n)
+    dy = np.ones((n, 3), "float32")
+    is_deferred = lambda: isinstance(model._kept[-1].cache, evaluated.Awaited)  # noqa: E731
+    for _ in range(3):
+        model(x)
+        assert is_deferred()
+    model.backward(dy)
+    for _ in range(replayed.CALLS_BEFORE + 4):
+        model(x)
+        assert is_deferred() is (n > 16)
+        model.backward(dy)
+    for _ in range(evaluated.KEPT_AFTER_BACKWARD + 1):
+        model(x)
+    assert is_deferred()
+
+
+def test_memory_is_flat_over_forwards_in_evaluation_mode():
+    model, x = network().eval(), batch(0, 1)[0]
+    for _ in range(100):
+        model(x)
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        for _ in range(10_000):
+            model(x)
+        grown = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert grown < 20_000
+    assert len(model._forwards) == 1
+    assert max(len(each._kept) for each in model.modules()) <= 2
+
+
+def test_threads_that_evaluate_one_network():
+    model, x = network().eval(), batch(0)[0]
+    expected, found = model(x), []
+
+    def work():
+        found.extend(np.array_equal(model(x), expected) for _ in range(100))
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [True] * 300
 
 
 def test_nothing_is_replayed_where_that_is_switched_off(monkeypatch):
@@ -281,12 +384,26 @@ def test_what_a_user_has_of_it_is_the_users():
     assert np.array_equal(y, mine)
 
 
-def test_options_that_change_between_forward_and_a_layers_backward_are_an_error():
-    model = warm(network())
-    model(batch(0)[0])
-    model[6].p = 0.9
-    with pytest.raises(StateError, match="expected the layers as its forward found them"):
-        model[7].backward(np.ones((4, 3), "float32"))
+@pytest.mark.parametrize("training", [True, False])
+def test_a_layers_backward_finds_options_modes_and_layers_as_the_forward_did(training, monkeypatch):
+    found = []
+    for _ in range(2):
+        model = warm(network()).train(training)
+        xpcnn.manual_seed(1)
+        model(batch(0)[0])
+        assert isinstance(model._kept[-1].cache, Deferred) is not found
+        model[6].p, model[1].eps = 0.9, 0.5
+        model.train(not training).append(nn.ReLU())
+        handle = model[2].register_forward_hook(lambda *_: pytest.fail("a forward that is no forward calls nobody"))
+        dx = model.backward(np.ones((4, 3), "float32"))
+        handle.remove()
+        assert model[6].p == 0.9
+        assert model[1].eps == 0.5
+        assert len(model) == 9
+        assert model.training is not training
+        found.append(state_of(model) | {"dx": dx})
+        as_written(monkeypatch)
+    assert_same(*found)
 
 
 def test_a_network_that_is_dropped_goes():

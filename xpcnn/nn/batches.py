@@ -1,6 +1,6 @@
 """A forward that keeps nothing, over batches of any size: graphs of it, and large batches in pieces.
 
-`Inference` is one of a folded copy; a `Sequential` in evaluation mode and inside `no_grad` has one of itself.
+`Inference` is one of a folded copy; a `Sequential` in evaluation mode has one of itself.
 """
 
 from __future__ import annotations
@@ -82,6 +82,10 @@ class Batches:
             return False
         slab = self.backend.slab_bytes
         return slab is not None and (x.shape[0] > GRAIN or x.shape[0] * self.sizes_of(x).largest <= SLABS * slab)
+
+    def cuts(self, x: Array) -> bool:
+        """Whether x goes through the network in pieces."""
+        return self._pieces(x)[1] is not None
 
     def _pieces(self, x: Array) -> tuple[list[slice], Sizes | None]:
         """Return the pieces in which x goes through the network, and what one sample takes; None for one piece."""

@@ -128,9 +128,9 @@ def make_room(forwards: list[Forward], training: bool, name: str) -> None:
         There are too many; nothing has changed.
     """
     if not training:
-        for forward in forwards:
-            forward.discard()
-        forwards.clear()
+        with contextlib.suppress(IndexError):  # another thread may be faster
+            while forwards:
+                forwards.pop().discard()
         return
     forwards[:] = [forward for forward in forwards if forward.waits]
     if len(forwards) >= MOST:

@@ -10,22 +10,21 @@ to the same bits. A forward that comes before the backward of the one that is re
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from typing import Any
 
 from xpcnn import random
 from xpcnn.backend import Array, Backend, base
 from xpcnn.backend.graph import Halves, compiled, guards, tracing
 from xpcnn.backend.graph import see as graph_see
-from xpcnn.errors import StateError, XpcnnError
+from xpcnn.errors import XpcnnError
 from xpcnn.functional.part import present_part
 from xpcnn.nn import caches
-from xpcnn.nn.caches import GONE, Deferred, Forward, forward_now
-from xpcnn.nn.contexts import gradients
+from xpcnn.nn.caches import GONE, Forward, forward_now
 from xpcnn.nn.fusion import first_needed
 from xpcnn.nn.module import Module
 from xpcnn.nn.parameter import Parameter, clock
+from xpcnn.nn.recomputed import Recomputed, Snapshot, keepers, leave, own_parameters
 
 CALLS_BEFORE = 5  # of a kind, before it is recorded: more than a trainer makes before it records whole steps
 SHARE = 4  # one call in so many at least must be of a kind that is recorded: not an epoch's smaller last batch
@@ -92,7 +91,6 @@ class Replays:
         The backward works on zeros, and what was in gradients is put back.
         """
         model, (order, dtype, input_gradient) = self._model(), self._seen  # type: ignore[misc]
-        modules = list(model.modules())
         parameters = model.parameters()
         keys, xp = random.key_stream(), self.backend.xp
         gradients = [(each, self.backend.copy(each.gradient_array)) for each in parameters if not each.grad_is_zero]
@@ -107,8 +105,7 @@ class Replays:
                 y = model.forward(x)
             finally:
                 forward_now.reset(token)
-            owners = {id(entry): module for module in modules for entry in module._kept}
-            kept.extend(owners[id(entry)] for entry in forward.entries)
+            kept.extend(keepers(model, forward) or ())
             shape = [y.shape[axis] for axis in order]
             like = self.backend.zeros(shape, dtype).transpose(sorted(range(y.ndim), key=order.__getitem__))
             return model.backward(pause(y, like), input_gradient=input_gradient)
@@ -128,7 +125,7 @@ class Replays:
             for array, values in buffers:
                 xp.copyto(array, values)
             random.go_back(keys)
-        if halves is None or len(set(map(id, kept))) != len(kept):
+        if halves is None or not kept or len(set(map(id, kept))) != len(kept):
             case.misses = MISSES
             return None
         # The backward has used the memory of what the forward kept: once more, as every replay to come.
@@ -176,10 +173,10 @@ class Pair:
     ) -> None:
         self.case, self.model, self.halves, self.modules = case, model, halves, modules
         self.input_gradient = input_gradient
-        self.modes = [(module, module.training) for module in model.modules()]
+        self.was = Snapshot(model)
         self.homes = [(each, each.gradient_array, each.requires_grad) for each in parameters]
         self.filled = halves.gradients
-        self.buffers_read = [array for each, training in self.modes if not training for array in each._own_buffers()]
+        self.buffers_read = [array for each in self.was.modules if not each.training for array in each._own_buffers()]
         self.readers = _readers(model, input_gradient)
         self.replays = 0
         case.is_recorded = True
@@ -189,22 +186,20 @@ class Pair:
         if self.model._forwards:
             caches.make_room(self.model._forwards, self.model.training, type(self.model).__name__)
         forward = Forward()
-        waiting = Waiting(self, forward, random.key_stream())
+        waiting = Waiting(self, forward)
         y = self.halves.first(x)
-        for module in self.modules:
-            forward.keep(module._kept, waiting)
-        self.model._forwards.append(forward)
+        leave(waiting, self.model, self.modules, forward)
         return y
 
 
-class Waiting(Deferred):
+class Waiting(Recomputed):
     """What a replayed forward has left for its backward: the graph, which is nobody else's meanwhile."""
 
-    __slots__ = ("_buffers", "_forward", "_keys", "_pair", "_version")
+    __slots__ = ("_pair", "_version")
 
-    def __init__(self, pair: Pair, forward: Forward, keys: random.Keys) -> None:
-        self._pair, self._forward, self._keys, self._version = pair, forward.ref, keys, guards.version[0]
-        self._buffers = [(array, pair.halves.backend.copy(array)) for array in pair.buffers_read]
+    def __init__(self, pair: Pair, forward: Forward) -> None:
+        self._pair, self._version = pair, guards.version[0]
+        super().__init__(forward, pair.buffers_read, pair.halves.backend)
 
     def __del__(self) -> None:
         self._pair.case.free.append(self._pair)  # may run in any thread at any moment: one append is all it does
@@ -233,7 +228,7 @@ class Waiting(Deferred):
         root = forward.entries[-1]
         if root.time != clock.now:
             for module in pair.readers:
-                caches.check_unchanged(type(module).__name__, root, None, _own_parameters(module))
+                caches.check_unchanged(type(module).__name__, root, None, own_parameters(vars(module)))
         xp = halves.backend.xp
         before = [(each, halves.backend.copy(each.gradient_array)) for each in pair.filled if not each.grad_is_zero]
         caches.take(model._kept, restore=False)
@@ -253,43 +248,9 @@ class Waiting(Deferred):
 
     def restore(self) -> None:
         """Compute the caches as written."""
-        pair, forward = self._pair, self._forward()
-        if forward is None:
-            return
+        pair = self._pair
         pair.case.misses += 2
-        found = tracing()
-        if found is not None:
-            found.fail("a backward takes what a forward outside of it has kept; compile both in one function")
-        model, backend, first = pair.model, pair.halves.backend, forward.entries[0]
-        if first.time != clock.now:
-            for module in reversed(list(model.modules())):
-                caches.check_unchanged(type(module).__name__, first, None, _own_parameters(module))
-        again = Forward()
-        buffers = [(array, backend.copy(array)) for _, array in model.named_buffers()]
-        with ExitStack() as stack:
-            stack.enter_context(_modes(pair.modes))
-            if not pair.halves.record.holds_of(Module):
-                raise StateError(
-                    f"{type(model).__name__}.backward: expected the layers as its forward found them, got other "
-                    "options or layers; change them after backward"
-                )
-            stack.enter_context(random.drawing_again(self._keys))
-            stack.enter_context(backend.errstate())
-            stack.callback(forward_now.reset, forward_now.set(again))
-            stack.callback(gradients.reset, gradients.set(True))
-            for array, values in buffers:
-                stack.callback(backend.xp.copyto, array, values)
-            for array, values in self._buffers:
-                backend.xp.copyto(array, values)
-            try:
-                model.forward(backend.duplicate(pair.halves.x))
-            except BaseException:
-                again.discard()
-                raise
-        for module, entry, new in zip(pair.modules, forward.entries, again.entries, strict=False):
-            module._kept.remove(new)
-            if entry.cache is self:
-                entry.cache = new.cache
+        self._restore(pair.model, pair.modules, pair.was, pair.halves.backend, pair.halves.x)
 
 
 def _readers(model: Any, input_gradient: bool) -> list[Module]:
@@ -297,20 +258,3 @@ def _readers(model: Any, input_gradient: bool) -> list[Module]:
     groups = model.groups
     reached = groups[0 if input_gradient else first_needed(groups) :]
     return [module for step in reversed(reached) for layer in reversed(step.layers()) for module in layer.modules()]
-
-
-def _own_parameters(module: Module) -> list[Parameter]:
-    return [value for value in vars(module).values() if isinstance(value, Parameter)]
-
-
-@contextmanager
-def _modes(modes: list[tuple[Module, bool]]) -> Iterator[None]:
-    """Let modules be in the modes that they had, for the length of a `with` block."""
-    now = [module.training for module, _ in modes]
-    try:
-        for module, training in modes:
-            vars(module)["training"] = training
-        yield
-    finally:
-        for (module, _), training in zip(modes, now, strict=True):
-            vars(module)["training"] = training

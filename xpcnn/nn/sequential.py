@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, overload
 
 from xpcnn.backend import Array, graph, is_portable
 from xpcnn.backend.graph import guards
-from xpcnn.errors import ConfigError, XpcnnError
+from xpcnn.errors import ConfigError
 from xpcnn.nn import caches, hooks
 from xpcnn.nn.batches import Batches, Cost
 from xpcnn.nn.caches import Forward, forward_now
 from xpcnn.nn.contexts import is_traced, keeps_caches, no_grad, trace
+from xpcnn.nn.evaluated import Evaluation
 from xpcnn.nn.fusion import Call, Group, backward_through, forward_through, group
 from xpcnn.nn.inquiries import are_separate_and_ours, keeps_samples_apart
 from xpcnn.nn.module import Module
@@ -59,7 +59,7 @@ class Sequential(Module):
                 raise ConfigError(f"layers: expected instances of xpcnn.nn.Module, got {layer!r}")
         self._layers = layers
         self._groups: tuple[int, list[Group]] | None = None
-        self._live: tuple[int, Batches | None] | None = None
+        self._live: tuple[int, Evaluation | None] | None = None
         self._replays: tuple[int, Replays | None] | None = None
 
     @property
@@ -129,34 +129,32 @@ class Sequential(Module):
     def _call_outermost(self, x: Array) -> Array:
         if is_traced() or graph.is_tracing():
             return super()._call_outermost(x)
-        if keeps_caches():
-            replays = self._training()
-            return super()._call_outermost(x) if replays is None else replays.forward(x, super()._call_outermost)
         if not self.training:
-            batches = self._evaluation()
-            with contextlib.suppress(XpcnnError):  # as written it says the same, and where
-                if batches is not None and batches.takes(x):
-                    return batches(x)
-        return super()._call_outermost(x)
+            evaluation = self._evaluation()
+            if evaluation is not None:
+                y = evaluation.forward(x) if keeps_caches() else evaluation.forward_alone(x)
+                if y is not None:
+                    return y
+        replays = self._training() if keeps_caches() else None
+        return super()._call_outermost(x) if replays is None else replays.forward(x, super()._call_outermost)
 
-    def _evaluation(self) -> Batches | None:
-        """Return what runs forwards that keep nothing, by graphs and in pieces; None where that cannot be."""
+    def _evaluation(self) -> Evaluation | None:
+        """Return what runs forwards in evaluation mode, by graphs and in pieces; None where that cannot be."""
         version = guards.version[0]
         if self._live is None or self._live[0] != version:
             vars(self)["_live"] = version, self._make_evaluation()
         return self._live[1]  # type: ignore[index]
 
-    def _make_evaluation(self) -> Batches | None:
+    def _make_evaluation(self) -> Evaluation | None:
         before = None if self._live is None else self._live[1]
         if not self._groups_inside() or not keeps_samples_apart(self) or any(each.training for each in self.modules()):
             return None
         backend = self.backend
         if not backend.immediate or is_portable() or computes_in_float16(self):
             return None
-        if before is not None and before.backend is backend:
-            before.sizes.clear()  # layers may be others
-            return before
-        return Batches(self._alone, self._measure, backend, RECORDS, quiet=True)
+        if before is not None and before.batches.backend is backend:
+            return before.renewed()
+        return Evaluation(self, Batches(self._alone, self._measure, backend, RECORDS, quiet=True))
 
     def _training(self) -> Replays | None:
         """Return what replays forwards with their backwards; None where that cannot be."""

@@ -135,11 +135,6 @@ class Record:
                 return False
         return True
 
-    def holds_of(self, kind: type) -> bool:
-        """Whether the objects of a class are as they were."""
-        tokens = Tokens(self._is_array, self._backend.untraced)
-        return all(_token(tokens, t, without) == token for t, token, without, _ in self._things if isinstance(t, kind))
-
     def settle(self) -> None:
         """Let objects of the library bring to order what the user has changed."""
         for thing, _, _, _ in self._things:
