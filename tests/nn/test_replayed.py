@@ -4,7 +4,6 @@ import copy
 import gc
 import pickle
 import threading
-import tracemalloc
 import weakref
 
 import numpy as np
@@ -16,7 +15,7 @@ import xpcnn
 from xpcnn import nn, optim
 from xpcnn.backend.graph import compiled
 from xpcnn.errors import ShapeError, StateError
-from xpcnn.nn import evaluated, replayed
+from xpcnn.nn import replayed
 from xpcnn.nn.caches import Deferred
 
 WARM = replayed.CALLS_BEFORE + 2
@@ -291,57 +290,6 @@ def test_a_step_is_replayed_both_ways():
     model.backward(criterion.backward(), input_gradient=False)
     assert pair.replays == before + 1
     assert not any(entry.cache is not nn.caches.GONE for each in model.modules() for entry in each._kept)
-
-
-@pytest.mark.parametrize("n", [1, 44])
-def test_in_evaluation_mode_caches_are_computed_for_a_backward_alone(n, monkeypatch):
-    monkeypatch.setattr(xpcnn.get_backend(), "slab_bytes", 1 << 13)  # 44 images in pieces
-    model, (x, _) = network().eval(), batch(0, n)
-    dy = np.ones((n, 3), "float32")
-    is_deferred = lambda: isinstance(model._kept[-1].cache, evaluated.Awaited)  # noqa: E731
-    for _ in range(3):
-        model(x)
-        assert is_deferred()
-    model.backward(dy)
-    for _ in range(replayed.CALLS_BEFORE + 4):
-        model(x)
-        assert is_deferred() is (n > 16)
-        model.backward(dy)
-    for _ in range(evaluated.KEPT_AFTER_BACKWARD + 1):
-        model(x)
-    assert is_deferred()
-
-
-def test_memory_is_flat_over_forwards_in_evaluation_mode():
-    model, x = network().eval(), batch(0, 1)[0]
-    for _ in range(100):
-        model(x)
-    tracemalloc.start()
-    try:
-        before = tracemalloc.get_traced_memory()[0]
-        for _ in range(10_000):
-            model(x)
-        grown = tracemalloc.get_traced_memory()[0] - before
-    finally:
-        tracemalloc.stop()
-    assert grown < 20_000
-    assert len(model._forwards) == 1
-    assert max(len(each._kept) for each in model.modules()) <= 2
-
-
-def test_threads_that_evaluate_one_network():
-    model, x = network().eval(), batch(0)[0]
-    expected, found = model(x), []
-
-    def work():
-        found.extend(np.array_equal(model(x), expected) for _ in range(100))
-
-    threads = [threading.Thread(target=work) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert found == [True] * 300
 
 
 def test_nothing_is_replayed_where_that_is_switched_off(monkeypatch):

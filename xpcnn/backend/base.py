@@ -304,6 +304,11 @@ class Backend:
         """
         return contextlib.nullcontext()
 
+    @property
+    def is_as_recorded(self) -> bool:
+        """Whether this thread is inside `as_recorded`."""
+        return False
+
     def cuts(self) -> Any:
         """Return what says how this thread cuts work."""
         return None

@@ -90,8 +90,8 @@ class Batches:
     def _pieces(self, x: Array) -> tuple[list[slice], Sizes | None]:
         """Return the pieces in which x goes through the network, and what one sample takes; None for one piece."""
         n, slab = x.shape[0], self.backend.slab_bytes
-        if n <= GRAIN or slab is None or not self._is_known:
-            return [], None
+        if n <= GRAIN or slab is None or not self._is_known or self.backend.is_as_recorded:
+            return [], None  # as one graph takes it
         sizes = self.sizes_of(x)
         threads = self.backend.get_num_threads() if self.backend.shares(sizes.work * n / 2) else 1
         grains = -(-n // GRAIN)

@@ -60,19 +60,26 @@ Stack = list[Entry]
 
 
 class Forward:
-    """An outermost forward: what it has kept, and the buffers as they were before it."""
+    """An outermost forward: what it has kept, and the buffers as they were before it.
 
-    __slots__ = ("__weakref__", "buffers", "entries", "ref")
+    Attributes
+    ----------
+    origin : object
+        What a `Deferred` needs besides, and must not hold: a network that is dropped goes with its forwards.
+    """
+
+    __slots__ = ("__weakref__", "buffers", "entries", "origin", "ref")
 
     def __init__(self) -> None:
         self.entries: Stack = []
         self.buffers: list[tuple[Array, Array]] = []
+        self.origin: Any = None
         self.ref = weakref.ref(self)  # entries refer to it weakly, or a model that is dropped would not go at once
 
     def keep(self, stack: Stack, cache: Any) -> Entry:
         """Add a cache to a module's stack."""
-        if stack and stack[-1].cache is GONE:
-            stack[:] = [entry for entry in stack if entry.cache is not GONE]
+        if stack and (stack[-1].cache is GONE or stack[-1].forward() is None):  # or its network, such as model[:3]
+            stack[:] = [entry for entry in stack if entry.cache is not GONE and entry.forward() is not None]
         entry = Entry(cache, self.ref)
         stack.append(entry)
         self.entries.append(entry)
@@ -209,6 +216,8 @@ def take(stack: Stack, restore: bool = True) -> Entry | None:
         if restore and isinstance(stack[-1].cache, Deferred):
             stack[-1].cache.restore()
         entry = stack.pop()
+        if restore and isinstance(entry.cache, Deferred):
+            entry.cache = GONE  # its network is no more
         if entry.cache is not GONE:
             backward = _backward_now.get()
             if backward is not None:

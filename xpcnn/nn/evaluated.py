@@ -9,12 +9,12 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
-from xpcnn.backend import Array, base
+from xpcnn.backend import Array, Backend, base
 from xpcnn.backend.graph import compiled
 from xpcnn.errors import XpcnnError
 from xpcnn.functional.part import present_part
 from xpcnn.nn import caches
-from xpcnn.nn.batches import Batches
+from xpcnn.nn.batches import GRAIN, Batches
 from xpcnn.nn.caches import Forward, forward_now
 from xpcnn.nn.module import Module
 from xpcnn.nn.recomputed import Recomputed, Snapshot, keepers, leave
@@ -29,12 +29,13 @@ class Evaluation:
         self.model, self.batches, self.was = model, batches, Snapshot(model)
         self._kept: list[Module] | None = None
         self._keeping = 0
+        self._is_first = True
 
     def renewed(self) -> Evaluation:
         """Return one for the network as it is now."""
         self.batches.sizes.clear()  # layers may be others
         made = Evaluation(self.model, self.batches)
-        made._keeping = self._keeping
+        made._keeping, made._is_first = self._keeping, self._is_first
         if made.was.modules == self.was.modules:
             made._kept = self._kept
         return made
@@ -53,6 +54,9 @@ class Evaluation:
             return None
         if batches.backend.for_array(x) is not batches.backend:
             return None
+        if self._is_first and x.shape and x.shape[0] <= GRAIN:  # may be the only one: not worth being measured
+            self._is_first = False
+            return None
         with contextlib.suppress(XpcnnError):
             if not batches.takes(x):
                 return None
@@ -63,7 +67,8 @@ class Evaluation:
             if kept is None:
                 return None
             forward = Forward()
-            awaited = Awaited(self, forward, x)
+            forward.origin = self
+            awaited = Awaited(forward, self.was, batches.backend, x)
             y = batches(x)
             if model._forwards:
                 caches.make_room(model._forwards, False, type(model).__name__)
@@ -100,16 +105,18 @@ class Evaluation:
 class Awaited(Recomputed):
     """What a forward in evaluation mode leaves: its x, and how to go on from there."""
 
-    __slots__ = ("_evaluation", "_x")
+    __slots__ = ("_x",)
 
-    def __init__(self, evaluation: Evaluation, forward: Forward, x: Array) -> None:
-        backend = evaluation.batches.backend
-        super().__init__(forward, evaluation.was.buffers, backend)
-        self._evaluation, self._x = evaluation, backend.duplicate(x)
+    def __init__(self, forward: Forward, was: Snapshot, backend: Backend, x: Array) -> None:
+        super().__init__(forward, was.buffers, backend)
+        self._x = backend.duplicate(x)
 
     def restore(self) -> None:
         """Compute the caches as written."""
-        this = self._evaluation
+        forward = self._forward()
+        if forward is None:
+            return
+        this: Evaluation = forward.origin
         self._restore(this.model, this._kept or (), this.was, this.batches.backend, self._x)
         live = this.model._live
         if live is not None and live[1] is not None:

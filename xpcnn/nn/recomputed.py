@@ -21,9 +21,23 @@ class Snapshot:
 
     def __init__(self, model: Module) -> None:
         self._version = guards.version[0]
+        self._model = model
         self._held = [(module, _held(module)) for module in model.modules()]
         self.modules = [module for module, _ in self._held]
         self.buffers = [array for _, array in model.named_buffers()]
+
+    def is_now(self) -> bool:
+        """Whether the network is made of the same again."""
+        version = guards.version[0]
+        if self._version != version:
+            modules = list(self._model.modules())
+            if len(modules) != len(self._held) or not all(
+                module is each and _is_same(_held(module), held)
+                for module, (each, held) in zip(modules, self._held, strict=True)
+            ):
+                return False
+            self._version = version
+        return True
 
     def check_unchanged(self, entry: Entry) -> None:
         """Raise StateError where a parameter has changed since an entry was kept."""
@@ -34,7 +48,7 @@ class Snapshot:
     @contextmanager
     def put_back(self) -> Iterator[None]:
         """Let the network be as it was, for the length of a `with` block."""
-        if guards.version[0] == self._version:
+        if self.is_now():
             yield
             return
         now = [(module, dict(vars(module))) for module in self.modules]
@@ -89,8 +103,9 @@ class Recomputed(Deferred):
             except BaseException:
                 again.discard()
                 raise
-        for module, entry, new in zip(kept, forward.entries, again.entries, strict=False):
+        for module, new in zip(kept, again.entries, strict=True):
             module._kept.remove(new)
+        for entry, new in zip(forward.entries, again.entries, strict=False):  # the last may be taken
             if entry.cache is self:
                 entry.cache = new.cache
 
@@ -115,6 +130,10 @@ def own_parameters(attributes: Mapping[str, Any]) -> list[Parameter]:
 
 def _held(module: Module) -> dict[str, Any]:
     return {name: value for name, value in vars(module).items() if name not in module.unguarded}
+
+
+def _is_same(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    return a.keys() == b.keys() and all(value is b[name] for name, value in a.items())
 
 
 def _put(module: Module, attributes: Mapping[str, Any]) -> None:

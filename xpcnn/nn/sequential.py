@@ -153,7 +153,7 @@ class Sequential(Module):
         if not backend.immediate or is_portable() or computes_in_float16(self):
             return None
         if before is not None and before.batches.backend is backend:
-            return before.renewed()
+            return before if before.was.is_now() else before.renewed()
         return Evaluation(self, Batches(self._alone, self._measure, backend, RECORDS, quiet=True))
 
     def _training(self) -> Replays | None:

@@ -91,6 +91,10 @@ class NumpyBackend(PlainNumpyBackend):
         finally:
             local.slab_bytes, local.worth = before
 
+    @property
+    def is_as_recorded(self) -> bool:
+        return getattr(self._local, "worth", None) is not None
+
     def cuts(self) -> Any:
         return self.slab_bytes, self.region_worth
 
