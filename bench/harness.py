@@ -29,6 +29,7 @@ HUGE = str(1 << 30)
 WRITTEN, TRAINER, FREE, COMPILED = "xpcnn-written", "xpcnn-trainer", "xpcnn-free-threaded", "torch-compile"
 OURS = ("xpcnn", WRITTEN, TRAINER, FREE)
 WHOLE_NETS = ("train", "inference")
+EVERY_KIND = (*WHOLE_NETS, "evaluation", "conv", "pool")
 BEST_WAYS = ("compiled", "folded and recorded", "default")
 KEPT_VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "SYSTEMROOT", "BENCH_TRACEBACK")
 
@@ -61,17 +62,23 @@ class Peer:
 PEERS = {
     peer.name: peer
     for peer in (
-        Peer("xpcnn", "xpcnn", about="this library, a loop of one's own under xpcnn.compile", ways=BEST_WAYS),
+        Peer(
+            "xpcnn",
+            "xpcnn",
+            about="this library, a loop of one's own under xpcnn.compile",
+            kinds=EVERY_KIND,
+            ways=BEST_WAYS,
+        ),
         Peer(
             WRITTEN,
             "xpcnn",
             about="the same loop as written",
-            kinds=("train", "inference"),
+            kinds=(*WHOLE_NETS, "evaluation"),
             ways=("written out", "plain"),
         ),
         Peer(TRAINER, "xpcnn", about="this library's Trainer", kinds=("train",), ways=("trainer",)),
         Peer(FREE, "xpcnn", {"PYTHON_GIL": "0"}, "this library on a free-threaded Python", home=FREE, ways=BEST_WAYS),
-        Peer("torch", "torch", about="PyTorch eager, best of its variants", ways=("*/eager",)),
+        Peer("torch", "torch", about="PyTorch eager, best of its variants", kinds=EVERY_KIND, ways=("*/eager",)),
         Peer(
             COMPILED, "torch", about="PyTorch under torch.compile", kinds=("train", "inference"), ways=("*/compiled",)
         ),

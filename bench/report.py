@@ -102,7 +102,7 @@ def title(workload: w.Workload) -> str:
         return f"convolution {shape}, {kernel}" + f" stride {workload.conv.stride}" * (workload.conv.stride > 1)
     if workload.pool:
         return f"max-pool {shape}"
-    return f"`{workload.net}` {'step' if workload.kind == 'train' else 'inference'}, batch {workload.batch}"
+    return f"`{workload.net}` {'step' if workload.kind == 'train' else workload.kind}, batch {workload.batch}"
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:

@@ -190,7 +190,7 @@ class Workload:
     """
 
     name: str
-    kind: str  # "train" | "inference" | "conv" | "pool"
+    kind: str  # "train" | "inference" | "evaluation" (a forward that a backward may follow) | "conv" | "pool"
     batch: int
     goal: float
     net: str | None = None
@@ -238,6 +238,8 @@ WORKLOADS = {
         Workload("pool-64x28", "pool", 128, 1.5, image=(64, 28, 28), pool=2),
         Workload("infer-1", "inference", 1, 6.0, net="lenet5", threads=(1, 2), others={"onnxruntime": 0.7}),
         Workload("infer-1024", "inference", 1024, 4.0, net="lenet5", others={"onnxruntime": 1.3}, written_goal=1.5),
+        Workload("eval-1", "evaluation", 1, 1.0, net="lenet5", threads=(1, 2)),
+        Workload("eval-1024", "evaluation", 1024, 1.5, net="lenet5", written_goal=1.5),
     )
 }
 

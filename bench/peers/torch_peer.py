@@ -95,7 +95,9 @@ def build(workload: w.Workload, variant: str) -> Step:
     layout, update, threads, way = variant.split("/")
     torch.manual_seed(0)
     torch.set_num_threads(int(threads[:-1]))
-    build_kind = {"train": _train, "inference": _inference, "conv": _conv, "pool": _pool}[workload.kind]
+    build_kind = {"train": _train, "inference": _inference, "evaluation": _evaluation, "conv": _conv, "pool": _pool}[
+        workload.kind
+    ]
     step = build_kind(workload, LAYOUTS[layout], update == "fused", torch.compile if way == "compiled" else _as_it_is)
     step.prepare = lambda: torch.set_num_threads(int(threads[:-1]))
     return step
@@ -144,6 +146,13 @@ def _inference(workload: w.Workload, layout: torch.memory_format, fused: bool, c
             return forward(x)
 
     return Step(call, parameters=sum(p.numel() for p in model.parameters()))
+
+
+def _evaluation(workload: w.Workload, layout: torch.memory_format, fused: bool, compile: Callable[[Any], Any]) -> Step:
+    net = w.NETS[workload.net]
+    model = sequential(net.layers).to(memory_format=layout).eval()
+    x = _tensor(layout, 0, workload.batch, *net.image)
+    return Step(lambda: model(x), parameters=sum(p.numel() for p in model.parameters()))
 
 
 def _forward_backward(forward: Callable[..., torch.Tensor], layout: torch.memory_format, *inputs: torch.Tensor) -> Step:

@@ -29,9 +29,14 @@ def variants(workload: w.Workload, threads: list[int]) -> list[str]:
     """Training as the Trainer does it, and as a loop of one's own does, under `xpcnn.compile` and as written.
 
     Batches come from the Trainer's loader batch-last, and C-ordered into a loop of one's own. Inference by
-    `nn.Inference`, batch norm folded, and by the model itself. Threads are left at the library's own default.
+    `nn.Inference`, batch norm folded, and by the model itself; evaluation by the model outside `no_grad`. Threads are
+    left at the library's own default.
     """
-    kinds = {"train": ["trainer", "compiled", "written out"], "inference": ["folded and recorded", "plain"]}
+    kinds = {
+        "train": ["trainer", "compiled", "written out"],
+        "inference": ["folded and recorded", "plain"],
+        "evaluation": ["compiled", "plain"],
+    }
     return kinds.get(workload.kind, ["default"])
 
 
@@ -47,6 +52,8 @@ def build(workload: w.Workload, variant: str) -> Step:
         return _train(workload, variant)
     if workload.kind == "inference":
         return _inference(workload, folded=variant != "plain")
+    if workload.kind == "evaluation":
+        return _evaluation(workload, variant)
     return {"conv": _conv, "pool": _pool}[workload.kind](workload)
 
 
@@ -109,6 +116,14 @@ def _inference(workload: w.Workload, folded: bool) -> Step:
             return infer(x) if folded else model(x)
 
     return Step(call, parameters=sum(p.data.size for p in model.parameters()))
+
+
+def _evaluation(workload: w.Workload, variant: str) -> Step:
+    model = xpcnn.models.create(workload.net)
+    model.eval()
+    run = xpcnn.compile(model) if variant == "compiled" else model
+    x = normal(0, workload.batch, *w.NETS[workload.net].image)
+    return Step(lambda: run(x), parameters=sum(p.data.size for p in model.parameters()))
 
 
 def _conv(workload: w.Workload) -> Step:
