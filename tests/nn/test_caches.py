@@ -446,10 +446,13 @@ CHANGES = {
     ],
     ids=["linear", "chain", "residual"],
 )
-def test_a_parameter_that_the_library_changes_is_named(backend, rng, change, make):
+@pytest.mark.parametrize("training", [True, False])
+def test_a_parameter_that_the_library_changes_is_named(backend, rng, change, make, training):
     do, by = CHANGES[change]
-    net, x = make(), dense(rng, backend, 5, 4)
+    net, x = make().train(training), dense(rng, backend, 5, 4)
     y = net(x)
+    if not training:
+        y = net(x)  # which has kept x alone
     do(net)
     with pytest.raises(StateError, match=rf"expected the parameters that its forward read, got '.*' changed .* {by}"):
         net.backward(y)
