@@ -275,4 +275,4 @@ class Parameter(Guarded):
 def _seen(array: Array) -> Array:
     """Return an array as the function sees it that is traced in this thread, if there is one."""
     found = tracing()
-    return array if found is None or found.wrap is None else found.wrap(array)
+    return array if found is None or found.arrays.wrap is None else found.arrays.wrap(array)

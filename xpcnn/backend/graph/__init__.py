@@ -5,7 +5,7 @@ notes its calls (`numpy/trace.py`) or CUDA captures them (`cupy/capture.py`); *b
 or, for lone operations, over the memory of each call (`numpy/plans.py`); *shared*, worker processes play a part of it
 (`numpy/regions.py`). `compiled.py` is the door, `xpcnn.compile`, and `halves.py` a graph that waits in the middle for
 one more array; `guards.py` says what a graph depends on that is no array, `tracing.py` what a function does on the host
-while it is traced, `code.py` what its code may read.
+while it is traced, `stand_ins.py` puts what stands for arrays in their places, `code.py` tells what code may read.
 """
 
 from xpcnn.backend.graph.compiled import Compiled, compile

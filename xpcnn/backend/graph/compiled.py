@@ -257,7 +257,7 @@ class Compiled(Generic[P, R]):
                 raise
             tracing.fail(str(error), error)
         finally:
-            tracing.put_back()
+            tracing.arrays.put_back()
             if backend.capture_runs:
                 tracing.leave(undo=False)
             elif ready:
@@ -303,7 +303,7 @@ class Compiled(Generic[P, R]):
         met = Tracing(Tokens(_is_array, backend.untraced), backend.tools)
         met.read_function(self._function)
         met.consider(getattr(getattr(self._function, "__self__", None), "__dict__", {}))
-        seen, roots = list(met.seen.values()), list(met.roots.values()) if self._writes else []
+        seen, roots = list(met.seen.values()), list(met.arrays.met.values()) if self._writes else []
         met.consider([args, kwargs])
         for thing in met.seen.values():
             thing.settle()

@@ -48,7 +48,7 @@ class Halves:
             with tracing, backend.errstate():
                 graph: Any = backend.capture(step)
         finally:
-            tracing.put_back()
+            tracing.arrays.put_back()
             tracing.leave(undo=False)
         if tracing.reason is None:
             try:

@@ -43,7 +43,7 @@ class Record:
         self._hosted = tuple(tracing.hosted)
         self._afterwards = tuple(tracing.afterwards)
         self.replays = 0
-        known = [*tracing.roots.values(), *(a for part in tracing.seen.values() for a in part.arrays())]
+        known = [*tracing.arrays.met.values(), *(a for part in tracing.seen.values() for a in part.arrays())]
         is_own = getattr(replay, "is_own", None) or (lambda array: not any(array is root for root in known))
         self._template = _template(result, backend, slots, is_own, self._is_array)
         effects = tracing.array_effects
@@ -58,7 +58,7 @@ class Record:
         self._expected = [(part, before) for part, before, _ in flags]
         self._after = [(part, after) for part, before, after in flags if before is not after]
         # Guards.
-        self._held = tracing.tokens.held, tracing.roots, tracing.objects
+        self._held = tracing.tokens.held, tracing.arrays.met, tracing.objects
         self._things = tracing.guarded()
         self._loose = [(thing, token, without) for thing, token, without, loose in self._things if loose]
         names = tracing.read_values()

@@ -29,6 +29,7 @@ from xpcnn.backend.graph.code import (
     where,
 )
 from xpcnn.backend.graph.guards import PLAIN, Guarded, Tokens, TooMuch
+from xpcnn.backend.graph.stand_ins import StandIns
 from xpcnn.backend.graph.watch import unwatch, unwatched, watch
 
 # Modules whose functions tell what no replay could know, or do what no replay would do again.
@@ -58,7 +59,7 @@ def is_tracing() -> bool:
 def is_captured() -> bool:
     """Whether this thread traces a function on a device, whose work is done by the replays alone."""
     found = tracing()
-    return found is not None and found.wrap is None
+    return found is not None and found.arrays.wrap is None
 
 
 def see(thing: Guarded) -> None:
@@ -105,6 +106,8 @@ class Tracing:
         By identity, the objects of the library that it has met.
     reason : str or None
         Why it cannot be replayed.
+    arrays : StandIns
+        The arrays that were there before, and what stands for them.
     hosted : list of callable
         What each replay does on the host before it begins (where the backend does not do it in its place).
     """
@@ -116,7 +119,7 @@ class Tracing:
         self.seen: dict[int, Guarded] = {}
         self.hosted: list[Callable[[], None]] = []
         self.reason: str | None = None
-        self.wrap: Callable[[Any], Any] | None = None
+        self.arrays = StandIns(tokens)
         self.values: dict[tuple[int, str], Named] = {}
         self.names_read: set[str] = set()  # attributes that the user's code looks up
         self.reads_all = False
@@ -127,12 +130,9 @@ class Tracing:
         self.assigned: dict[int, set[str]] = {}
         self.changes_host = False
         self.afterwards: list[Callable[[], None]] = []  # what is done on the host after each call
-        self.swapped: list[tuple[Any, Any, Any, Any]] = []
-        self.containers: dict[int, Any] = {}  # lists and dicts in which something stands for arrays
         self.objects: dict[int, Any] = {}  # of the user's own
         self.generators: dict[int, tuple[Any, Any, Any]] = {}  # of random numbers, and their states
-        self.roots: dict[int, Any] = {}  # arrays that were there before
-        self.used: set[int] = set()  # of roots, those that a call has read or, on a device, that were looked up
+        self.used: set[int] = set()  # of those arrays, what a call reads or, on a device, was looked up
         self._watched: set[tuple[type, str]] = set()
         self._codes: set[Any] = set()
         self._profile: Any = None
@@ -306,7 +306,7 @@ class Tracing:
         self.values[key] = self._named(place, name, value)
         if self.values[key].token is TOO_MUCH:
             self.fail(f"{name!r} holds more than is worth comparing at every call")
-        self._swap(place, name, value)
+        self.arrays.swap(place, name, value)
         self.consider(value)
         if isinstance(value, types.ModuleType) and self._is_users(getattr(value, "__file__", None)):
             self._meet_plain(vars(value))
@@ -342,7 +342,7 @@ class Tracing:
         if isinstance(value, Guarded):
             self.see(value)
         elif self.tokens.is_array(value):
-            self.roots[id(value)] = value
+            self.arrays.met[id(value)] = value
         elif isinstance(value, (list, tuple, dict, set)):
             if depth < 3 and len(value) <= 1000:
                 for each in list(value.values()) if isinstance(value, dict) else list(value):
@@ -385,7 +385,7 @@ class Tracing:
         self.before[id(thing)] = thing, dict(attributes)
         for name, value in self.before[id(thing)][1].items():
             if self.tokens.is_array(value) or self._is_users_class(type(thing)):
-                self._swap(attributes, name, value)
+                self.arrays.swap(attributes, name, value)
             if type(value).__name__ in OUTSIDE_TYPES:
                 self.consider(value)
             if self._stops and self._is_running and self._has_arrays(value):
@@ -431,50 +431,11 @@ class Tracing:
     def _watch_draws(self, generator: Any) -> None:
         self.generators[id(generator)] = generator, _drawn(generator), _bits(generator).state
 
-    def _swap(self, place: Any, name: Any, value: Any) -> None:
-        new = self._stand_in(value)
-        if new is not value:
-            put(place, name, new)
-            self.swapped.append((place, name, value, new))
-
-    def _stand_in(self, value: Any, depth: int = 0) -> Any:
-        """Return what stands for an array, or for a tuple of them; lists and dicts are filled with it in place."""
-        kind = type(value)
-        if self.tokens.is_array(value):
-            self.roots[id(value)] = value
-            return value if self.wrap is None else self.wrap(value)
-        if self.wrap is None or depth > 3:
-            return value
-        if kind is list or kind is dict:
-            if len(value) <= 1000:
-                for key, each in list(enumerate(value)) if kind is list else list(value.items()):
-                    new = self._stand_in(each, depth + 1)
-                    if new is not each:
-                        value[key] = new
-                        self.containers[id(value)] = value
-        elif isinstance(value, tuple) and len(value) <= 1000:
-            parts = [self._stand_in(each, depth + 1) for each in value]
-            if any(new is not each for new, each in zip(parts, value, strict=True)):
-                return kind(*parts) if hasattr(value, "_fields") else kind(parts)
-        return value
-
-    def put_back(self) -> None:
-        """Put the arrays back where something stands for them; what was assigned meanwhile stays."""
-        for place, name, value, stand_in in self.swapped:
-            if look_up(place, name) is stand_in:
-                put(place, name, value)
-        self.swapped.clear()
-        for container in self.containers.values():
-            for key, each in list(enumerate(container)) if isinstance(container, list) else list(container.items()):
-                if type(each) is tuple or self.tokens.untraced(each) is not each:
-                    container[key] = _deep(each, self.tokens.untraced)
-        self.containers.clear()
-
     # --- afterwards ---------------------------------------------------------------------------------------------------
 
     def leave(self, undo: bool) -> None:
         """Find what the function has changed on the host; attributes that hold traced arrays get plain ones."""
-        self.put_back()
+        self.arrays.put_back()
         before, _local.tracing = getattr(_local, "tracing", None), self
         traces[0] += 1
         try:
@@ -507,7 +468,7 @@ class Tracing:
                         self.fail(_reads_what_it_assigned(thing, name))
                     self.array_effects.append((now, name, new))
                     self.assigned.setdefault(id(thing), set()).add(name)
-                    now[name] = _deep(new, self.tokens.untraced)
+                    now[name] = self.arrays.plain(new)
                 elif not isinstance(thing, Guarded) and not self._is_read(name) and isinstance(new, PLAIN):
                     self.array_effects.append((now, name, new))
                 elif not self._is_same(old, new):
@@ -529,7 +490,7 @@ class Tracing:
             if now_there is not value and not self._is_same(value, now_there):
                 self.changes_host = True
                 self.fail(f"it sets {name!r} to another value")
-                put(place, name, _deep(now_there, self.tokens.untraced))
+                put(place, name, self.arrays.plain(now_there))
 
     def _refuse_what_moves_on(self) -> None:
         for each in self.read_values():
@@ -636,13 +597,3 @@ def _reads_what_it_assigned(thing: Any, name: str) -> str:
 
 def _named(thing: Any) -> str:
     return f"a {type(thing).__name__}"
-
-
-def _deep(value: Any, change: Callable[[Any], Any]) -> Any:
-    """Return nested tuples, lists and dicts with each leaf changed."""
-    kind = type(value)
-    if kind in (tuple, list):
-        return kind([_deep(each, change) for each in value])
-    if kind is dict:
-        return {name: _deep(each, change) for name, each in value.items()}
-    return change(value)

@@ -420,7 +420,7 @@ def tracing_backend(
             if found is None or found.reason is not None or not callers_are_users():
                 return
             for array in _arrays((args, options)):
-                if array.size and not self._is_known(array, found.roots):
+                if array.size and not self._is_known(array, found.arrays.met):
                     found.fail("an array comes in that the call has made without the library's knowledge")
 
         def _is_known(self, array: Any, roots: dict[int, Any]) -> bool:
@@ -437,7 +437,7 @@ def tracing_backend(
         def _note(self, function: Any, args: tuple[Any, ...], options: dict[str, Any] | None = None) -> None:
             found = tracing()
             if found is not None:
-                found.used.update(id(array) for array in _arrays(args) if id(array) in found.roots)
+                found.used.update(id(array) for array in _arrays(args) if id(array) in found.arrays.met)
             self.calls.append(Call(function, self._unclaimed(args), self._unclaimed(options or {})))
 
         def _unclaimed(self, value: Any) -> Any:
@@ -569,14 +569,14 @@ def recording(backend: NumpyBackend, recorder: Any) -> Iterator[None]:
     backend.blas.hold()  # as in every replay: some kernels give other last bits with more threads
     found = tracing()
     if found is not None:
-        found.note, found.wrap = recorder.note_host, recorder.wrap
+        found.note, found.arrays.wrap = recorder.note_host, recorder.wrap
     else:
         note_host(recorder.note_host)
     try:
         yield
     finally:
         if found is not None:
-            found.note = found.wrap = None
+            found.note = found.arrays.wrap = None
         note_host(None)
         backend.blas.release()
         backend._recorders.remove(recorder)
