@@ -18,7 +18,9 @@ from xpcnn.recipes import mnist_best, table
 from xpcnn.recipes.recipe import Splits
 
 HELD_OUT = 10_000
-SETTINGS = ("epochs", "batch_size", "peak", "warm", "decay", "average", "degrees", "shift", "scale", "dropout")
+SETTINGS = (
+    "epochs", "batch_size", "peak", "warm", "decay", "average", "degrees", "shift", "scale", "dropout", "smoothing",
+)  # fmt: skip
 
 
 def held_out(train: Any, test: Any) -> Splits:
@@ -42,7 +44,9 @@ def changed(options: argparse.Namespace) -> Any:
         affine = RandomAffine(float(values.get("degrees", 8)), (shift, shift), (1 - scale, 1 + scale))
         recipe = replace(recipe, augment=(affine,))
     if "dropout" in values:
-        recipe = replace(recipe, options={"dropout": float(values["dropout"])})
+        recipe = replace(recipe, options={**recipe.options, "dropout": float(values["dropout"])})
+    if "smoothing" in values:
+        recipe = replace(recipe, label_smoothing=float(values["smoothing"]))
     if options.validation:
         recipe = replace(recipe, split=held_out)
     counts = {name: int(values.get(name, getattr(recipe, name))) for name in ("epochs", "batch_size")}

@@ -24,7 +24,7 @@ NETS = {  # shape of one image, parameters
     "mobilenet": ((3, 32, 32), 3_217_226),
     "densenet40": ((3, 32, 32), 1_019_722),
     "unet": ((1, 16, 32), 31_030_658),
-    "vgg4": ((1, 28, 28), 42_938),
+    "conv4": ((1, 28, 28), 156_282),
 }
 SMALL = {  # options and images (N, C, H, W) of a variant in the place of the whole
     "resnet32": ({}, (3, 3, 8, 8)),
@@ -36,7 +36,7 @@ SMALL = {  # options and images (N, C, H, W) of a variant in the place of the wh
 }
 LEAST = {  # pixels of the smallest images
     "lenet5": 16, "deep3": 5, "tiny": 4, "conv8": 4, "three-layer": 2, "vgg8": 8, "vgg11": 32, "densenet40": 4,
-    "unet": 16, "vgg4": 5,
+    "unet": 16, "conv4": 15,
 }  # fmt: skip
 every_net = pytest.mark.parametrize("name", NETS)
 

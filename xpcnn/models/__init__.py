@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from xpcnn.errors import ConfigError
+from xpcnn.models.conv4 import conv4
 from xpcnn.models.conv8 import conv8
 from xpcnn.models.deep3 import deep3
 from xpcnn.models.densenet40 import densenet40
@@ -16,12 +17,12 @@ from xpcnn.models.resnet import resnet20, resnet32, resnet56
 from xpcnn.models.three_layer import three_layer
 from xpcnn.models.tiny import tiny
 from xpcnn.models.unet import unet
-from xpcnn.models.vgg4 import vgg4
 from xpcnn.models.vgg8 import vgg8
 from xpcnn.models.vgg11 import vgg11
 from xpcnn.nn import Sequential
 
 __all__ = [
+    "conv4",
     "conv8",
     "create",
     "deep3",
@@ -35,7 +36,6 @@ __all__ = [
     "three_layer",
     "tiny",
     "unet",
-    "vgg4",
     "vgg8",
     "vgg11",
 ]
@@ -54,7 +54,7 @@ _MODELS: dict[str, Callable[..., Sequential]] = {
     "mobilenet": mobilenet,
     "densenet40": densenet40,
     "unet": unet,
-    "vgg4": vgg4,
+    "conv4": conv4,
 }
 
 

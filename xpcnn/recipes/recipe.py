@@ -48,6 +48,8 @@ class Recipe:
         Batches are drawn with replacement, so many an epoch; otherwise an epoch is the shuffled set.
     reduction : str
         Of the loss over the batch: "mean" or "sum".
+    label_smoothing : float
+        The share of a label that is spread over all classes, in training.
     one_hot : bool
         Whether labels are given as one-hot rows.
     log_every : int
@@ -89,6 +91,7 @@ class Recipe:
     schedule: Callable[[Optimizer, int], Schedule] | None = None
     steps_per_epoch: int | None = None
     reduction: str = "mean"
+    label_smoothing: float = 0.0
     one_hot: bool = False
     log_every: int = 50
     as_written: Mapping[str, Any] = field(default_factory=dict)
@@ -115,7 +118,7 @@ class Recipe:
 
     def create_model(self) -> Module:
         """Return a new network on the active backend."""
-        return create(self.model, num_classes=self.classes, **self.options, **self._sizes())
+        return create(self.model, **{"num_classes": self.classes, **self.options, **self._sizes()})
 
     def _sizes(self) -> dict[str, Any]:
         """Return the options that build the network to images of the user's own."""
@@ -126,7 +129,7 @@ class Recipe:
 
     def create_criterion(self) -> CrossEntropyLoss:
         """Return the loss."""
-        return CrossEntropyLoss(reduction=self.reduction)
+        return CrossEntropyLoss(reduction=self.reduction, label_smoothing=self.label_smoothing)
 
     def train_loader(self, dataset: Dataset, kind: str, batch_size: int | None = None) -> DataLoader:
         """Return the batches to train on, of data of one kind."""
