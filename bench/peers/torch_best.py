@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 MNIST = Path(__file__).resolve().parents[2] / "xpcnn" / "datasets" / "mnist"
 HELD_OUT = 10_000
 DEFAULTS = {
-    "epochs": 7, "batch_size": 128, "peak": 0.2, "warm": 0.25, "decay": 5e-4, "average": 0.998,
+    "epochs": 6, "batch_size": 128, "peak": 0.2, "warm": 0.25, "decay": 5e-4, "average": 0.998,
     "degrees": 8.0, "shift": 2.0, "scale": 0.07, "dropout": 0.0, "smoothing": 0.1,
 }  # fmt: skip
 
