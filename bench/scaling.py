@@ -219,11 +219,24 @@ def step(compute: float, ranks: int, size: float, network: tuple[float, float], 
 
 
 def fit(sums: dict[str, float], ranks: int) -> tuple[float, float]:
-    """Return alpha by the sum that takes least, as no array costs less than its messages, and beta by the largest."""
+    """Return the alpha and beta whose model is nearest to all measured sums: least squares of the ratios' logarithms.
+
+    From what the smallest and the largest sum say, in steps that shrink.
+    """
     largest, least = max(sums, key=int), min(sums.values())
-    alpha = least / (2 * math.log2(ranks))
-    beta = (sums[largest] - least) / (2 * (ranks - 1) / ranks * int(largest))
-    return alpha, beta
+    found = least / (2 * math.log2(ranks)), max(sums[largest] - least, least) / int(largest)
+
+    def distance(point: tuple[float, float]) -> float:
+        return sum(math.log(reduction(ranks, int(size), *point) / seconds) ** 2 for size, seconds in sums.items())
+
+    factor = 2.0
+    while factor > 1.001:
+        around = [(found[0] * factor**i, found[1] * factor**j) for i in (0, -1, 1) for j in (0, -1, 1)]
+        nearest = min(around, key=distance)  # of equals the first, which is the point itself
+        if nearest == found:
+            factor **= 0.5
+        found = nearest
+    return found
 
 
 def check(results: dict[str, Any]) -> list[list[str]]:

@@ -55,10 +55,20 @@ def test_formulas_are_what_messages_take(scaling, ranks, size):
     assert scaling.tree(ranks, size, *network) == pytest.approx(simulated_tree(ranks, size, *network))
 
 
-def test_a_network_is_read_from_sums(scaling):
+@pytest.mark.parametrize("ranks", [2, 4, 16])
+def test_a_network_is_read_from_sums(scaling, ranks):
+    network = 2e-6, 3e-10
+    sums = {str(size): scaling.reduction(ranks, size, *network) for size in scaling.SIZES}
+    assert scaling.fit(sums, ranks) == pytest.approx(network, rel=0.01)
+
+
+def test_a_network_is_read_from_all_sums(scaling):
     network = 2e-6, 3e-10
     sums = {str(size): scaling.reduction(2, size, *network) for size in scaling.SIZES}
-    assert scaling.fit(sums, 2) == pytest.approx(network, rel=0.05)
+    sums[str(scaling.SIZES[-1])] *= 4  # no longer fits the cache
+    alpha, beta = scaling.fit(sums, 2)
+    assert network[1] < beta < 3 * network[1]
+    assert alpha == pytest.approx(network[0], rel=0.2)
 
 
 def test_overlap_hides_no_more_than_backward(scaling):
