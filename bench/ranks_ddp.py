@@ -81,6 +81,7 @@ def torch_s(net: str, batch: int, steps: int, warmup: int) -> list[float]:
         optimizer.step()
         float(loss)
         seconds.append(time.perf_counter() - began)
+    dist.barrier()  # who leaves first ends the other with an abort
     dist.destroy_process_group()
     return seconds[warmup:] if rank == 0 else []
 
