@@ -219,6 +219,16 @@ def test_later_training_does_not_reach_it(backend, rng):
     assert np.max(np.abs(expected(model, x) - before)) > 1e-3
 
 
+def test_it_may_stand_in_a_compiled_function(backend, rng):
+    predict = nn.Inference(trained("lenet5", rng))
+    batches = [backend.asarray(values(rng, (3, *SHAPES["lenet5"]), "float32")) for _ in range(8)]
+    found = xpcnn.compile(lambda x: backend_of(x).xp.multiply(predict(x), 2.0))
+    for x in batches:
+        same(found(x), 2 * on_host(predict(x)))
+    if backend.captures:
+        assert (found.graphs, found.reasons) == (1, [])
+
+
 @pytest.mark.parametrize("batch", [3, 100])
 @pytest.mark.parametrize("layers", [lambda: [nn.Conv2d(1, 4, 3), nn.Flatten()], lambda: [nn.Flatten()], list])
 def test_what_it_returns_belongs_to_the_caller(backend, rng, layers, batch):

@@ -169,7 +169,7 @@ def empty_batch_last(backend: Backend, shape: tuple[int, ...], dtype: Any) -> Ar
 def check_backend(name: str, x: Array, backend: Backend) -> None:
     """Raise MixedBackendsError unless `x` belongs to `backend`, DTypeError where it is no array."""
     here, _ = take(name, x)
-    if here is not backend:
+    if here.home is not backend.home:  # an array that is traced has a backend of its own
         raise _mixed(name, here, backend)
 
 
