@@ -50,5 +50,5 @@ def relative(actual, expected):
 def sizes_of(name, model):
     """Return the (C, H, W) that a network of `models` takes."""
     channels = next(parameter.shape[1] for parameter in model.parameters() if len(parameter.shape) == 4)
-    size = 28 if name in ("deep3", "tiny", "conv8") else 32
+    size = 28 if name in ("deep3", "tiny", "conv4", "conv8") else 32
     return channels, size, size

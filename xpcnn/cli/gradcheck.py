@@ -16,14 +16,14 @@ def _step(model: Any) -> float:
 
     filters = [layer.weight.data for layer in model.modules() if isinstance(layer, Conv2d)]
     spreads = [float(model.backend.to_numpy(weight).std()) for weight in filters]
-    return min([1e-5, *(1e-4 * spread for spread in spreads if spread > 0)])
+    return min([1e-6, *(1e-4 * spread for spread in spreads if spread > 0)])
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the table; 1 where a gradient is off."""
     import numpy as np
 
-    from xpcnn import nn, recipes, testing
+    from xpcnn import recipes, testing
     from xpcnn.backend import use_backend
     from xpcnn.random import manual_seed
 
@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
         x = rng.standard_normal((_BATCH, *recipe.input_shape()))
         report = testing.gradcheck(model, x, eps=_step(model), max_entries=_ENTRIES, seed=arguments.seed)
         logits, labels = rng.standard_normal((_BATCH, 10)), rng.integers(0, 10, _BATCH)
-        loss = testing.gradcheck(nn.CrossEntropyLoss(reduction=recipe.reduction), (logits, labels))
+        loss = testing.gradcheck(recipe.create_criterion(), (logits, labels))
     layers = {path: type(module).__name__ for path, module in model.named_modules()}
     rows = [("layer", "gradient", "shape", "entries", "analytic", "numerical", "relative error", "")]
     for found in [*report.rows, *loss.rows]:
