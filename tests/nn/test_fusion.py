@@ -69,6 +69,42 @@ def test_what_a_subclass_does_itself_is_called(backend, rng, kind, how):
     np.testing.assert_array_equal(backend.to_numpy(net.backward(y)), backend.to_numpy(dy))
 
 
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("at", range(6))
+def test_what_is_put_on_a_layer_is_called(backend, rng, training, at):
+    """Before the first forward and after many, by the network itself, inside no_grad and by its inference form."""
+    net = nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Residual(nn.Sequential(nn.Conv2d(4, 4, 1))),
+        nn.Sequential(nn.ReLU()), nn.Dropout(0.0),
+    )  # fmt: skip
+    x = backend.asarray(values(rng, (3, 2, 5, 5), "float32"))
+    net.train(training)
+    for _ in range(9):
+        net(x)
+        net.backward(backend.asarray(np.ones((3, 4, 5, 5), "float32")))
+    plain, called = type(net[at]).forward, []
+
+    def forward(x):
+        called.append(at)
+        return plain(net[at], x)
+
+    net[at].forward = forward
+    net(x)
+    net.backward(backend.asarray(np.ones((3, 4, 5, 5), "float32")))
+    assert len(called) >= 1
+    with nn.no_grad():
+        called.clear()
+        net(x)
+        assert called == [at]
+        called.clear()
+        nn.Inference(net)(x)
+        assert called
+    del net[at].forward
+    called.clear()
+    net(x)
+    assert not called
+
+
 def test_a_subclass_of_residual_is_called():
     class Mine(nn.Residual):
         pass

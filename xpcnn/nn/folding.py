@@ -23,7 +23,7 @@ from xpcnn.nn.dropout import Dropout, Dropout2d
 from xpcnn.nn.flatten import Flatten
 from xpcnn.nn.fusion import Chain, Group, ResidualSum, group
 from xpcnn.nn.identity import Identity
-from xpcnn.nn.inquiries import is_ours, keeps_samples_apart
+from xpcnn.nn.inquiries import goes_its_class_s_way, is_ours, keeps_samples_apart
 from xpcnn.nn.linear import Linear
 from xpcnn.nn.module import Module
 from xpcnn.nn.normalization import BatchNorm1d, BatchNorm2d
@@ -182,7 +182,10 @@ def fold(model: Module) -> Path:
             _add_chain(path, part.followers)
         else:
             layer = part.layers()[0]
-            if type(layer) is Residual:
+            if not goes_its_class_s_way(layer):
+                path.steps.append(_AsItIs(layer))
+                path.is_fresh = path.is_known = False
+            elif type(layer) is Residual:
                 _add_sum(path, layer)
             elif type(layer) is Concat:
                 _add_branches(path, layer)
@@ -197,10 +200,11 @@ def fold(model: Module) -> Path:
 
 def _flatten(module: Module) -> Iterator[Module]:
     """Yield the layers that a forward in evaluation mode goes through, those of inner `Sequential`s in their place."""
-    if type(module) is Sequential:
+    is_plain = goes_its_class_s_way(module)
+    if type(module) is Sequential and is_plain:
         for layer in module:
             yield from _flatten(layer)
-    elif type(module) not in (Dropout, Dropout2d, Identity):
+    elif type(module) not in (Dropout, Dropout2d, Identity) or not is_plain:
         yield module
 
 

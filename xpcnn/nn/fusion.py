@@ -2,7 +2,7 @@
 
 A group is a layer that is called, a chain of neighbours that keep channels apart, or the sum of a residual block with
 the chain after it. A chain that begins with a batch norm takes in the convolution before it, for the statistics. Only
-what the library knows is fused: a subclass with a forward or backward of its own is called.
+what the library knows is fused: a subclass, or a layer, with a forward or backward of its own is called.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from xpcnn.functional.precision import cast_batch
 from xpcnn.nn.caches import Span, drop, use_up
 from xpcnn.nn.channelwise import ChannelLayer, backward_chain, forward_chain
 from xpcnn.nn.convolution import Conv2d
-from xpcnn.nn.inquiries import call_backward, needs_gradient, remember_buffers
+from xpcnn.nn.inquiries import call_backward, goes_its_class_s_way, needs_gradient, remember_buffers
 from xpcnn.nn.module import Module
 from xpcnn.nn.naming import name_layer
 from xpcnn.nn.normalization import BatchNorm2d
@@ -186,9 +186,10 @@ def group(layers: Iterable[Module], fuses: Callable[[Module], bool] | None = Non
         before = groups[-1].layer if groups and isinstance(groups[-1], Call) else None
         if not chain:
             return
-        if type(before) is Residual and not before._forward_hooks:
+        is_plain = before is not None and not before._forward_hooks and goes_its_class_s_way(before)
+        if type(before) is Residual and is_plain:
             groups[-1] = ResidualSum(before, chain)
-        elif type(before) is Conv2d and not before._forward_hooks and isinstance(chain[0], BatchNorm2d):
+        elif type(before) is Conv2d and is_plain and isinstance(chain[0], BatchNorm2d):
             groups[-1] = Chain(chain, before)
         else:
             groups.append(Chain(chain))
@@ -205,7 +206,7 @@ def group(layers: Iterable[Module], fuses: Callable[[Module], bool] | None = Non
 
 
 def runs_in_chain(layer: Module) -> TypeGuard[ChannelLayer]:
-    """Whether `layer` may run by its operation: a subclass with a forward or backward of its own is called instead."""
+    """Whether `layer` may run by its operation: one with a forward or backward of its own is called instead."""
     kind = type(layer)
     return (
         isinstance(layer, ChannelLayer)
@@ -213,6 +214,7 @@ def runs_in_chain(layer: Module) -> TypeGuard[ChannelLayer]:
         and kind.backward is ChannelLayer.backward
         and kind.__call__ is Module.__call__
         and not layer._forward_hooks
+        and goes_its_class_s_way(layer)
     )
 
 

@@ -12,12 +12,20 @@ if TYPE_CHECKING:
     from xpcnn.nn.module import Module
 
 
+_WAYS = frozenset({"forward", "backward"})
+
+
 def is_ours(part: object) -> bool:
     """Whether a layer or loss is the library's own: only of those is it known that a record tells all.
 
     One of the user's own may compute outside of `xp`, count on the host, or choose by values.
     """
-    return type(part).__module__.startswith("xpcnn.")
+    return type(part).__module__.startswith("xpcnn.") and goes_its_class_s_way(part)
+
+
+def goes_its_class_s_way(part: object) -> bool:
+    """Whether nobody has put a forward or backward on a layer or loss itself, as in `layer.forward = mine`."""
+    return _WAYS.isdisjoint(vars(part))
 
 
 def keeps_samples_apart(module: Module) -> bool:

@@ -14,7 +14,7 @@ from xpcnn.nn.caches import Forward, forward_now
 from xpcnn.nn.contexts import is_traced, keeps_caches, no_grad, trace
 from xpcnn.nn.evaluated import Evaluation
 from xpcnn.nn.fusion import Call, Group, backward_through, forward_through, group
-from xpcnn.nn.inquiries import are_separate_and_ours, keeps_samples_apart
+from xpcnn.nn.inquiries import are_separate_and_ours, goes_its_class_s_way, keeps_samples_apart
 from xpcnn.nn.module import Module
 from xpcnn.nn.parameter import Parameter
 from xpcnn.nn.precision import computes_in_float16
@@ -58,23 +58,23 @@ class Sequential(Module):
             if not isinstance(layer, Module):
                 raise ConfigError(f"layers: expected instances of xpcnn.nn.Module, got {layer!r}")
         self._layers = layers
-        self._groups: tuple[int, list[Group]] | None = None
+        self._groups: tuple[tuple[int, int], list[Group]] | None = None
         self._live: tuple[int, Evaluation | None] | None = None
         self._replays: tuple[int, Replays | None] | None = None
 
     @property
     def groups(self) -> Sequence[Group]:
         """The layers as they run, neighbours that keep channels apart as one."""
-        found = self._groups
-        if found is None or found[0] != hooks.changes[0]:
-            # Follows from the layers and their hooks alone: no change of the model.
-            found = vars(self)["_groups"] = hooks.changes[0], group(self._layers)
+        found, now = self._groups, (hooks.changes[0], guards.version[0])
+        if found is None or found[0] != now:
+            # Follows from the layers, what is set on them and their hooks alone: no change of the model.
+            found = vars(self)["_groups"] = now, group(self._layers)
         return found[1]
 
     def _groups_inside(self) -> Sequence[Group]:
         kind = type(self)
         is_plain = kind.forward is Sequential.forward and kind.backward is Sequential.backward
-        return self.groups if is_plain and not self._forward_hooks else ()
+        return self.groups if is_plain and not self._forward_hooks and goes_its_class_s_way(self) else ()
 
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"_groups": None, "_live": None, "_replays": None}
