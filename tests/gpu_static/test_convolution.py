@@ -248,7 +248,7 @@ def test_kernels_compile(architecture, kind, defines, tile):
 
 
 def test_every_kernel_is_launched_here():
-    assert implicit.kernels.ever == set(signatures(source(FILE))) | {"row_sums"}
+    assert set(signatures(source(FILE))) <= implicit.kernels.ever
 
 
 def test_every_kernel_has_a_signature_that_the_shim_reads():
