@@ -105,6 +105,16 @@ def test_what_is_put_on_a_layer_is_called(backend, rng, training, at):
     assert not called
 
 
+def test_what_is_put_in_the_place_of_a_convolution_s_forward_is_called(backend, rng, monkeypatch):
+    net = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+    x = backend.asarray(values(rng, (3, 2, 5, 5), "float32"))
+    net(x)
+    plain, called = nn.Conv2d.forward, []
+    monkeypatch.setattr(nn.Conv2d, "forward", lambda layer, x: called.append(layer) or plain(layer, x))
+    net(x)
+    assert called == [net[0]]
+
+
 def test_a_subclass_of_residual_is_called():
     class Mine(nn.Residual):
         pass
