@@ -23,7 +23,6 @@ from xpcnn.nn.naming import name_layer
 from xpcnn.nn.normalization import BatchNorm2d
 from xpcnn.nn.residual import Residual, add
 
-
 _CONVOLUTION_FORWARD = Conv2d.forward  # another may be put in its place, as debuggers and tests do
 
 
