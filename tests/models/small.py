@@ -1,8 +1,15 @@
-"""Every network for tests of whatever takes one: the large ones in a small variant, each with ten logits an image."""
+"""Every network for tests of whatever takes one: the large ones in a small variant, each with ten logits an image.
+
+On a device they are thin as well: it computes many channels as it does few, where NumPy chooses its ways by them.
+"""
 
 import inspect
+import sys
+
+import pytest
 
 from xpcnn import models, nn
+from xpcnn.backend import get_backend
 
 
 class _Shapes(dict):
@@ -33,9 +40,22 @@ OPTIONS = {
     "densenet40": {"depth": 10},
     "unet": {"width": 8, "depth": 3, "num_classes": 10},
 }
+THIN = {  # filters of the stages of networks that have no option for them
+    "resnet": (4, 8, 16),
+    "vgg8": (8, 16, 32),
+    "vgg11": ((8,), (16,), (32, 32), (64, 64), (64, 64)),
+}
+
+
+def thin(name, **options):
+    """Return what `models.create` does; on a device its stages have fewer filters."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module, stages in THIN.items() if get_backend().name != "numpy" else ():
+            patch.setattr(sys.modules[f"xpcnn.models.{module}"], "STAGES", stages)
+        return models.create(name, **options)
 
 
 def create(name):
     """Return the network; of a class for each pixel, the mean over the image."""
-    net = models.create(name, **OPTIONS.get(name, {}))
+    net = thin(name, **OPTIONS.get(name, {}))
     return net.extend([nn.GlobalAvgPool2d(), nn.Flatten()]) if name == "unet" else net

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from xpcnn.data import Compose
 from xpcnn.datasets import Dataset, LazyImages, load_mnist
 from xpcnn.errors import ConfigError, DataError
 from xpcnn.recipes.pictures import Pictures, augmentation, hold_out, load_pictures, sized
+from xpcnn.recipes.table import RECIPES
 
 Image = pytest.importorskip("PIL.Image")
 SHADES = {"dark": (40, 20, 30), "green": (20, 200, 40), "light": (220, 200, 230)}
@@ -74,7 +76,8 @@ def test_grey_pictures_of_several_sizes(backend, tmp_path):
 
 
 @pytest.mark.parametrize("name", recipes.names())
-def test_every_recipe_is_built_to_the_pictures(backend, name, folder):
+def test_every_recipe_is_built_to_the_pictures(backend, name, folder, monkeypatch):
+    monkeypatch.setitem(RECIPES, "tiny", replace(RECIPES["tiny"], steps_per_epoch=3))  # of 2,000, which show no more
     done = recipes.run(name, data=str(folder), epochs=1, batch_size=8, image_size=20)
     assert done.evaluation.probabilities.shape == (6, 3)
     assert done.model._sample_shape == (3, 20, 20)

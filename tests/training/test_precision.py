@@ -8,7 +8,8 @@ import pytest
 
 import xpcnn
 from tests.fake_device import counters
-from xpcnn import models, nn, optim
+from tests.models import small
+from xpcnn import nn, optim
 from xpcnn.backend import backend_of, use_backend
 from xpcnn.errors import ConfigError, DataError, NonFiniteError
 from xpcnn.nn.precision import call
@@ -294,7 +295,7 @@ def test_gradients_of_whole_networks_against_float64(backend, rng, name, change)
     found = {}
     for dtype in ("float16", "float64"):
         xpcnn.manual_seed(0)
-        model = change(models.create(name)).half().to(dtype=dtype)  # both from the same rounded weights
+        model = change(small.thin(name)).half().to(dtype=dtype)  # both from the same rounded weights
         criterion = nn.CrossEntropyLoss()
         xpcnn.manual_seed(0)  # the same masks
         logits = call(model, backend.asarray(x.astype("float16").astype(dtype)))

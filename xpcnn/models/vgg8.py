@@ -6,6 +6,8 @@ from xpcnn.models.sizes import check_sizes, halved
 from xpcnn.nn import BatchNorm2d, Conv2d, Flatten, Linear, MaxPool2d, Module, ReLU, Sequential
 from xpcnn.windows import Size
 
+STAGES = 64, 128, 256  # filters of the two convolutions before each pooling
+
 
 def vgg8(*, num_classes: int = 10, in_channels: int = 3, image_size: Size = 32) -> Sequential:
     """Return the network for images (N, in_channels, 32, 32), or others of 8x8 or more.
@@ -31,9 +33,9 @@ def vgg8(*, num_classes: int = 10, in_channels: int = 3, image_size: Size = 32) 
     height, width = halved(check_sizes("vgg8", num_classes, in_channels, image_size, least=8), 3)
     layers: list[Module] = []
     channels = in_channels
-    for filters in (64, 128, 256):
+    for filters in STAGES:
         for _ in range(2):
             layers += [Conv2d(channels, filters, 3, padding=1, bias=False), BatchNorm2d(filters), ReLU()]
             channels = filters
         layers.append(MaxPool2d(2))
-    return Sequential(*layers, Flatten(), Linear(256 * height * width, num_classes))
+    return Sequential(*layers, Flatten(), Linear(channels * height * width, num_classes))
