@@ -1,6 +1,7 @@
 """Everything can be copied and pickled at any time, and a copy shares nothing with what it came from."""
 
 import copy
+import itertools
 import pickle
 
 import numpy as np
@@ -34,9 +35,8 @@ def arrays_of(model):
 
 
 def assert_apart(first, second):
-    for mine in arrays_of(first):
-        for other in arrays_of(second):
-            assert not np.shares_memory(mine, other)
+    for mine, other in itertools.product(arrays_of(first), arrays_of(second)):
+        assert not np.shares_memory(mine, other)
 
 
 def assert_same_values(first, second):
