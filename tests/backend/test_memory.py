@@ -129,3 +129,16 @@ def test_what_the_library_makes_begins_with_a_cache_line(shape):
             arrays.append(backend.empty(shape, np.float32))
     assert [array.ctypes.data % 64 for array in arrays] == [0] * len(arrays)
     assert not arrays[0].any()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_what_is_fetched_leaves_no_cache_line_out(dtype):
+    with use_backend("numpy"):
+        backend = get_backend()
+        whole = np.arange(3 * 6 * 5 * 7, dtype=dtype).reshape(3, 6, 5, 7)
+        part = whole[1:, 2:4]  # rows of two channels
+        backend.fetch(part)
+        read = backend.scratch("lines", (2, -(-part[0].nbytes // 64)), dtype)  # as it was left
+    assert read[:, 0].tolist() == part[:, 0, 0, 0].tolist()
+    assert (np.diff(read) * part.itemsize == 64).all()
+    assert ((part[:, -1, -1, -1] - read[:, -1]) * part.itemsize < 64).all()

@@ -48,6 +48,33 @@ def test_maxima_are_the_same_where_nothing_is_kept_for_backward(backend, case):
 
 
 @given(case=poolings())
+@pytest.mark.parametrize("pool", [F.max_pool2d, F.avg_pool2d])
+def test_an_image_that_is_fetched_first_is_pooled_alike(backend, pool, case):
+    x, options = backend.asarray(values(case.rng(), case.x_shape, case.dtype)), dict(case.options)
+    if pool is F.max_pool2d:
+        del options["count_include_pad"]
+    results = []
+    for size in (None, 1):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(backend, "fetch_bytes", size)
+            y, cache = pool(x, case.kernel, **options)
+            results.append((y, F.max_pool2d_backward(y, cache)))
+    for before, after in zip(*results, strict=True):
+        assert np.array_equal(backend.to_numpy(before), backend.to_numpy(after))
+
+
+@pytest.mark.parametrize(("height", "fetched"), [(4, [(3, 4, 6, 5)]), (3, [])])
+def test_large_images_are_fetched_once_and_whole(backend, monkeypatch, height, fetched):
+    seen = []
+    monkeypatch.setattr(backend, "fetch", lambda a: seen.append(a.shape))
+    monkeypatch.setattr(backend, "slab_bytes", None)
+    monkeypatch.setattr(backend, "fetch_bytes", 3 * 4 * 6 * 5 * 4)
+    x = backend.asarray(np.ones((5, 3, height, 6), np.float32))
+    run((pooling.max_pool_op(2, None), pooling.max_pool_op(1, None)), x)
+    assert seen == fetched
+
+
+@given(case=poolings())
 def test_avg_pool2d_agrees_with_the_loops(backend, case):
     rng = case.rng()
     x = values(rng, case.x_shape, case.dtype)

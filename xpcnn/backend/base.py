@@ -51,6 +51,8 @@ class Backend:
     # Columns that one piece of a convolution may hold at a time, and the working set of one slab of channels.
     column_bytes: int = 1 << 28
     slab_bytes: int | None = None
+    # Size of an array from which `fetch` pays before a pass that reads it out of order; None for never.
+    fetch_bytes: int | None = None
     # Whether `matmul` reads float16 and adds up in float32 at full speed; float16 goes through float32 elsewhere.
     multiplies_float16: bool = False
 
@@ -170,6 +172,9 @@ class Backend:
     def scratch(self, slot: str, shape: Sequence[int], dtype: Any) -> Array:
         """Return an uninitialised work array, good until this thread asks for the same slot again."""
         return self.xp.empty(shape, dtype=dtype)
+
+    def fetch(self, a: Array) -> None:
+        """Bring `a` (C, ...), whose channels are contiguous, into a core's cache, where there is one to mind."""
 
     def contiguous(self, a: Array) -> Array:
         """Return `a` itself where it is C-contiguous, else a C-contiguous copy."""

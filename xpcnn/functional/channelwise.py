@@ -49,6 +49,8 @@ class ChannelOp:
         operation is neither the first nor the last of a chain.
     passes : int
         About how often forward reads or writes every number, to judge whether threads pay.
+    skips : bool
+        Whether it reads `x` in another order than that in which it lies.
     multiplies : bool
         Whether it sums by products of matrices.
     is_collective : bool
@@ -69,6 +71,7 @@ class ChannelOp:
     dx_is_dy: ClassVar[bool] = False
     gradient: Array = None
     passes: ClassVar[int] = 2
+    skips: ClassVar[bool] = False
     multiplies: ClassVar[bool] = False
     is_collective: bool = False
 
@@ -196,6 +199,8 @@ def _run(
     while not keep and in_place and ops[in_place - 1].elementwise:
         in_place -= 1
     last = len(ops) - 1
+    # What lies between operations is in a core's cache anyhow.
+    fetches = keep and ops[0].skips and backend.fetch_bytes is not None and x.nbytes >= backend.fetch_bytes
 
     def forward(backend: Backend, x: Array, arrays: Any = None) -> tuple[Array, list[list[Any]]]:
         y = x if reuse and in_place == 0 else backend.empty(shapes[-1], x.dtype)
@@ -205,6 +210,8 @@ def _run(
             slab = slabs[index]
             place = slab.of(y)  # one view: CuPy copies an operand that is `out` by another
             a = place if y is x else slab.of(x)
+            if fetches:
+                backend.fetch(a)
             for i, op in enumerate(ops):
                 if i >= min(last, in_place - 1):
                     out = place
@@ -312,7 +319,7 @@ def _slabs(backend: Backend, ops: Sequence[ChannelOp], shapes: list[Shape], item
     channels, slab_bytes = shapes[0][0], backend.slab_bytes
     if slab_bytes is None or any(op.is_collective for op in ops):
         return [Slab(slice(0, channels))]
-    total = max([_size(shape) for shape in shapes]) * itemsize
+    total = max(map(math.prod, shapes)) * itemsize
     threads = backend.get_num_threads() if 4 * total > slab_bytes else 1
     count = -(-total // (slab_bytes * threads)) * threads
     uneven = -channels % threads > UNEVEN * channels
@@ -337,10 +344,3 @@ def _bands(ops: Sequence[ChannelOp], shapes: list[Shape]) -> int:
             return 1
         bands = math.gcd(bands, shape[1] // step)
     return bands
-
-
-def _size(shape: Shape) -> int:
-    size = 1
-    for extent in shape:
-        size *= extent
-    return size

@@ -170,6 +170,7 @@ class _WindowOp(ChannelOp):
     """What pooling over windows shares."""
 
     passes = 4
+    skips = True
 
     def __init__(self, geometry: Geometry) -> None:
         self.geometry = self.signature = geometry

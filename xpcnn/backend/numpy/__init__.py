@@ -36,8 +36,19 @@ SLAB_BYTES, SLAB_BYTES_OF_HELPERS = 1 << 20, 1 << 19
 
 FUSED: dict[str, Callable[..., Any]] = {**convolution.FUSED, **elementwise.FUSED, **images.FUSED}
 
+# Bytes that memory hands over at once, and those of an array that no longer lies in a core's own cache.
+CACHE_LINE, FETCH_BYTES = 64, 4 << 20
+
 # Geometries whose padded buffers a thread keeps.
 BORDERED_KEPT = 64
+
+
+class _Here(threading.local):
+    """What is so in this thread alone; an attribute of the class is found in a seventh of the time of one missing."""
+
+    slab_bytes: int | None = None
+    worth: float | None = None  # elementary operations from which work is cut
+    recorder: Any = None
 
 
 class NumpyBackend(PlainNumpyBackend):
@@ -53,6 +64,7 @@ class NumpyBackend(PlainNumpyBackend):
     winograd = True
     # What a core's own cache holds beside the weights and the output of a tile.
     column_bytes = 4 << 20
+    fetch_bytes = FETCH_BYTES
 
     def __init__(self) -> None:
         self.blas = Blas()
@@ -60,7 +72,7 @@ class NumpyBackend(PlainNumpyBackend):
         self.blocks = BlockPool()
         self.workers = WorkerProcesses(self.pool)
         self.plans = plans.Plans(self)
-        self._local = threading.local()
+        self._local = _Here()
         self._work = threading.local()  # what `scratch` and `bordered` keep
         self._slab_bytes: int | None = SLAB_BYTES
         self._recorders: list[Any] = []  # of all threads
@@ -68,7 +80,7 @@ class NumpyBackend(PlainNumpyBackend):
     @property
     def slab_bytes(self) -> int | None:
         """The working set of one slab of channels in this thread."""
-        return getattr(self._local, "slab_bytes", None) or self._slab_bytes
+        return self._local.slab_bytes or self._slab_bytes
 
     @slab_bytes.setter
     def slab_bytes(self, value: int | None) -> None:
@@ -77,12 +89,12 @@ class NumpyBackend(PlainNumpyBackend):
     @property
     def region_worth(self) -> float:
         """Elementary operations from which work is cut for several threads, in this thread."""
-        return getattr(self._local, "worth", None) or self.pool.worth
+        return self._local.worth or self.pool.worth
 
     @contextlib.contextmanager
     def as_recorded(self) -> Iterator[None]:
         local = self._local
-        before = getattr(local, "slab_bytes", None), getattr(local, "worth", None)
+        before = local.slab_bytes, local.worth
         arena = self.workers.arena
         local.slab_bytes = None if arena is None else SLAB_BYTES_OF_HELPERS
         local.worth = trace.region_worth(self, arena)
@@ -93,14 +105,14 @@ class NumpyBackend(PlainNumpyBackend):
 
     @property
     def is_as_recorded(self) -> bool:
-        return getattr(self._local, "worth", None) is not None
+        return self._local.worth is not None
 
     def cuts(self) -> Any:
         return self.slab_bytes, self.region_worth
 
     def for_array(self, array: Any) -> Backend:
         # While a step is recorded, what its thread computes goes to the recorder.
-        return self if not self._recorders else getattr(self._local, "recorder", None) or self
+        return self if not self._recorders else self._local.recorder or self
 
     captures = True
     capture_runs = True
@@ -117,7 +129,7 @@ class NumpyBackend(PlainNumpyBackend):
         return self.pool.size, self.winograd, self.column_bytes, self._slab_bytes
 
     def traced(self, a: Any) -> Any:
-        recorder = getattr(self._local, "recorder", None)
+        recorder = self._local.recorder
         return a if recorder is None else recorder.wrap(a)
 
     def untraced(self, a: Any) -> Any:
@@ -152,6 +164,12 @@ class NumpyBackend(PlainNumpyBackend):
             setattr(self._work, slot, store)
         work: np.ndarray[Any, Any] = store[:size].view(dtype).reshape(shape)
         return work
+
+    def fetch(self, a: Any) -> None:
+        # A number of each line, in the order in which they lie: memory runs ahead of such a pass, not of one that skips
+        # every other run, which waits for each (max-pooling of 128x64x28x28 by one thread, ms: 7.6, and 9.4 without).
+        lines = a.reshape(a.shape[0], -1)[:, :: CACHE_LINE // a.itemsize]
+        self.xp.copyto(self.scratch("lines", lines.shape, a.dtype), lines)
 
     def drop_scratch(self) -> None:
         """Let go of what `scratch` and `bordered` keep, in all threads; who needs it makes it anew."""

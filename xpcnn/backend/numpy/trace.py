@@ -185,7 +185,7 @@ def tracing_backend(
         @property
         def is_running(self) -> bool:
             """Whether the calling thread is the one that is traced, and still is."""
-            return getattr(backend._local, "recorder", None) is self
+            return backend._local.recorder is self
 
         def wrap(self, array: Any) -> TracedArray:
             """Return what stands for an array."""
