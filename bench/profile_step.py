@@ -7,6 +7,7 @@ product or GB/s of anything else (bytes of all arrays of a call). Work for sever
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -34,18 +35,11 @@ def record(workload: w.Workload) -> tuple[Bound, Any]:
         operation = xpcnn_peer.build(workload, "default")
         recorded: Any = get_backend().capture(operation.call)  # type: ignore[arg-type]
         return list(flat(recorded._bound)), (operation, recorded)
-    kept: list[trace.Graph] = []
-    init = trace.Graph.__init__
-
-    def keep(self: trace.Graph, *arguments: Any) -> None:
-        init(self, *arguments)
-        kept.append(self)
-
-    trace.Graph.__init__ = keep  # type: ignore[method-assign]
     step = xpcnn_peer.build(workload, "trainer")
+    kept: list[trace.Graph] = []
     while not kept:
         step.call()
-    step.call()
+        kept = [each for each in gc.get_objects() if isinstance(each, trace.Graph)]
     return [call for each in kept for call in flat(each._bound)], (step, kept)
 
 
