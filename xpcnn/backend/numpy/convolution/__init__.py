@@ -186,7 +186,7 @@ def _bias_tasks(backend: Any, dy: Array) -> tuple[list[Task], Callable[[], Array
     threads = backend.get_num_threads()
     if threads == 1:
         return [], lambda: backend.row_sums(rows)
-    count = threads if backend.shares(dy.size) else 1
+    count = threads if dy.size >= backend.region_worth else 1
     parts = [slice(part.start, part.stop) for part in split_evenly(dy.shape[0], count)]
     sums: Array = backend.empty((dy.shape[0],), dy.dtype)
 

@@ -138,6 +138,8 @@ def weight_tasks(
     backend: Any, dy: Array, x: Array, weight: Array, windows: Windows, groups: int
 ) -> tuple[list[Task], Callable[[], Array]]:
     """Return one task per tile for its share of dW = dY X^T, and what adds the shares up in their order."""
+    if windows.is_whole and groups == 1:
+        return _whole_weight_tasks(backend, dy, x, weight)
     tiles = Tiles(backend, x, windows, groups)
     steps = list(tiles)
     shares: list[Any] = [None] * len(steps)
@@ -163,3 +165,16 @@ def weight_tasks(
         return tiles.weight_gradient(total)
 
     return [lambda i=i: tile(i) for i in range(len(steps))], collect  # type: ignore[misc]
+
+
+def _whole_weight_tasks(backend: Any, dy: Array, x: Array, weight: Array) -> tuple[list[Task], Callable[[], Array]]:
+    """Return one task per thread for its filters of dW = dY X^T, of windows that hold the whole image."""
+    n, filters = x.shape[3], weight.shape[0]
+    dweight = backend.empty(weight.shape, x.dtype)
+
+    def block(part: range) -> None:
+        grad = dy[part.start : part.stop].reshape(-1, n)  # (F_block, N)
+        backend.matmul(grad, x.reshape(-1, n).T, out=dweight[part.start : part.stop].reshape(len(part), -1))
+
+    parts = split_evenly(filters, min(filters, backend.get_num_threads()))
+    return [lambda part=part: block(part) for part in parts], lambda: dweight  # type: ignore[misc]
