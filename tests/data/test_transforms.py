@@ -230,7 +230,7 @@ def test_wrong_images(backend, transform, shape, message):
     "shape", [(5, 3, 32, 32), (5, 32, 16), (5, 16, 32, 3), (130, 3, 16, 32), (1, 8, 8, 8), (4, 3, 7, 9)]
 )
 @pytest.mark.parametrize("dtype", ["uint8", "int8", "float32", "int32", "float16"])
-def test_batches_are_turned_in_words_to_the_bit(backend, rng, shape, dtype):
+def test_batches_are_turned_to_the_bit(backend, rng, shape, dtype):
     images = np.frombuffer(rng.bytes(np.dtype(dtype).itemsize * int(np.prod(shape))), dtype).reshape(shape)
     for each in (images, images[::-1], images[..., ::2]):
         turned = backend.to_numpy(batch_last(backend, backend.asarray(each)))

@@ -186,6 +186,10 @@ class Backend:
         self.xp.copyto(out, a)
         return out
 
+    def copyto(self, out: Array, a: Array) -> None:
+        """Copy `a` to `out`, an array of its shape, however the two lie in memory."""
+        self.xp.copyto(out, a)
+
     def place(self, a: Array) -> Array:
         """Return `a`, or a copy, where recorded steps reach it best: for what every step reads or writes."""
         return a

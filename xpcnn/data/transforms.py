@@ -270,7 +270,7 @@ def prepare(backend: Backend, batch: Array, plan: Plan) -> Array:
     for ring in reversed(plan.rings):
         _each_channel(lambda channel, value: channel.fill(value), inner, ring.values)
         inner = inner[:, ring.height : inner.shape[1] - ring.height, ring.width : inner.shape[2] - ring.width]
-    inner[...] = memory
+    backend.copyto(inner, memory)
     if any(plan.offset):
         _each_channel(lambda channel, value: backend.xp.subtract(channel, value, out=channel), inner, plan.offset)
     if any(value != 1 for value in plan.divisor):
@@ -278,7 +278,6 @@ def prepare(backend: Backend, batch: Array, plan: Plan) -> Array:
     return out
 
 
-@primitive
 def batch_last(backend: Backend, batch: Array) -> Array:
     """Return images (N, ...) as (..., N), integers as a contiguous copy.
 

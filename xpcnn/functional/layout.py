@@ -157,7 +157,7 @@ def batch_first(x: Array) -> Array:
 def copy_batch_last(backend: Backend, x: Array) -> Array:
     """Return a copy of `x` (N, ...) that lies batch-last and belongs to the caller."""
     copy = empty_batch_last(backend, tuple(x.shape), x.dtype)
-    copy[...] = x
+    backend.copyto(copy, x)
     return copy
 
 

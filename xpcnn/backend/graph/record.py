@@ -163,9 +163,8 @@ class Record:
 
     def replay(self, arrays: list[Any], out: Any = None) -> Any:
         """Do what the function did, with these arrays."""
-        copyto = self._copyto
         for slot, array in zip(self._slots, arrays, strict=True):
-            copyto(slot, array)
+            self._backend.copyto(slot, array)
         for function in self._hosted:
             function()
         self._replay()

@@ -18,7 +18,7 @@ from xpcnn.backend.numpy.places import extent_of
 from xpcnn.backend.numpy.plain import PlainNumpyBackend
 from xpcnn.backend.numpy.quiet import quiet
 from xpcnn.backend.numpy.threads import Blas, ThreadPool
-from xpcnn.backend.numpy.traced import plain
+from xpcnn.backend.numpy.traced import TracedArray, plain
 from xpcnn.backend.numpy.workers import WorkerProcesses
 from xpcnn.backend.split import split_evenly
 
@@ -184,6 +184,17 @@ class NumpyBackend(PlainNumpyBackend):
                 kept.clear()
             array = kept[key, dtype] = self.zeros(shape, dtype)
         return array
+
+    def contiguous(self, a: Any) -> Any:
+        if a.ndim < 2 or a.flags.c_contiguous or (type(a) is TracedArray and self.home is self):
+            return super().contiguous(a)  # whose `xp` leaves a traced array to who traces
+        out = self.empty(a.shape, a.dtype)
+        self.copyto(out, a)
+        return out
+
+    def copyto(self, out: Any, a: Any) -> None:
+        if out.ndim < 2 or not images.turn(self, out, a):
+            self.xp.copyto(out, a)
 
     def duplicate(self, a: Any) -> Any:
         if type(a) is np.ndarray and a.nbytes < SMALLEST:
