@@ -4,6 +4,7 @@ XPCNN_TEST_BACKENDS (default "numpy,fake") names the backends of every test that
 "cupy" is skipped for want of a device, or fails with XPCNN_REQUIRE_GPU=1. CI=1 makes hypothesis repeat its draws.
 """
 
+import gc
 import os
 import signal
 
@@ -33,6 +34,12 @@ register_backend(FakeBackend())
 
 BACKENDS = [name.strip() for name in os.environ.get("XPCNN_TEST_BACKENDS", "numpy,fake").split(",") if name.strip()]
 GPU_IS_REQUIRED = os.environ.get("XPCNN_REQUIRE_GPU") == "1"
+
+
+def pytest_collection_finish():
+    """Hide thousands of tests from the collector: each capture of a CUDA graph asks for a full run of it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(params=BACKENDS)

@@ -46,6 +46,7 @@ def replay_until_helped(training, replay):
     end = time.monotonic() + SECONDS
     while not replay._link._ready:
         assert time.monotonic() < end, "the helper is not ready"
+        time.sleep(5e-3)  # that it takes to start, and not to thousands of batches
         training.feed(seed)
         replay()
         seed += 1

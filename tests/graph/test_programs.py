@@ -13,7 +13,7 @@ from tests.fake_device.recording import RecordingBackend
 from .programs import programs, run, same
 
 PHASES = [Phase.explicit, Phase.reuse, Phase.generate]  # a failing program is short enough to be read
-EXAMPLES = 3000 if os.environ.get("XPCNN_TRUST") == "1" else 120
+EXAMPLES = 3000 if os.environ.get("XPCNN_TRUST") == "1" else 60
 
 
 @pytest.fixture
