@@ -20,6 +20,7 @@ from xpcnn.recipes.recipe import Splits
 HELD_OUT = 10_000
 SETTINGS = (
     "epochs", "batch_size", "peak", "warm", "decay", "average", "degrees", "shift", "scale", "dropout", "smoothing",
+    "shifts",
 )  # fmt: skip
 
 
@@ -47,6 +48,8 @@ def changed(options: argparse.Namespace) -> Any:
         recipe = replace(recipe, options={**recipe.options, "dropout": float(values["dropout"])})
     if "smoothing" in values:
         recipe = replace(recipe, label_smoothing=float(values["smoothing"]))
+    if "shifts" in values:
+        recipe = replace(recipe, average_shifts=int(values["shifts"]))
     if options.validation:
         recipe = replace(recipe, split=held_out)
     counts = {name: int(values.get(name, getattr(recipe, name))) for name in ("epochs", "batch_size")}

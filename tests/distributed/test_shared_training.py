@@ -255,15 +255,16 @@ def test_evaluation_counts_each_image_once(backend):
             assert found.loss == pytest.approx(alone.loss, rel=1e-6)
 
 
-def test_evaluation_of_a_recipe_keeps_the_order(backend):
+@pytest.mark.parametrize("average_shifts", [0, 1])
+def test_evaluation_of_a_recipe_keeps_the_order(backend, average_shifts):
     from xpcnn.recipes.evaluation import evaluate
 
     xpcnn.manual_seed(0)
-    alone = evaluate(net(), loader(shuffle=False))
+    alone = evaluate(net(), loader(shuffle=False), average_shifts=average_shifts)
 
     def work(communicator):
         xpcnn.manual_seed(0)
-        return evaluate(net(), loader(shuffle=False), communicator)
+        return evaluate(net(), loader(shuffle=False), communicator, average_shifts)
 
     for found in as_ranks(4, work, backend.name):
         np.testing.assert_allclose(*map(backend.to_numpy, (found.probabilities, alone.probabilities)), rtol=1e-5)

@@ -28,15 +28,21 @@ class Watch:
         self.weights = trainer.model.backend.to_numpy(trainer.model[0].weight.data).copy()
 
 
-def test_it_learns_and_tests_the_average(more_digits, backend):
+def test_it_learns_and_tests_the_average(more_digits, backend, tmp_path):
     epochs = 8 if backend.name == "numpy" else 2  # of minutes on a device that is not there
     watch = Watch()
-    done = recipes.run("mnist-best", data=more_digits, epochs=epochs, batch_size=32, callbacks=[watch])
+    run = tmp_path / "run"
+    done = recipes.run("mnist-best", data=more_digits, epochs=epochs, batch_size=32, callbacks=[watch], out=run)
     assert watch.evaluations == 0, "until the end"
     assert all(value is None or math.isnan(value) for value in done.history.epochs["validation_loss"])
     assert done.metrics.count == 90
     assert done.metrics.accuracy > 0.5 or epochs < 8
     assert (backend.to_numpy(done.model[0].weight.data) != watch.weights).any()
+    shares = backend.to_numpy(done.evaluation.probabilities)
+    used = recipes.load_predictor(run)
+    np.testing.assert_allclose(backend.to_numpy(used.probabilities(done.test.images)), shares, rtol=1e-4, atol=1e-6)
+    used.average_shifts = 0
+    assert abs(backend.to_numpy(used.probabilities(done.test.images)) - shares).max() > 1e-3, "of one view of each"
 
 
 def test_it_is_what_it_says(digits):

@@ -157,7 +157,7 @@ def test_augmented_images_keep_their_form(backend, name, rng):
         ("lenet5", 1000, (32, 16)),
         ("lenet5", 60_000, (128, 2)),
         ("lenet5", 64_000, (128, 1)),
-        ("mnist-best", 60_000, (128, 6)),
+        ("mnist-best", 60_000, (128, 7)),
         ("conv8", 32, (1, 16)),
         ("tiny", 32, (2, 1)),
     ],

@@ -242,6 +242,7 @@ def test_newer_and_damaged_files_are_told_apart(file):
         ({"image_shape": [1 << 40, 28]}, "image_shape: expected"),
         ({"fit": []}, "fit: expected one of"),
         ({"digits": 0}, "digits: expected True or False"),
+        ({"average_shifts": -1}, "average_shifts: expected"),
     ],
 )
 def test_a_forged_description_is_one_clear_error(file, changes, error):

@@ -6,13 +6,14 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from xpcnn import functional as F
-from xpcnn.backend import Array, Backend
+from xpcnn.backend import Array, Backend, backend_of
 from xpcnn.data import DataLoader
 from xpcnn.distributed import Communicator
 from xpcnn.functional.part import Part, part_of
 from xpcnn.nn import Module
 from xpcnn.training import Metrics, Trainer
 from xpcnn.training.evaluation import evaluating, fastest_forward
+from xpcnn.training.shifts import mean_over_shifts
 
 
 class Evaluation(NamedTuple):
@@ -28,9 +29,12 @@ def probabilities(model: Module, x: Array) -> Array:
     return F.softmax(_logits(model, model, [x]))
 
 
-def evaluate(model: Module, loader: DataLoader, communicator: Communicator | None = None) -> Evaluation:
+def evaluate(
+    model: Module, loader: DataLoader, communicator: Communicator | None = None, average_shifts: int = 0
+) -> Evaluation:
     """Return mean loss, accuracy and the probabilities behind them, over all samples of a loader that does not shuffle.
 
+    Probabilities are averaged over shifts of the images as those of a `Predictor`, and the numbers are of the mean.
     With a communicator each rank computes a part of every batch, and all have the whole afterwards.
 
     Raises
@@ -39,7 +43,7 @@ def evaluate(model: Module, loader: DataLoader, communicator: Communicator | Non
         A label is out of range.
     """
     if communicator is not None and communicator.size > 1:
-        return _of_logits(model.backend, *_shared_out(model, loader, communicator))
+        return _of_logits(model.backend, *_shared_out(model, loader, communicator, average_shifts))
     labels: list[Array] = []
 
     def batches() -> Any:
@@ -48,13 +52,29 @@ def evaluate(model: Module, loader: DataLoader, communicator: Communicator | Non
             yield x
 
     backend = model.backend
-    logits = _logits(model, fastest_forward(model), batches())
+    logits = _logits(model, _forward(model, average_shifts), batches())
     return _of_logits(backend, logits, backend.xp.concatenate(labels))
 
 
-def _shared_out(model: Module, loader: DataLoader, communicator: Communicator) -> tuple[Array, Array]:
+def _forward(model: Module, average_shifts: int) -> Callable[[Array], Array]:
+    """Return what gives the logits, or the logarithm of the mean probabilities, which serves as such."""
+    forward = fastest_forward(model)
+    if not average_shifts:
+        return forward
+
+    def logits(x: Array) -> Array:
+        mean = mean_over_shifts(lambda each: F.softmax(forward(each)), x, average_shifts)
+        xp = backend_of(mean).xp
+        return xp.log(xp.maximum(mean, float(xp.finfo(mean.dtype).tiny)))
+
+    return logits
+
+
+def _shared_out(
+    model: Module, loader: DataLoader, communicator: Communicator, average_shifts: int
+) -> tuple[Array, Array]:
     """Return logits and labels of all samples, of which each rank computes a part."""
-    backend, forward = model.backend, fastest_forward(model)
+    backend, forward = model.backend, _forward(model, average_shifts)
     logits = labels = None
 
     def divide(total: int) -> Part:
@@ -96,14 +116,17 @@ class EvaluatingTrainer(Trainer):
     last : Evaluation or None
     last_loader : DataLoader or None
         Of what.
+    average_shifts : int
+        As for `evaluate`.
     """
 
     last: Evaluation | None = None
     last_loader: Any = None
+    average_shifts: int = 0
 
     def evaluate(self, data: Any, *, per_class: bool = False) -> Metrics:
         """Return loss (a mean over the samples, whatever the training's) and accuracy."""
         if per_class or not isinstance(data, DataLoader):
             return super().evaluate(data, per_class=per_class)
-        self.last, self.last_loader = evaluate(self.model, data, self.communicator), data
+        self.last, self.last_loader = evaluate(self.model, data, self.communicator, self.average_shifts), data
         return self.last.metrics

@@ -47,7 +47,12 @@ def load_predictor(source: str | os.PathLike[str], *, backend: str | None = None
         path = path / folders.MODEL
         if not look_at(path) or not is_model_file(path):  # unfinished, or of before there were model files
             model, recipe, _, kind = load_model(source, backend=backend)
-            return Predictor(model, transform=recipe.transforms[kind], digits=kind == "mnist")
+            return Predictor(
+                model,
+                transform=recipe.transforms[kind],
+                digits=kind == "mnist",
+                average_shifts=recipe.average_shifts,
+            )
     with use_backend(backend) if backend else contextlib.nullcontext():
         return load_model_file(path)
 

@@ -68,6 +68,8 @@ class Recipe:
         callbacks() -> those of the trainer that belong to the recipe.
     validates : bool
         Whether the test set is looked at after each epoch where there is no validation part.
+    average_shifts : int
+        Pixels by which images are shifted for an evaluation, as for `Predictor`.
     built_to : (channels, height, width) or None
         Images of the user's own, as stored, to which the network is built.
     lr_scale : float
@@ -101,6 +103,7 @@ class Recipe:
     image_size: int = 28
     callbacks: Callable[[], Sequence[Any]] = tuple
     validates: bool = True
+    average_shifts: int = 0
     built_to: tuple[int, int, int] | None = None
     lr_scale: float = 1.0
 

@@ -201,7 +201,7 @@ def load(folder: str | os.PathLike[str], *, backend: str | None = None, data: st
     kind, train, test, _ = sources.load(place, recipe.transforms, recipe.name, _pictures(recipe, settings))
     test = recipe.split(train, test).test
     with use_backend(model.backend.name):
-        evaluation = evaluate(model, recipe.evaluation_loader(test, kind))
+        evaluation = evaluate(model, recipe.evaluation_loader(test, kind), average_shifts=recipe.average_shifts)
     history = History.load(Path(folder) / folders.HISTORY)
     return Run(recipe, settings, kind, model, history, test, evaluation, Path(folder))
 
@@ -309,6 +309,7 @@ def _run(
         communicator=communicator,
         sync_batch_norm=sync_batch_norm,
     )
+    trainer.average_shifts = recipe.average_shifts
     about = _describe(recipe, model, train, kind, began)
     if communicator is not None:
         about["ranks"] = communicator.size
@@ -332,7 +333,7 @@ def _run(
             checkpoint.close()
     last = trainer.last
     if last is None or trainer.last_loader is not test or trainer.batch:  # of before an epoch that `stop` cut short
-        last = evaluate(model, test, communicator)
+        last = evaluate(model, test, communicator, recipe.average_shifts)
     done = Run(recipe, settings, kind, model, trainer.history, test_set, last, folder)
     if folder is not None:
         save_model(
@@ -342,6 +343,7 @@ def _run(
             transform=recipe.transforms[kind],
             image_shape=test_set.images.shape[1:],
             digits=kind == "mnist",
+            average_shifts=recipe.average_shifts,
         )
         trainer.history.save(folder / folders.HISTORY)
         folders.write(folder, settings, {"state": "done", **about, **_results(done, time.monotonic() - clock)})

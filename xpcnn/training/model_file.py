@@ -39,6 +39,7 @@ def save_model(
     image_shape: Sequence[int] | None = None,
     fit: str = "crop",
     digits: bool = False,
+    average_shifts: int = 0,
 ) -> None:
     """Write a model with all that it takes to use it to one file, whole or not at all.
 
@@ -48,7 +49,7 @@ def save_model(
         Of layers of `xpcnn.nn`, and of one's own that keep each argument of their constructor in an attribute of the
         same name. Its modes stay as they are.
     path : str or os.PathLike
-    classes, transform, image_shape, fit, digits
+    classes, transform, image_shape, fit, digits, average_shifts
         As for `Predictor`. Of the transform, what is drawn at random is for training, and is left out. Functions and
         transforms of one's own are kept by name.
 
@@ -63,7 +64,7 @@ def save_model(
     -----
     The file is a safetensors file with the arrays of `state_dict`. Its metadata holds, under "xpcnn", a json object:
     `format`, `version` of the library, `model` (`nn.description`), `classes`, `transform`, `image_shape`, `fit`,
-    `digits`, `input_shape`, and a SHA-256 of all of it and the arrays.
+    `digits`, `average_shifts`, `input_shape`, and a SHA-256 of all of it and the arrays.
 
     Examples
     --------
@@ -77,9 +78,15 @@ def save_model(
     >>> predict.classes
     ['cat', 'dog']
     """
-    used = Predictor(
-        model, classes=classes, transform=transform, image_shape=image_shape, fit=fit, digits=digits
-    )  # checks all
+    used = Predictor(  # checks all
+        model,
+        classes=classes,
+        transform=transform,
+        image_shape=image_shape,
+        fit=fit,
+        digits=digits,
+        average_shifts=average_shifts,
+    )
     arrays = host_state(model)
     described = describe(model)
     _check_rebuilt(model, described, arrays)
@@ -93,6 +100,7 @@ def save_model(
         "image_shape": None if used.image_shape is None else list(used.image_shape),
         "fit": fit,
         "digits": digits,
+        "average_shifts": used.average_shifts,
         "input_shape": None if shape is None else list(shape),
     }
     content["sha256"] = _digest(content, arrays)
@@ -157,6 +165,7 @@ def load_model(path: str | os.PathLike[str], *, layers: Iterable[Any] = ()) -> P
             image_shape=about.get("image_shape"),
             fit=about.get("fit", "crop"),
             digits=about.get("digits", False),
+            average_shifts=about.get("average_shifts", 0),
         )
         shape = about.get("input_shape")
         if isinstance(shape, list) and all(type(each) is int and each > 0 for each in shape):
