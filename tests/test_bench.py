@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import platform
 import re
@@ -147,6 +148,34 @@ def test_a_peer_that_is_not_there_is_an_error_with_a_reason_and_no_path() -> Non
     finally:
         worker.close()
     assert str(BENCH) not in str(caught.value)
+
+
+def test_both_sides_of_the_best_digits_have_the_same_settings() -> None:
+    from xpcnn import recipes
+    from xpcnn.recipes import mnist_best
+
+    found = re.search(
+        r"^DEFAULTS = (\{.*?\})", (BENCH / "peers" / "torch_best.py").read_text(), re.DOTALL | re.MULTILINE
+    )
+    assert found
+    recipe = recipes.find("mnist-best")
+    (affine,) = recipe.augment
+    assert ast.literal_eval(found[1]) == pytest.approx(
+        {
+            "epochs": recipe.epochs,
+            "batch_size": recipe.batch_size,
+            "peak": mnist_best.PEAK,
+            "warm": mnist_best.WARM_SHARE,
+            "decay": mnist_best.DECAY,
+            "average": mnist_best.AVERAGE_DECAY,
+            "degrees": affine.degrees[1],
+            "shift": 28 * affine.translate[0],
+            "scale": affine.scale[1] - 1,
+            "dropout": recipe.options.get("dropout", 0.0),
+            "smoothing": recipe.label_smoothing,
+            "shifts": recipe.average_shifts,
+        }
+    )
 
 
 def test_facts_name_no_machine() -> None:

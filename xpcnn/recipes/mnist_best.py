@@ -4,7 +4,7 @@ Not of any document. Everything is chosen with `python bench/mnist_best.py --val
 and tests on the 10,000 others of the training set; the test set is looked at once, after the last step. Images are
 turned, shifted and scaled a little, never mirrored. The rate goes up and down once (Smith and Topin 2017,
 arXiv:1708.07120), labels are smoothed (Szegedy et al. 2015, arXiv:1512.00567), and the weights that are tested are a
-running average (Polyak and Juditsky 1992).
+running average (Polyak and Juditsky 1992). A test image's probabilities are the mean over its shifts by a pixel.
 """
 
 from __future__ import annotations
@@ -53,5 +53,5 @@ MNIST_BEST = Recipe(
     batch_size=128,
     epochs=7,
     accuracy=0.996,
-    relative_time=15.0,
+    relative_time=17.5,
 )
