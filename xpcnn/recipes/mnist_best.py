@@ -52,6 +52,6 @@ MNIST_BEST = Recipe(
     label_smoothing=0.1,
     batch_size=128,
     epochs=7,
-    accuracy=0.996,
+    accuracy=0.9964,
     relative_time=17.5,
 )
