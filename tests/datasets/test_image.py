@@ -53,10 +53,8 @@ def test_mnist_itself_comes_back(tmp_path):
 )
 def test_digits_are_recognised(tmp_path, ink, paper, name, scale, margins):
     _, test = load_mnist()
-    count = 30 if scale < 30 else 10  # of large ones fewer
-    images = [drawn(digit, scale, margins, ink, paper) for digit in test.images[:count]]
-    read = recognised([load_image(saved(image, tmp_path, name)) for image in images])
-    assert (read == test.labels[:count]).sum() >= 0.93 * count
+    images = [load_image(saved(drawn(digit, scale, margins, ink, paper), tmp_path, name)) for digit in test.images[:30]]
+    assert (recognised(images) == test.labels[:30]).sum() >= 28
 
 
 def test_colour_transparency_and_depth(tmp_path):

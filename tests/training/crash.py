@@ -1,7 +1,8 @@
 """Trains in child processes and kills them (SIGKILL) at random moments: `python -m tests.training.crash KILLS SEED`.
 
-Prints as JSON: kills, how many of them hit a checkpoint being written, trainings that were finished, and how many of
-those ended in other parameters than an undisturbed one (or in an error).
+Kills as often as asked, and on until one hits a checkpoint being written, at most ten times as often. Prints as JSON:
+kills, how many of them hit a checkpoint being written, trainings that were finished, and how many of those ended in
+other parameters than an undisturbed one (or in an error).
 """
 
 import contextlib
@@ -55,14 +56,18 @@ def child(folder, seed):
 def main(kills, seed):
     draw = random.Random(seed)
     result = {"kills": 0, "while writing": 0, "trainings": 0, "ended wrongly": 0}
-    while result["kills"] < kills:
+
+    def kill_more():
+        return result["kills"] < (kills if result["while writing"] else 10 * kills)
+
+    while kill_more():
         run_seed = draw.randrange(1000)
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             while True:
                 pid = child(folder, run_seed)
-                if result["kills"] < kills:
-                    time.sleep(draw.uniform(0.0, 0.12))
+                if kill_more():
+                    time.sleep(draw.uniform(0.0, 0.12 * max(1, result["kills"] / kills)))  # later on a slow machine
                     os.kill(pid, signal.SIGKILL)
                 _, status = os.waitpid(pid, 0)
                 if os.WIFEXITED(status):
