@@ -25,7 +25,7 @@ def turn(backend: Any, out: Any, a: Any) -> bool:
     if not a.flags.c_contiguous:
         first = a.ndim - 1, *range(a.ndim - 1)
         out, a = out.transpose(first), a.transpose(first)  # (N, ...)
-    count = len(a)
+    count = a.shape[0]
     row = a.nbytes // count if count else 0
     if (
         count < LEAST
@@ -38,16 +38,20 @@ def turn(backend: Any, out: Any, a: Any) -> bool:
     ):
         return False
     rows = a.reshape(count, -1)  # (N, numbers)
-    most = max(LEAST, min(MOST, TILE_BYTES // row))
+    most = MOST if row * MOST <= TILE_BYTES else max(LEAST, TILE_BYTES // row)
     numbers = rows.shape[1]
 
     def turn_part(start: int) -> None:
         part = rows[start : start + most]
-        tile = backend.scratch("turned", (len(part), numbers + LINE // a.itemsize), a.dtype)[:, :numbers]
+        shape = part.shape[0], numbers + LINE // a.itemsize
+        tile = backend.scratch("turned", shape, a.dtype)[:, :numbers]
         backend.xp.copyto(tile, part)
-        backend.xp.copyto(out[start : start + most], tile.reshape(len(part), *a.shape[1:]))
+        backend.xp.copyto(out[start : start + most], tile.reshape(shape[0], *a.shape[1:]))
 
-    backend.parallel(turn_part, range(0, count, most), OPERATIONS * a.size, products=False)
+    if count <= most:
+        turn_part(0)
+    else:
+        backend.parallel(turn_part, range(0, count, most), OPERATIONS * a.size, products=False)
     return True
 
 
