@@ -276,8 +276,9 @@ extern "C" __global__ void batch_norm_train(const S* x, const T* gamma, const T*
     size_t start = (size_t)c * n;
     double sum, squares;
     add_partial(partial, c, segments, &sum, &squares);
-    double exact = (double)(T)x[start] + sum / n;
-    T m = (T)exact, rest = (T)(exact - m);  // one T is too coarse for a mean far above the deviations
+    double origin = (T)x[start], beyond = sum / n;
+    // One T is too coarse for a mean far above the deviations, and one double where T is a double.
+    T m = (T)(origin + beyond), rest = (T)((origin - (double)m) + beyond);
     double spread = (squares - sum * (sum / n)) / n;
     if (spread < 0) spread = 0;
     double variance_and_eps = spread + (double)eps;  // where that is inf, s is nan, not 0
