@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import xpcnn
+from xpcnn import nn
 from xpcnn.backend import backend_of, get_backend, use_backend
 from xpcnn.backend.numpy import images
 from xpcnn.functional.layout import batch_last, copy_batch_last
@@ -82,6 +83,17 @@ def test_a_recorded_copy_reads_its_argument_anew():
         x = turn(backend_of, seed)[1]
         np.testing.assert_array_equal(run(x), np.moveaxis(x, 0, -1))
     assert run.graphs == 1
+
+
+def test_arguments_of_a_replay_may_lie_in_any_way():
+    """How a copy goes is decided at each call: a record is kept for a shape, not for strides."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(256, 3))
+    predict = nn.Inference(model)
+    for seed in range(9):
+        x = turn(backend_of, seed)[1]
+        lies = [x, np.asfortranarray(x), np.repeat(x, 2, axis=3)[..., ::2], x[::-1].copy()[::-1]][seed % 4]
+        assert np.array_equal(lies, x)
+        np.testing.assert_allclose(predict(lies), model(x), rtol=1e-5, atol=1e-5)
 
 
 def test_a_copy_that_goes_past_the_recorder_is_no_constant():
