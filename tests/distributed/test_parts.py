@@ -1,6 +1,10 @@
 """How a batch and a machine's cores are shared out, and the page on which ranks note that they wait."""
 
 import os
+import subprocess
+import sys
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -133,9 +137,41 @@ def test_one_rank_speaks():
         os.unlink(path)
 
 
-def test_without_mpi4py_one_line_says_what_to_install(monkeypatch):
-    import sys
+RANK = "import os, sys; sys.stdin.readline(); os.close(int(sys.argv[1])); print(flush=True); sys.stdin.readline()"
 
+
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="ranks are looked at one by one")
+def test_who_let_go_of_its_files_first_is_named_though_another_has_ended_before_it(capfd):
+    file, _, _ = board.create(2)
+    ends, places = board.cords(2)
+    held = [int(place.rpartition("/")[2]) for place in places]
+    ranks = []
+    for line in range(2):
+        command = [sys.executable, "-I", "-S", "-c", RANK, str(held[line])]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        ranks.append(subprocess.Popen(command, pass_fds=(held[line],), **pipes))
+        os.close(held[line])
+        page = board.Board(file, 2, line, 6 + line)
+        page.words[board.HEADER + line * board.LINE + board.PROCESS] = ranks[line].pid
+    watching = threading.Thread(target=watcher.Watcher(file, 2, 600.0, ends).run)
+    watching.start()
+    ranks[1].stdin.write(b"\n")
+    ranks[1].stdin.flush()
+    ranks[1].stdout.readline()  # as one that ends: its files first, itself a moment later
+    ranks[0].kill()
+    time.sleep(0.3)
+    ranks[1].kill()
+    watching.join(20)
+    said = capfd.readouterr().err
+    for each in ranks:
+        each.communicate()
+    assert said.startswith(f"xpcnn: rank 7 (process {ranks[1].pid}) was killed by SIGKILL (9); the job ends")
+    assert said.count("\n") == 1
+    for descriptor in (file, *ends):
+        os.close(descriptor)
+
+
+def test_without_mpi4py_one_line_says_what_to_install(monkeypatch):
     from xpcnn.distributed import start
 
     monkeypatch.setattr(start, "_world", None)

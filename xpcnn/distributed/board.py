@@ -84,6 +84,18 @@ def create(lines: int) -> tuple[int, str, bool]:
     return file, path, True
 
 
+def cords(lines: int) -> tuple[list[int], list[str]]:
+    """Return an end of a pipe for each line, and where its rank opens the other; none where no watcher can use them.
+
+    A rank never writes to its cord. The system lets go of it when the rank ends, however it does, and tells the
+    watcher which was first.
+    """
+    if not hasattr(os, "pidfd_open") or not hasattr(os, "memfd_create"):
+        return [], []
+    pipes = [os.pipe() for _ in range(lines)]
+    return [read for read, _ in pipes], [f"/proc/{os.getpid()}/fd/{write}" for _, write in pipes]
+
+
 @contextlib.contextmanager
 def _locked(file: int) -> Iterator[None]:
     import fcntl

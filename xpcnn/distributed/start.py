@@ -16,7 +16,7 @@ from xpcnn.backend import get_backend, set_backend, share_cores
 from xpcnn.backend.graph.code import levels_to_caller
 from xpcnn.backend.numpy import cores
 from xpcnn.distributed import ending, watcher
-from xpcnn.distributed.board import ENDING, Board, create
+from xpcnn.distributed.board import ENDING, Board, cords, create
 from xpcnn.distributed.communicator import Communicator
 from xpcnn.errors import BackendError, ConfigError
 from xpcnn.extras import install_line
@@ -128,26 +128,32 @@ def _meet(here: Any, line: int, lines: int, rank: int, timeout: float) -> Board 
         return None
     if line == 0:
         file, path, is_file = create(lines)
-    place = here.bcast((path, is_file) if line == 0 else None)
+        ends, places = cords(lines)
+    path, is_file, places = here.bcast((path, is_file, places) if line == 0 else None)
     if line:
-        path, is_file = place
         file = os.open(path, os.O_RDWR)
+    if places:
+        os.open(places[line], os.O_WRONLY)  # open for as long as this rank lives
     board = Board(file, lines, line, rank)
     here.Barrier()
     if line == 0:
         if is_file:
             os.unlink(path)
+        for place in places:
+            os.close(int(place.rpartition("/")[2]))
         command = [sys.executable, "-I", "-S", watcher.__file__, str(file), str(lines), str(timeout)]
-        command += watcher.segments_of(os.getpid())  # a job may end before the watcher has begun
+        command += [" ".join(map(str, ends)), *watcher.segments_of(os.getpid())]  # the job may end before it has begun
         with contextlib.suppress(OSError):  # no more processes: the job goes on without
             subprocess.Popen(  # noqa: S603
                 command,
-                pass_fds=(file,),
+                pass_fds=(file, *ends),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,  # who reads the job's output must not wait for it
                 start_new_session=True,  # a launcher that ends the job must not end it first
                 cwd="/",
             ).returncode = 0  # nobody waits for it
+        for end in ends:
+            os.close(end)
     return board
 
 

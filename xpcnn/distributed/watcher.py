@@ -1,4 +1,4 @@
-"""Watches the ranks of one machine from outside of them: `python watcher.py BOARD_FILE LINES TIMEOUT SEGMENT...`.
+"""Watches the ranks of one machine from outside of them: `python watcher.py BOARD_FILE LINES TIMEOUT CORDS SEGMENT...`.
 
 A process of its own, in a session of its own: launchers that end a job kill its ranks at once, and who is killed or
 stopped cannot say so. It tells in one line which rank has ended, was stopped or does not come, ends the others, and
@@ -25,22 +25,41 @@ WORKING, WAITING, ENDING, SAID = range(4)
 TICK = 0.2  # seconds between two looks
 STOPPED = 10.0  # seconds that a rank may be stopped, or at its end, while others wait for it
 GRACE = 3.0  # seconds that the launcher has to end the job by itself
+LAST = 1.0  # seconds between a process's letting go of its files and its end
 SEGMENTS = ("/dev/shm/mpich_shm_", "/dev/shm/vader_segment", "/dev/shm/osc_rdma", "/dev/shm/Intel_MPI_")  # noqa: S108
 
 
 class Watcher:
-    """Looks after the ranks of this machine until all have ended."""
+    """Looks after the ranks of this machine until all have ended.
 
-    def __init__(self, file: int, lines: int, timeout: float, segments: Iterable[str] = ()) -> None:
+    Parameters
+    ----------
+    file, lines : int
+        Descriptor of the board, and its lines.
+    timeout : float
+        Seconds that a rank may let others wait.
+    cords : iterable of int
+        For each line the descriptor of a pipe that its rank alone holds the other end of (`board.cords`); or none.
+    segments : iterable of str
+        Files to remove in the end.
+    """
+
+    def __init__(
+        self, file: int, lines: int, timeout: float, cords: Iterable[int] = (), segments: Iterable[str] = ()
+    ) -> None:
         self.file, self.timeout = file, timeout
         self.words = memoryview(mmap.mmap(file, (HEADER + LINE * lines) * 8)).cast("q")
         self.lines = {self.word(line, PROCESS): line for line in range(lines)}
         self.handles = {handle: process for process in self.lines if (handle := _handle(process)) is not None}
+        self.cords = {cord: self.word(line, PROCESS) for line, cord in enumerate(cords)}
+        self.let_go: list[int] = []  # processes, in the order in which they did
         self.events: select.epoll | None = None
         if len(self.handles) == len(self.lines):
             self.events = select.epoll()
             for handle in self.handles:
                 self.events.register(handle, select.EPOLLIN | select.EPOLLET)
+            for cord in self.cords:
+                self.events.register(cord, select.EPOLLHUP | select.EPOLLET)
         self.killed_before = _killed_by_kernel()
         self.segments = set(segments)
         self.stopped: dict[int, float] = {}  # since when
@@ -79,16 +98,33 @@ class Watcher:
                 os.write(2, f"xpcnn: {text}; the job ends, go on from its last checkpoint\n".encode())
 
     def _gone(self) -> list[int]:
-        """Wait for a moment; return the processes that have ended, first the one that ended first.
+        """Wait for a moment; return the processes that have ended, first the one that began to end first.
 
         Where one is killed the launcher kills the others, sooner than this process may have its turn; the system tells
-        in which order. Where it has nothing that tells, the ranks are looked at one by one.
+        in which order. A launcher sees a process let go of its files, some time before that has ended: another that is
+        killed then may have ended before it, but lets go of its own files after it. Where the system has nothing that
+        tells, the ranks are looked at one by one.
         """
         if self.events is None:
             time.sleep(TICK)
             return [each for each in self.lines if not _lives(each)]
-        found = [self.handles[handle] for handle, _ in self.events.poll(TICK)]
-        return [each for each in found if each in self.lines]
+        found = self._ended(TICK)
+        until = time.monotonic() + LAST
+        while found and set(self.let_go) & self.lines.keys() - set(found) and time.monotonic() < until:
+            found += self._ended(TICK)
+        found = [each for each in found if each in self.lines]
+        return sorted(found, key=lambda each: self.let_go.index(each) if each in self.let_go else len(self.let_go))
+
+    def _ended(self, seconds: float) -> list[int]:
+        """Return the processes that have ended since, in that order; note which have let go of their files."""
+        assert self.events is not None  # noqa: S101
+        found = []
+        for handle, _ in self.events.poll(seconds):
+            if handle in self.cords:
+                self.let_go.append(self.cords[handle])
+            else:
+                found.append(self.handles[handle])
+        return found
 
     def _cause(self, status: int | None) -> str:
         if status is None:
@@ -211,4 +247,4 @@ def segments_of(process: int) -> set[str]:
 if __name__ == "__main__":
     for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(each, signal.SIG_IGN)
-    Watcher(int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), sys.argv[4:]).run()
+    Watcher(int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), map(int, sys.argv[4].split()), sys.argv[5:]).run()
