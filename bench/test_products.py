@@ -3,10 +3,13 @@
 import numpy as np
 import pytest
 
-from xpcnn.backend import get_backend, products, use_backend
+from xpcnn.backend import get_backend, use_backend
+from xpcnn.backend.numpy import products
 
 FORWARD = [(16, 150, 1280), (16, 144, 4096), (32, 147, 1600), (36, 36, 32768), (64, 64, 512)]
 GRADIENT = [(150, 16, 1280), (144, 16, 4096), (288, 32, 2048), (27, 64, 2048), (64, 64, 512)]
+
+DENSE = [(200, 50, 4096), (4096, 200, 50)]
 
 
 def normal(backend, *shape):
@@ -21,7 +24,7 @@ def backend(request, monkeypatch):
         backend = get_backend()
         if not backend.blas.multiplies_small:
             pytest.skip("this BLAS has no kernels for small matrices")
-        monkeypatch.setattr(backend.blas, "_small", request.param == "pieces")
+        monkeypatch.setattr(backend.blas, "multiplies_small", request.param == "pieces")
         with backend.blas.single():
             yield backend
 
@@ -35,6 +38,14 @@ def test_forward(benchmark, backend, m, k, n):
     b, out = normal(backend, k, n), backend.zeros((m, n), np.float32)
     assert bool(products.column_piece(m, k, n))
     benchmark(backend.matmul, a, b, out=out)
+
+
+@pytest.mark.parametrize(("m", "k", "n"), DENSE)
+def test_dense(benchmark, backend, m, k, n):
+    benchmark.group = f"dense: ({m}, {k}) @ ({k}, {n})"
+    a = normal(backend, k, m).T if m > n else normal(backend, m, k)  # W^T dY, and dY X^T
+    b = normal(backend, k, n) if m > n else normal(backend, n, k).T
+    benchmark(backend.matmul, a, b, out=backend.zeros((m, n), np.float32))
 
 
 @pytest.mark.parametrize(("k", "f", "n"), GRADIENT)

@@ -37,6 +37,40 @@ def test_thin_products_are_cut(backend, m, k, n):
     np.testing.assert_array_equal(backend.matmul(a[0], b[0]), out[0])
 
 
+@pytest.mark.parametrize(("m", "k", "n"), [(4096, 200, 50), (8192, 100, 33), (208, 1000, 50)])
+@pytest.mark.parametrize("order", "CF")
+def test_products_of_few_columns_are_cut_into_rows(backend, m, k, n, order):
+    piece = products.row_piece(m, k, n)
+    assert piece >= products.WIDTH
+    assert m % piece == 0
+    assert piece * k * n <= products.SMALL
+    a, b, out = np.array(normal(3, m, k), order=order), normal(3, k, n), np.zeros((3, m, n), np.float32)
+    assert backend.matmul(a, b, out=out) is out
+    np.testing.assert_allclose(out, np.matmul(a.astype(float), b), rtol=1e-4, atol=1e-3)
+    for left, right, expected in ((a[1], b[1], out[1]), (a, b[1], np.matmul(a, b[1])), (a[1], b, np.matmul(a[1], b))):
+        np.testing.assert_allclose(backend.matmul(left, right), expected, rtol=1e-4, atol=1e-3)
+
+
+@settings(max_examples=60, deadline=None)
+@given(m=st.integers(1, 9000), k=st.integers(1, 900), n=sizes)
+def test_a_row_piece_divides_and_is_small(m, k, n):
+    piece = products.row_piece(m, k, n)
+    assert piece == 0 or (m % piece == 0 and piece % products.WIDTH == 0 and piece * k * n <= products.SMALL)
+
+
+@pytest.mark.parametrize(("m", "cut"), [(200, True), (63, False)])
+def test_a_transposed_factor_is_turned_where_the_rows_are_many(backend, monkeypatch, m, cut):
+    k, n = 50, 4096
+    a, b = normal(m, k), normal(n, k).T
+    expected = a.astype(float) @ b
+    np.testing.assert_allclose(backend.matmul(a, b), expected, rtol=1e-4, atol=1e-3)
+    calls, pieces = [], products.column_pieces
+    monkeypatch.setattr(products, "column_pieces", lambda *given: calls.append(given[1]) or pieces(*given))
+    np.testing.assert_allclose(backend.matmul(a, b, out=np.empty((m, n), "f4")), expected, rtol=1e-4, atol=1e-3)
+    assert bool(calls) == cut
+    assert all(each.strides[-1] == each.itemsize for each in calls)
+
+
 @settings(max_examples=60, deadline=None)
 @given(m=sizes, k=st.integers(1, 200), n=columns)
 def test_a_column_piece_divides_and_is_small(m, k, n):
@@ -82,11 +116,14 @@ def test_outer_sums_are_cut(backend, monkeypatch):
 def test_other_kernels_and_dtypes_get_whole_products(backend, monkeypatch):
     monkeypatch.setattr(products, "column_pieces", lambda *a: 1 / 0)
     monkeypatch.setattr(products, "outer_pieces", lambda *a: 1 / 0)
+    monkeypatch.setattr(products, "row_pieces", lambda *a: 1 / 0)
     a, b = normal(16, 144).astype(float), normal(144, 4096).astype(float)
     backend.matmul(a, b)
+    backend.matmul(b.T, normal(144, 50).astype(float))
     products.outer_sum(backend, b[None, None], b[None, None, :16])
     monkeypatch.setattr(backend.blas, "multiplies_small", False)
     backend.matmul(a.astype(np.float32), b.astype(np.float32))
+    backend.matmul(b.T.astype(np.float32), normal(144, 50))
 
 
 @pytest.mark.parametrize(("m", "k", "n"), [(300, 130, 31), (31, 130, 301), (3, 1, 5), (1, 600_000, 2)])

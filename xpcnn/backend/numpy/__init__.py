@@ -268,12 +268,24 @@ class NumpyBackend(PlainNumpyBackend):
     def _product(self, a: Any, b: Any, out: Any) -> Any:
         m, k = a.shape[-2:]
         n = b.shape[-1]
-        piece = products.column_piece(m, k, n) if self.multiplies_pieces(b.dtype) else 0
-        if not piece or b.strides[-1] != b.itemsize:  # pieces of a transposed factor lose
+        if not self.multiplies_pieces(b.dtype):
+            return self.xp.matmul(a, b, out=out)
+        columns, rows = products.column_piece(m, k, n), products.row_piece(m, k, n)
+        if columns and b.strides[-1] != b.itemsize:  # pieces of a transposed factor lose
+            if m < products.FEWEST_ROWS or b.ndim > 2:
+                columns = 0
+            else:
+                turned = self.scratch("factor", b.shape, b.dtype)
+                self.copyto(turned, b)
+                b = turned
+        if not columns and not rows:
             return self.xp.matmul(a, b, out=out)
         if out is None:
             out = self.empty((*np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), m, n), b.dtype)
-        left, right, result = products.column_pieces(a, b, out, piece)
+        if columns:
+            left, right, result = products.column_pieces(a, b, out, columns)
+        else:
+            left, right, result = products.row_pieces(a, b, out, rows)
         self.xp.matmul(left, right, out=result)
         return out
 

@@ -16,6 +16,7 @@ SMALL = 1_000_000  # multiply-adds: sgemm_small_kernel_permit of OpenBLAS 0.3.17
 SMALL_OUTER = 1200  # elements of a result a @ b.T, for the same kernels
 KERNELS = ("SkylakeX", "Cooperlake", "SapphireRapids")  # OpenBLAS builds that have them
 WIDTH = 16  # floats of an AVX-512 register
+FEWEST_ROWS = 64  # of a, from which on it pays to turn b first, so that its columns lie in pieces
 
 
 def _divisor(n: int, most: int, multiple: int = 1) -> int:
@@ -38,6 +39,22 @@ def column_pieces(a: Any, b: Any, out: Any, piece: int) -> tuple[Any, Any, Any]:
     b = b.reshape(*b.shape[:-1], pieces, piece).swapaxes(-2, -3)  # (..., P, K, piece)
     out = out.reshape(*out.shape[:-1], pieces, piece).swapaxes(-2, -3)  # (..., P, M, piece)
     return a[..., None, :, :], b, out
+
+
+@lru_cache(maxsize=1024)
+def row_piece(m: int, k: int, n: int) -> int:
+    """Return how many rows of a to multiply at once in a (m, k) @ b (k, n), which has few columns; 0 for all."""
+    if m * k * n <= SMALL or n > 64 or WIDTH * k * n > SMALL:
+        return 0
+    return _divisor(m, min(64, SMALL // (k * n)), WIDTH)
+
+
+def row_pieces(a: Any, b: Any, out: Any, piece: int) -> tuple[Any, Any, Any]:
+    """Return views of a (..., M, K), b (..., K, N) and out (..., M, N) that are stacks of pieces of `piece` rows."""
+    pieces = a.shape[-2] // piece
+    a = a.reshape(*a.shape[:-2], pieces, piece, a.shape[-1])  # (..., P, piece, K)
+    out = out.reshape(*out.shape[:-2], pieces, piece, out.shape[-1])  # (..., P, piece, N)
+    return a, b[..., None, :, :], out
 
 
 @lru_cache(maxsize=1024)
