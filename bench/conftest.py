@@ -26,6 +26,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[MEDIANS] = {}
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
     """Replace pytest-benchmark's own facts, which name the host."""
     python = {"python_version": sys.version.split()[0]}
@@ -64,7 +65,8 @@ def timed(benchmark: Any, request: pytest.FixtureRequest) -> Callable[..., Any]:
         result = benchmark.pedantic(
             function, setup=lambda: (setup(), {}), rounds=rounds, iterations=1, warmup_rounds=warmup
         )
-        request.config.stash[MEDIANS][group, name] = benchmark.stats.stats.median
+        if benchmark.stats is not None:  # --benchmark-disable
+            request.config.stash[MEDIANS][group, name] = benchmark.stats.stats.median
         return result
 
     return run

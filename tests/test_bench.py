@@ -6,6 +6,7 @@ import ast
 import json
 import platform
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from itertools import product
@@ -26,6 +27,14 @@ def bench_modules(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in set(sys.modules) - before:
         if str(BENCH) in str(getattr(sys.modules[name], "__file__", "")):
             del sys.modules[name]
+
+
+def test_every_benchmark_runs() -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:benchmark", "-p", "tests.once"]
+    command += ["bench", "-k", "not (conv2d and loops)"]  # which take twenty seconds
+    done = subprocess.run(command, cwd=BENCH.parent, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]
+    assert " passed" in done.stdout
 
 
 def test_the_free_threaded_peer_refuses_a_python_with_the_lock() -> None:
