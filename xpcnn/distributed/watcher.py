@@ -108,18 +108,17 @@ class Watcher:
         if self.events is None:
             time.sleep(TICK)
             return [each for each in self.lines if not _lives(each)]
-        found = self._ended(TICK)
+        found = self._ended(self.events)
         until = time.monotonic() + LAST
         while found and set(self.let_go) & self.lines.keys() - set(found) and time.monotonic() < until:
-            found += self._ended(TICK)
+            found += self._ended(self.events)
         found = [each for each in found if each in self.lines]
         return sorted(found, key=lambda each: self.let_go.index(each) if each in self.let_go else len(self.let_go))
 
-    def _ended(self, seconds: float) -> list[int]:
-        """Return the processes that have ended since, in that order; note which have let go of their files."""
-        assert self.events is not None  # noqa: S101
+    def _ended(self, events: select.epoll) -> list[int]:
+        """Wait for a moment; return the processes that have ended, in that order; note who has let go of its files."""
         found = []
-        for handle, _ in self.events.poll(seconds):
+        for handle, _ in events.poll(TICK):
             if handle in self.cords:
                 self.let_go.append(self.cords[handle])
             else:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 from xpcnn.backend import Backend, is_portable
+from xpcnn.backend.graph.tracing import tracing
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -20,11 +21,18 @@ def primitive(portable: F) -> F:
     """
     name = portable.__name__
 
-    @functools.wraps(portable)
-    def call(backend: Backend, *args: Any, **options: Any) -> Any:
+    def run(backend: Backend, *args: Any, **options: Any) -> Any:
         fused = backend.fused.get(name)
         result = NotImplemented if fused is None else fused(backend, *args, **options)
         return portable(backend, *args, **options) if result is NotImplemented else result
+
+    @functools.wraps(portable)
+    def call(backend: Backend, *args: Any, **options: Any) -> Any:
+        trace = tracing()
+        if trace is None:
+            return run(backend, *args, **options)
+        with trace.within_library(portable, backend.fused.get(name)):
+            return run(backend, *args, **options)
 
     made = cast("Any", portable if is_portable() else call)
     made.portable = portable

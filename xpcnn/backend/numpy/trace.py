@@ -74,6 +74,7 @@ class Graph:
         self._bind()
 
     def _bind(self) -> None:
+        self._written = list(written_by(self.calls))
         for region in (call.function for call in self.calls):
             if isinstance(region, Region):
                 region.bind()
@@ -96,11 +97,11 @@ class Graph:
 
     def writes(self, array: Any) -> bool:
         """Whether a call writes to an array that is not the graph's own."""
-        return any(np.may_share_memory(array, other) for other in written_by(self.calls))
+        return any(np.may_share_memory(array, other) for other in self._written)
 
     def written(self) -> Iterator[Any]:
         """Yield the arrays that calls write to and that are not the graph's own."""
-        return (array for array in written_by(self.calls) if not self._own.holds(array))
+        return (array for array in self._written if not self._own.holds(array))
 
     def is_own(self, array: Any) -> bool:
         """Whether an array lies in memory of the graph, which replays write again."""
@@ -417,7 +418,7 @@ def tracing_backend(
         def _check(self, args: tuple[Any, ...], options: dict[str, Any]) -> None:
             """See to it that the user's code computes with arrays alone of which is known what is in them."""
             found = tracing()
-            if found is None or found.reason is not None or not callers_are_users():
+            if found is None or found.reason is not None or found.is_within_library or not callers_are_users():
                 return
             for array in _arrays((args, options)):
                 if array.size and not self._is_known(array, found.arrays.met):

@@ -1,0 +1,55 @@
+"""What a recording looks at: the user's code and all that it reads, and not the library's own work."""
+
+import sys
+
+import numpy as np
+import pytest
+
+import xpcnn
+import xpcnn.functional as F
+from xpcnn.backend import NumpyBackend, get_backend, is_portable, use_backend
+from xpcnn.backend.graph.tracing import is_tracing
+
+SCALE = 1.0
+
+
+@pytest.fixture
+def backend():
+    with use_backend("numpy"):
+        if is_portable() or not get_backend().fused:
+            pytest.skip("nothing stands in a primitive's place (XPCNN_PORTABLE)")
+        yield get_backend()
+
+
+def convolve():
+    weight = np.ones((4, 3, 3, 3), "float32")
+    return xpcnn.compile(lambda x: F.conv2d(x, weight)[0])
+
+
+def test_the_library_s_own_work_is_not_looked_at_call_by_call(backend, monkeypatch):
+    looks, matmul = [], NumpyBackend.matmul
+
+    def look(*given, **options):
+        looks.append((is_tracing(), sys.getprofile()))
+        return matmul(*given, **options)
+
+    monkeypatch.setattr(NumpyBackend, "matmul", look)
+    function, x = convolve(), np.ones((2, 3, 8, 8), "float32")
+    for _ in range(4):
+        function(x)
+    assert set(looks) == {(False, None), (True, None)}
+
+
+def test_a_kernel_of_the_user_s_own_is_guarded(backend, monkeypatch):
+    own = backend.fused["conv2d_forward"]
+
+    def scaled(*given):
+        y = own(*given)
+        return np.multiply(y, SCALE, out=y) if type(y) is np.ndarray else y * SCALE
+
+    monkeypatch.setitem(backend.fused, "conv2d_forward", scaled)
+    function, x = convolve(), np.ones((2, 3, 8, 8), "float32")
+    for _ in range(4):
+        before = function(x).copy()
+    monkeypatch.setattr(sys.modules[__name__], "SCALE", 3.0)
+    np.testing.assert_array_equal(function(x), 3 * before)
