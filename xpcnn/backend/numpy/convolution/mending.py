@@ -68,12 +68,15 @@ def suspects(probes: Array, n: int) -> Array:
         if not np.isfinite(usual):
             sizes = np.where(np.isfinite(sizes), sizes, np.inf)
             usual = _mean(np.where(np.isfinite(sizes), sizes, 0))
+        by_image = sizes.reshape(len(sizes), -1, n)  # (positions, tiles, N)
+        found = np.flatnonzero((by_image > LARGE * usual).any(axis=(0, 1)))
         # What is usual in the image itself, which a few large ones hardly move: of an image that is large everywhere
         # nothing is spread. A pixel is in one corner of a tile; the largest of the four says nothing of the tile.
-        others = np.sort(np.where(np.isfinite(sizes), sizes, 0), axis=0)[:-1].reshape(-1, n)  # (3*tiles, N)
-        roots = np.sqrt(others, dtype=np.float64)
-        own = (roots.sum(axis=0) / np.maximum(1, np.count_nonzero(roots, axis=0))) ** 2  # (N,)
-        return np.flatnonzero((sizes.reshape(-1, n) > LARGE * np.maximum(usual, own)).any(axis=0))
+        by_image = by_image[..., found]
+        others = np.sort(np.where(np.isfinite(by_image), by_image, 0), axis=0)[:-1].reshape(-1, found.size)
+        roots = np.sqrt(others, dtype=np.float64)  # (3*tiles, N')
+        own = (roots.sum(axis=0) / np.maximum(1, np.count_nonzero(roots, axis=0))) ** 2  # (N',)
+        return found[(by_image > LARGE * np.maximum(usual, own)).any(axis=(0, 1))]
 
 
 def _mean(sizes: Array) -> float:
