@@ -76,7 +76,8 @@ def suspects(probes: Array, n: int) -> Array:
         others = np.sort(np.where(np.isfinite(by_image), by_image, 0), axis=0)[:-1].reshape(-1, found.size)
         roots = np.sqrt(others, dtype=np.float64)  # (3*tiles, N')
         own = (roots.sum(axis=0) / np.maximum(1, np.count_nonzero(roots, axis=0))) ** 2  # (N',)
-        return found[(by_image > LARGE * np.maximum(usual, own)).any(axis=(0, 1))]
+        suspect: Array = found[(by_image > LARGE * np.maximum(usual, own)).any(axis=(0, 1))]
+        return suspect
 
 
 def _mean(sizes: Array) -> float:
