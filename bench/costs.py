@@ -8,15 +8,22 @@ from dataclasses import dataclass, field
 
 import workloads as w
 
+from xpcnn.backend.numpy.convolution import winograd
+
 FLOAT = 4  # bytes of a float32
 OPTIMISER_PASSES = {"sgd": 3, "momentum": 5, "adam": 7}  # parameter, gradient, states: read, all but gradient written
 
 
 @dataclass
 class Cost:
-    """`passes` are the arrays read or written, in bytes: an array that is read twice is there twice."""
+    """`passes` are the arrays read or written, in bytes: an array that is read twice is there twice.
+
+    `multiply_adds` are those of direct convolutions. Of `least_multiply_adds`, those that the library computes in
+    Winograd's way count as Winograd's.
+    """
 
     multiply_adds: int = 0
+    least_multiply_adds: int = 0
     passes: list[int] = field(default_factory=list)
     products: list[tuple[int, int, int]] = field(default_factory=list)  # (rows, inner, columns) of the forward products
 
@@ -84,7 +91,13 @@ def _layer(cost: Cost, spec: w.Layer, before: Shape, after: Shape, batch: int, b
         inner = spec.inputs // spec.groups * spec.kernel**2 if isinstance(spec, w.Conv) else spec.inputs
         weight = spec.outputs * inner
         cost.products.append((spec.outputs, inner, y // spec.outputs))
-        cost.multiply_adds += y * inner * ((2 if first else 3) if backward else 1)
+        direct = y * inner * ((2 if first else 3) if backward else 1)
+        cost.multiply_adds += direct
+        cost.least_multiply_adds += (
+            _winograd(spec, after, batch, backward, first)
+            if isinstance(spec, w.Conv) and _is_winograd_s(spec, batch)
+            else direct
+        )
         cost.add(x, y, weight)
         if backward:
             cost.add(y, x, weight, *(() if first else (x,)))
@@ -94,6 +107,27 @@ def _layer(cost: Cost, spec: w.Layer, before: Shape, after: Shape, batch: int, b
         cost.add(x, y, *((y, x) if backward else ()))
     elif isinstance(spec, w.Residual):
         cost.add(y, y, y, *((y, y, y) if backward else ()))
+
+
+def _is_winograd_s(spec: w.Conv, batch: int) -> bool:
+    fewest = min(spec.inputs, spec.outputs) >= winograd.FEWEST_CHANNELS and batch >= winograd.FEWEST_IMAGES
+    return fewest and (spec.kernel, spec.stride, spec.groups) == (3, 1, 1)
+
+
+def _winograd(spec: w.Conv, after: Shape, batch: int, backward: bool, first: bool) -> int:
+    """Multiply-adds of F(4x4, 3x3): 36 products of matrices, and the transforms, which are products of small ones.
+
+    B^T d B takes 6*6*4 (a tile's own columns) and 6*6*6 a channel and tile, A^T M A 4*6*6 and 4*6*4, and A x A^T as
+    many; (G (x) G) w takes 36*9 a filter. dX and dW share their B^T dY B.
+    """
+    tile, pair = batch * math.prod(-(-size // winograd.TILE) for size in after[1:]), spec.inputs * spec.outputs
+    product, filters = 36 * tile * pair, 36 * 9 * pair
+    into, out_of = 360 * tile, 240 * tile
+    total = product + filters + into * spec.inputs + out_of * spec.outputs
+    if backward:
+        total += product + filters + into * spec.outputs + out_of * spec.inputs  # dW
+        total += 0 if first else product + filters + out_of * spec.inputs  # dX
+    return total
 
 
 def cost(workload: w.Workload) -> Cost:
@@ -115,7 +149,7 @@ def cost(workload: w.Workload) -> Cost:
 
 
 def floor(cost: Cost, gemm_rate: float, copy_rates: dict[int, float]) -> dict[str, float]:
-    """Seconds below which a direct (im2col) implementation cannot go: the larger of the two times.
+    """Seconds below which these products, or these passes through memory, cannot go: the larger of the two times.
 
     Parameters
     ----------
@@ -126,6 +160,6 @@ def floor(cost: Cost, gemm_rate: float, copy_rates: dict[int, float]) -> dict[st
         at the rate of the largest size that is not larger than itself, or of the smallest.
     """
     sizes = sorted(copy_rates)
-    products = 2 * cost.multiply_adds / gemm_rate
+    products = 2 * cost.least_multiply_adds / gemm_rate
     memory = sum(n / copy_rates[max((s for s in sizes if s <= n), default=sizes[0])] for n in cost.passes)
     return {"products": products, "memory": memory, "floor": max(products, memory)}

@@ -28,6 +28,8 @@ from xpcnn.backend.numpy import trace
 from xpcnn.backend.numpy.calls import Bound
 from xpcnn.backend.numpy.regions import Region
 
+PRODUCTS = "matmul", "dot"
+
 
 def record(workload: w.Workload) -> tuple[Bound, Any]:
     """The calls of a whole step, or of an operation both ways, and what keeps their arrays alive."""
@@ -59,7 +61,7 @@ def describe(function: Any, arguments: tuple[Any, ...]) -> tuple[str, tuple[Any,
         function = function.func
     name = getattr(function, "__name__", type(function).__name__)
     arrays = [a for a in arguments if isinstance(a, np.ndarray)]
-    if name == "matmul":
+    if name in PRODUCTS:
         left, right = (a if a.ndim > 1 else np.atleast_2d(a) for a in arrays[:2])
         rows, inner = left.shape[-2:]
         columns = right.shape[-1] if arrays[1].ndim > 1 else 1
@@ -103,7 +105,7 @@ def main() -> int:
     print(", ".join(f"{name} {taken * 1e3:.2f}" for name, taken in sorted(kinds.items(), key=lambda k: -k[1])[:10]))
     rows = [["ms", "calls", "us a call", "rate", "function", "shape (a product: stack, rows, inner, columns)"]]
     for (name, shape), (taken, count, work) in sorted(groups.items(), key=lambda g: -g[1][0])[: options.lines]:
-        rate = f"{work / taken / 1e9:.0f} {'GFLOP/s' if name == 'matmul' else 'GB/s'}"
+        rate = f"{work / taken / 1e9:.0f} {'GFLOP/s' if name in PRODUCTS else 'GB/s'}"
         rows.append([f"{taken * 1e3:.3f}", f"{count:.0f}", f"{taken / count * 1e6:.1f}", rate, name, str(shape)])
     print(harness.table(rows))
     return 0

@@ -229,7 +229,7 @@ WORKLOADS = {
         _train("resnet20", "resnet20", 128, 1.4, _MOMENTUM),
         _train("vgg8", "vgg8", 64, 1.6, _MOMENTUM),
         _train("mobilenet", "mobilenet", 128, 1.2, _MOMENTUM),
-        _train("densenet40", "densenet40", 64, 1.0, _MOMENTUM),
+        _train("densenet40", "densenet40", 64, 1.2, _MOMENTUM),
         _conv("conv-3x31-s2", 100, (3, 31, 31), Conv(3, 25, 3, stride=2, padding=1), 1.3),
         _conv("conv-64x14", 128, (64, 14, 14), Conv(64, 128, 3, padding=1), 1.3),
         _conv("conv-64x56", 32, (64, 56, 56), Conv(64, 64, 3, padding=1), 1.5),
