@@ -8,7 +8,6 @@ import pytest
 import xpcnn
 import xpcnn.functional as F
 from xpcnn.backend import NumpyBackend, get_backend, is_portable, use_backend
-from xpcnn.backend.graph.tracing import is_tracing
 
 SCALE = 1.0
 
@@ -27,17 +26,27 @@ def convolve():
 
 
 def test_the_library_s_own_work_is_not_looked_at_call_by_call(backend, monkeypatch):
-    looks, matmul = [], NumpyBackend.matmul
-
-    def look(*given, **options):
-        looks.append((is_tracing(), sys.getprofile()))
-        return matmul(*given, **options)
-
-    monkeypatch.setattr(NumpyBackend, "matmul", look)
+    set_to, setprofile = [], sys.setprofile
+    monkeypatch.setattr(sys, "setprofile", lambda function: set_to.append(function) or setprofile(function))
     function, x = convolve(), np.ones((2, 3, 8, 8), "float32")
     for _ in range(4):
         function(x)
-    assert set(looks) == {(False, None), (True, None)}
+    looks = [each is not None for each in set_to]
+    assert looks == [True, False, True, False]  # the recording, the convolution within, the rest, no more
+
+
+def test_a_function_of_the_user_s_own_in_the_library_is_guarded(backend, monkeypatch):
+    matmul = NumpyBackend.matmul
+
+    def scaled(self, a, b, out=None):
+        return np.multiply(matmul(self, a, b, out), SCALE, out=out)
+
+    monkeypatch.setattr(NumpyBackend, "matmul", scaled)
+    function, x = convolve(), np.ones((2, 3, 8, 8), "float32")
+    for _ in range(4):
+        before = function(x).copy()
+    monkeypatch.setattr(sys.modules[__name__], "SCALE", 3.0)
+    np.testing.assert_array_equal(function(x), 3 * before)
 
 
 def test_a_kernel_of_the_user_s_own_is_guarded(backend, monkeypatch):

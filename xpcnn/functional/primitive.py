@@ -31,7 +31,7 @@ def primitive(portable: F) -> F:
         trace = tracing()
         if trace is None:
             return run(backend, *args, **options)
-        with trace.within_library(portable, backend.fused.get(name)):
+        with trace.within_library(backend):
             return run(backend, *args, **options)
 
     made = cast("Any", portable if is_portable() else call)

@@ -23,6 +23,7 @@ from xpcnn.backend.graph.code import (
     globals_of,
     is_users,
     is_users_class,
+    is_whole,
     line_of,
     look_up,
     put,
@@ -50,10 +51,6 @@ traces = [0]  # traces that run, in all threads: nothing else is looked at while
 def tracing() -> Tracing | None:
     """Return the trace of this thread, or None."""
     return getattr(_local, "tracing", None) if traces[0] else None
-
-
-def _is_user_function(function: Any) -> bool:
-    return is_users(getattr(getattr(function, "__code__", None), "co_filename", None))
 
 
 def is_tracing() -> bool:
@@ -143,6 +140,7 @@ class Tracing:
         self._profile: Any = None
         self._is_collecting = self._is_running = self._is_on_host = False
         self.is_within_library = False
+        self._is_whole: bool | None = None
 
     # --- the library's objects ----------------------------------------------------------------------------------------
 
@@ -215,17 +213,23 @@ class Tracing:
         _local.tracing = None
 
     @contextlib.contextmanager
-    def within_library(self, *functions: Any) -> Iterator[None]:
-        """Do without a look at each call while one of these functions runs, unless one is the user's.
+    def within_library(self, backend: Any) -> Iterator[None]:
+        """Do without a look at each call in a function of the library's, which works on arrays alone.
 
-        A look at each of some million calls took half of the time in which a deep network is recorded.
+        Looks at some million calls took half of the time in which a deep network is recorded. Where a function of the
+        user's stands in the place of any of the library's, all is looked at.
         """
-        if self.is_within_library or any(map(_is_user_function, functions)):
+        if self.is_within_library or not self._is_running or self._is_whole is False:
             yield
             return
         self.is_within_library = True
         sys.setprofile(self._profile if callable(self._profile) else None)
         try:
+            if self._is_whole is None:
+                self._is_whole = is_whole(vars(backend), vars(backend.home), backend.fused)
+            if not self._is_whole:
+                self.is_within_library = False
+                sys.setprofile(self._watch)
             yield
         finally:
             sys.setprofile(self._watch)
