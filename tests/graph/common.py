@@ -20,17 +20,6 @@ def same(a, b):
     np.testing.assert_array_equal(*(each if np.isscalar(each) else on_host(each) for each in (a, b)))
 
 
-class Swish(nn.Module):
-    def forward(self, x):
-        s = 1 / (1 + backend_of(x).xp.exp(-x))
-        self.keep((x, s))
-        return x * s
-
-    def backward(self, dy):
-        x, s = self.take()
-        return dy * s * (1 + x * (1 - s))
-
-
 class KeepsAnAttribute(nn.Module):
     """Remembers its output itself."""
 

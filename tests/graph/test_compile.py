@@ -29,10 +29,10 @@ from .common import (
     KeepsAnAttribute,
     ReadsAGlobal,
     ReadsOnTheHost,
-    Swish,
     make,
     same,
 )
+from .programs import Swish
 
 
 @pytest.mark.parametrize(
