@@ -17,6 +17,8 @@ PACKAGE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file
 STANDARD = os.path.dirname(os.path.abspath(os.__file__)) + os.sep
 _NUMPY = os.path.dirname(os.path.abspath(numpy.__file__)) + os.sep
 _THREADS = f"{os.sep}threadpoolctl.py"  # the one other library that the package calls within a step
+_OWN = __name__.partition(".")[0]
+COMPUTING = frozenset({"backend", "functional", "nn", "optim", "random", "windows"})  # the others hold other libraries'
 MISSING = object()  # what a name stands for that is not there
 READS_ATTRIBUTES = frozenset({"LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR", "DELETE_ATTR"})
 LOOKS_AT_ALL = frozenset({"__dict__", "vars", "getattr", "setattr", "hasattr", "deepcopy", "copy"})
@@ -135,12 +137,12 @@ def callers_are_users() -> bool:
 def is_whole(*spaces: Mapping[str, Any]) -> bool:
     """Say whether no function of the user's stands where one of the library's or of NumPy's was.
 
-    Looked at are all modules of the library with their classes, NumPy, and `spaces`; some 2 ms.
+    Looked at are the modules of the library that compute, with their classes, NumPy, and `spaces`; some 2 ms.
     """
-    own = __name__.partition(".")[0]
     found: list[Mapping[str, Any]] = [vars(numpy), *spaces]
     for name, module in list(sys.modules.items()):
-        if name.partition(".")[0] == own and module is not None:
+        own, _, inner = name.partition(".")
+        if own == _OWN and inner.partition(".")[0] in COMPUTING and module is not None:
             found.append(vars(module))
             found += [vars(each) for each in vars(module).values() if isinstance(each, type)]
     return not any(_is_users_own(value) for space in found for value in list(space.values()))
@@ -153,5 +155,5 @@ def _is_users_own(value: Any) -> bool:
         return callable(value) and not isinstance(value, type) and is_users_class(type(value))
     if code.co_filename == "<string>":  # methods that `dataclass` and `NamedTuple` have made
         made_by = str(value.__globals__.get("__name__"))
-        return not made_by.startswith((f"{__name__.partition('.')[0]}.", "namedtuple_"))
+        return not made_by.startswith((f"{_OWN}.", "namedtuple_"))
     return is_users(code.co_filename)
